@@ -1,0 +1,43 @@
+"""Majority vote over candidate texts."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One finished text and the mean log-probability of its tokens, in nats."""
+
+    text: str
+    mean_logprob: float
+
+
+def normalise(text: str) -> str:
+    """The form under which two texts count as the same answer.
+
+    JSON compares by value (key order and white space do not matter), other text without regard to
+    case, surrounding punctuation and runs of white space.
+    """
+    try:
+        return json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False)
+    except ValueError:
+        return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'").casefold()
+
+
+def majority(candidates: Sequence[Candidate]) -> int:
+    """Index of the winner: most votes, then highest mean log-probability of any of its voters, then first.
+
+    The index points at the most probable candidate among those that agree.
+    """
+    if not candidates:
+        raise ValueError("a vote needs at least one candidate")
+    ballots = [normalise(candidate.text) for candidate in candidates]
+    votes = Counter(ballots)
+
+    def rank(index: int) -> tuple[int, float, int]:
+        return votes[ballots[index]], candidates[index].mean_logprob, -index
+
+    return max(range(len(candidates)), key=rank)

@@ -1,0 +1,129 @@
+"""Errors a client can see, and how each API family writes them.
+
+SteersmanError
+├── InvalidRequest      400 (422 on Axionic routes): a field is wrong; `param` names it
+├── Unauthenticated     401
+├── Forbidden           403
+├── NotFound            404
+├── Conflict            409
+├── PayloadTooLarge     413
+├── NotSupported        501: understood, but not served here
+└── Unavailable         503: later it may work; `retry_after` says when
+
+Code raises these; `render` is the only place that knows the shapes of api families.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+Json = dict[str, Any]
+
+
+class SteersmanError(Exception):
+    """`param` is the dotted path of the offending field, as the client sent it."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.reason = code or self.code
+
+
+class InvalidRequest(SteersmanError):
+    status = HTTPStatus.BAD_REQUEST
+    type = "invalid_request_error"
+
+
+class Unauthenticated(SteersmanError):
+    status = HTTPStatus.UNAUTHORIZED
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(SteersmanError):
+    status = HTTPStatus.FORBIDDEN
+    type = "permission_error"
+
+
+class NotFound(SteersmanError):
+    status = HTTPStatus.NOT_FOUND
+    type = "not_found_error"
+
+
+class Conflict(SteersmanError):
+    status = HTTPStatus.CONFLICT
+    type = "conflict_error"
+
+
+class PayloadTooLarge(SteersmanError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class NotSupported(SteersmanError):
+    status = HTTPStatus.NOT_IMPLEMENTED
+    type = "not_supported_error"
+
+
+class Unavailable(SteersmanError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    type = "unavailable_error"
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    status: int
+    body: Json
+    headers: dict[str, str]
+
+
+def _openai(error: SteersmanError) -> tuple[int, Json]:
+    body: Json = {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.reason,
+        }
+    }
+    if isinstance(error, Unauthenticated):
+        body["detail"] = error.message  # Axionic's client calls /v1 too and reads `detail`
+    return error.status, body
+
+
+def _axionic(error: SteersmanError) -> tuple[int, Json]:
+    if isinstance(error, InvalidRequest):
+        loc = ["body", *error.param.split(".")] if error.param else ["body"]
+        item = {"loc": loc, "msg": error.message, "type": error.reason or "value_error"}
+        return HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [item]}
+    return error.status, {"detail": error.message}
+
+
+_FAMILIES: dict[str, Callable[[SteersmanError], tuple[int, Json]]] = {
+    # path prefix → shape; the first match wins, so the catch-all stands last
+    "/v1/": _openai,
+    "/": _axionic,
+}
+
+
+def render(path: str, error: SteersmanError) -> Rendered:
+    """Write `error` in the shape that clients of `path` parse."""
+    shape = next(shape for prefix, shape in _FAMILIES.items() if path.startswith(prefix))
+    status, body = shape(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return Rendered(int(status), body, headers)

@@ -1,0 +1,44 @@
+"""Steersman's own settings: read once from flags and environment, frozen, passed down."""
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`home` holds the database and the prepared model; sizes are bytes, times seconds."""
+
+    home: Path
+    database_url: str
+    max_body_bytes: int = 8 * 1024 * 1024
+    key_cache_seconds: float = 2.0
+    constraint_seconds: float = 10.0
+
+    @classmethod
+    def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Flags win over `STEERSMAN_*` variables, those over defaults."""
+
+        def value(name: str) -> str | None:
+            flag = getattr(args, f"steersman_{name}", None)
+            return flag if flag is not None else environ.get(f"STEERSMAN_{name.upper()}")
+
+        home = Path(value("home") or user_data_path("steersman")).expanduser().absolute()
+        numbers = {
+            name: kind(text)
+            for name, kind in (
+                ("max_body_bytes", int),
+                ("key_cache_seconds", float),
+                ("constraint_seconds", float),
+            )
+            if (text := value(name)) is not None
+        }
+        return cls(
+            home=home,
+            database_url=value("database_url") or f"sqlite+aiosqlite:///{home / 'steersman.db'}",
+            **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
+        )
