@@ -1,0 +1,239 @@
+"""API key → Principal: the form of a key, the cache of known keys, the ASGI middleware that asks for one.
+
+A key is `ax_` and 48 lowercase hexadecimal digits. Its first eight digits are public: they find the record
+and name the key to people. Only the SHA-256 of the whole is kept; 192 random bits need no slower hash.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import SteersmanError, Unauthenticated, render
+
+Method = Literal["x-api-key", "bearer", "none"]
+Outcome = Literal["ok", "missing", "invalid"]
+
+_KEY = re.compile(r"ax_[0-9a-f]{48}")
+_PREFIX = slice(len("ax_"), len("ax_") + 8)
+
+
+def new_key() -> str:
+    return f"ax_{secrets.token_hex(24)}"
+
+
+def is_key(text: str) -> bool:
+    return _KEY.fullmatch(text) is not None
+
+
+def key_prefix(key: str) -> str:
+    return key[_PREFIX]
+
+
+def key_digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. `selected_model` is the model bound to the key, None for the server's default."""
+
+    key_id: str
+    account_id: str
+    name: str | None
+    selected_model: str | None
+
+
+current_principal: ContextVar[Principal] = ContextVar("current_principal")
+
+
+def caller(connection: HTTPConnection) -> Principal:
+    """FastAPI dependency: the principal that `Authentication` found for this request."""
+    principal: Principal = connection.scope["state"]["principal"]
+    return principal
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    digest: str
+    principal: Principal
+    expires: float
+
+
+class KeyRing:
+    """Keys seen in the last `ttl` seconds; a key revoked by another process lives that much longer here.
+
+    Only hits are kept, so that a key works as soon as it exists and guesses cannot fill the memory.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Awaitable[Principal | None]],
+        ttl: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._find = find
+        self._ttl = ttl
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+        self._loading: dict[str, asyncio.Task[Principal | None]] = {}
+
+    async def principal(self, key: str) -> Principal | None:
+        """None for a key that is malformed, unknown or revoked. Raises Unavailable from the store."""
+        digest = key_digest(key)
+        known = self._known.get(key_prefix(key))
+        if known is not None and known.expires > self._clock() and hmac.compare_digest(known.digest, digest):
+            return known.principal
+        return await self._load(key, digest) if is_key(key) else None
+
+    def forget(self, key_id: str) -> None:
+        """Ask the store again at the next use: call it after the key's record has changed."""
+        self._known = {
+            prefix: known for prefix, known in self._known.items() if known.principal.key_id != key_id
+        }
+        # A load that began before the change may return the old record: nobody may join or keep it.
+        self._loading.clear()
+
+    async def _load(self, key: str, digest: str) -> Principal | None:
+        """One query however many requests wait for it; it outlives the request that began it."""
+        task = self._loading.get(digest)
+        if task is None:
+            task = self._loading[digest] = asyncio.create_task(self._find_and_keep(key, digest))
+        return await asyncio.shield(task)
+
+    async def _find_and_keep(self, key: str, digest: str) -> Principal | None:
+        expires = self._clock() + self._ttl
+        try:
+            principal = await self._find(key)
+            if principal is not None and self._loading.get(digest) is asyncio.current_task():
+                self._known[key_prefix(key)] = _Known(digest, principal, expires)
+            return principal
+        finally:
+            if self._loading.get(digest) is asyncio.current_task():
+                del self._loading[digest]
+
+
+_OPEN_PATHS = frozenset(
+    {
+        "/health",
+        "/metrics",
+        "/metrics/",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/openapi.json",
+        "/version",
+    }
+)
+
+
+class _Credential(NamedTuple):
+    method: Method
+    key: str
+
+
+class Authentication:
+    """Pure ASGI middleware: every HTTP route and WebSocket needs a key, but for `_OPEN_PATHS` and preflights.
+
+    Sets `scope["state"]["principal"]` and `current_principal`. `count(method, outcome)` is called once for
+    each attempt that the store could decide.
+    """
+
+    def __init__(self, app: ASGIApp, keyring: KeyRing, count: Callable[[Method, Outcome], None]) -> None:
+        self.app = app
+        self._keyring = keyring
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or _is_open(scope):
+            await self.app(scope, receive, send)
+            return
+        try:
+            principal = await self._authenticate(scope)
+        except SteersmanError as error:
+            await _refuse(scope, send, error)
+            return
+        scope.setdefault("state", {})["principal"] = principal
+        token = current_principal.set(principal)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            current_principal.reset(token)
+
+    async def _authenticate(self, scope: Scope) -> Principal:
+        method, key = self._credential(scope)
+        principal = await self._keyring.principal(key)
+        if principal is not None:
+            self._count(method, "ok")
+            return principal
+        self._count(method, "invalid")
+        if is_key(key):
+            raise Unauthenticated("This API key is unknown or was revoked.")
+        raise Unauthenticated(
+            "This is not an API key of this server: a key is `ax_` followed by 48 hexadecimal digits."
+        )
+
+    def _credential(self, scope: Scope) -> _Credential:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if key := headers.get(b"x-api-key"):
+            return _Credential("x-api-key", key.decode("latin-1").strip())
+        scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
+        if scheme and scheme.lower() != "bearer":
+            self._count("none", "invalid")
+            # The header is not quoted back: what stands in the scheme's place is often the key itself.
+            raise Unauthenticated("Write the Authorization header as `Bearer KEY`, or send `x-api-key: KEY`.")
+        if not token:
+            self._count("bearer" if scheme else "none", "missing")
+            raise Unauthenticated(
+                "No API key was sent: add the header `Authorization: Bearer KEY` or `x-api-key: KEY`."
+            )
+        return _Credential("bearer", token.strip())
+
+
+def _is_open(scope: Scope) -> bool:
+    if _route_path(scope) in _OPEN_PATHS:
+        return True
+    if scope["type"] != "http" or scope["method"] != "OPTIONS":
+        return False
+    # https://fetch.spec.whatwg.org/#cors-preflight-request: browsers send it without credentials
+    names = {name for name, _ in scope["headers"]}
+    return {b"origin", b"access-control-request-method"} <= names
+
+
+def _route_path(scope: Scope) -> str:
+    """The path as the router will match it, so that both see the same route."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
+async def _refuse(scope: Scope, send: Send, error: SteersmanError) -> None:
+    websocket = scope["type"] == "websocket"
+    if websocket and "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+        return
+    rendered = render(_route_path(scope), error)
+    body = json.dumps(rendered.body).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **rendered.headers,
+    }
+    event = "websocket.http.response" if websocket else "http.response"
+    await send(
+        {
+            "type": f"{event}.start",
+            "status": rendered.status,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": f"{event}.body", "body": body})

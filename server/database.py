@@ -1,0 +1,164 @@
+"""The database behind a URL: drivers, connections, transactions and migrations, for SQLite and PostgreSQL."""
+
+import asyncio
+import fcntl
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, NullPool, event, make_url, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from server.errors import InvalidRequest, Unavailable
+
+logger = logging.getLogger(__name__)
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+_MIGRATIONS = Path(__file__).parent / "migrations"
+# Any constant does; PostgreSQL's advisory locks are numbers that the applications of a database agree on.
+_ADVISORY_LOCK = text("SELECT pg_advisory_xact_lock(7305219461)")
+
+
+def database_url(written: str) -> URL:
+    """The URL with its async driver. Raises ValueError for a database that is not supported."""
+    url = make_url(written)
+    if url.drivername not in _DRIVERS:
+        raise ValueError(f"Unknown database {url.drivername!r}: use one of {', '.join(_DRIVERS)}.")
+    url = url.set(drivername=_DRIVERS[url.drivername])
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise ValueError(
+                "SQLite needs a file: every connection would see an in-memory database of its own."
+            )
+        return url
+    # libpq's name for it, which hosting providers put into the URLs they hand out
+    mode = url.query.get("sslmode")
+    return url if mode is None else url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+
+
+class Database:
+    """Transactions on a pool of connections. Raises Unavailable when the database does not answer."""
+
+    def __init__(self, written: str) -> None:
+        self.url = database_url(written)
+        self._engine = _engine(self.url, pool_pre_ping=True)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        with _translated():
+            async with self._engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self, *, alone: bool = False) -> AsyncIterator[AsyncConnection]:
+        """`alone`: no other such transaction runs meanwhile, in any process."""
+        with _translated():
+            async with self._engine.execution_options(write=True).begin() as connection:
+                if alone:
+                    await _lock(connection)
+                yield connection
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest revision. Call it outside of any event loop; processes may race."""
+        self.alembic(lambda config: command.upgrade(config, "head"))
+
+    def alembic(self, action: Callable[[Config], None]) -> None:
+        """Run an Alembic command in one transaction, alone."""
+        # SQLite's own lock cannot be waited for while its journal mode changes, hence one beside the file.
+        with _translated(), _file_lock(self.url) if self._is_sqlite else nullcontext():
+            asyncio.run(self._alembic(action))
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    async def _alembic(self, action: Callable[[Config], None]) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+
+        def act(connection: Connection) -> None:
+            config.attributes["connection"] = connection
+            action(config)
+
+        # Connections belong to the event loop that opened them, so the pool is not for this one.
+        engine = _engine(self.url, poolclass=NullPool)
+        try:
+            async with engine.execution_options(write=True).begin() as connection:
+                await _lock(connection)
+                await connection.run_sync(act)
+        finally:
+            await engine.dispose()
+
+
+def _engine(url: URL, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(url, hide_parameters=True, **options)
+    if url.get_backend_name() == "sqlite":
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # Python's driver begins transactions late and not at all before DDL; `_begin_sqlite` does it instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A reader that turns writer fails at once if somebody wrote in between; a writer from the start waits.
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+async def _lock(connection: AsyncConnection) -> None:
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        await connection.execute(_ADVISORY_LOCK)
+
+
+@contextmanager
+def _file_lock(url: URL) -> Iterator[None]:
+    path = Path(f"{url.database}.lock")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (IntegrityError, ProgrammingError):
+        raise  # our own mistakes
+    except (DBAPIError, PoolTimeoutError, OSError) as error:
+        if _is_data_error(error):
+            raise InvalidRequest(
+                "The database cannot hold this text: it is too long or not UTF-8."
+            ) from error
+        # Clients are not told which host refused what; the operator is.
+        logger.warning("The database does not answer: %s", error)
+        raise Unavailable("The database does not answer.", retry_after=1) from error
+
+
+def _is_data_error(error: Exception) -> bool:
+    """Class 22 of the SQL standard's states, which asyncpg's errors carry; SQLite holds any text."""
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return state is not None and state.startswith("22")

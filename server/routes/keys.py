@@ -1,0 +1,182 @@
+"""API keys and who holds them: `/auth/*` of the Axionic API."""
+
+from datetime import datetime
+from typing import Annotated, Literal, Protocol
+
+from fastapi import APIRouter, Body, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.auth import KeyRing, Principal, caller
+from server.store import KeyRecord, Store
+from server.usage import UsageMeter
+
+
+class Models(Protocol):
+    def resolve(self, name: str) -> str:
+        """The served model behind a name, alias or adapter. Raises NotFound."""
+
+
+class KeysState(Protocol):
+    """What these routes use of `app.state.steersman`."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def keyring(self) -> KeyRing: ...
+    @property
+    def meter(self) -> UsageMeter: ...
+    @property
+    def models(self) -> Models: ...
+
+
+def _state(request: Request) -> KeysState:
+    state: KeysState = request.app.state.steersman
+    return state
+
+
+State = Annotated[KeysState, Depends(_state)]
+Caller = Annotated[Principal, Depends(caller)]
+
+
+class Wire(BaseModel):
+    # `model_` is pydantic's own namespace, and a field name of this API
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class CreateKey(Wire):
+    name: Annotated[str, Field(max_length=200)] | None = None
+
+
+class CreatedKey(Wire):
+    api_key: str
+    id: str
+    name: str | None
+
+
+class ApiKeyItem(Wire):
+    """`key` is masked: the plain key was shown once, when it was made."""
+
+    id: str
+    key: str
+    name: str | None
+    selected_model: str | None
+    created_at: datetime
+    last_used: datetime | None
+
+    @classmethod
+    def of(cls, record: KeyRecord) -> "ApiKeyItem":
+        return cls(
+            id=record.id,
+            key=record.masked,
+            name=record.name,
+            selected_model=record.selected_model,
+            created_at=record.created_at,
+            last_used=record.last_used,
+        )
+
+
+class RevokedKey(Wire):
+    id: str
+    revoked: Literal[True] = True
+
+
+class SetModel(Wire):
+    model_name: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class SelectedModel(Wire):
+    """None stands for the server's default."""
+
+    id: str
+    selected_model: str | None
+
+
+class VerifiedKey(Wire):
+    valid: Literal[True] = True
+    id: str
+    name: str | None
+    selected_model: str | None
+
+
+class Identity(Wire):
+    """AuthUser, and the key that was used."""
+
+    id: str
+    email: str
+    created_at: datetime
+    api_key_id: str
+    api_key_name: str | None
+
+
+class Balance(Wire):
+    """The usage of the calling key since it was made."""
+
+    billing: Literal[False] = False
+    message: str = "This server has no billing: nothing is charged, requests and tokens are only counted."
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+router = APIRouter(prefix="/auth", tags=["keys"])
+
+
+@router.get("/verify-key")
+async def verify_key(principal: Caller) -> VerifiedKey:
+    return VerifiedKey(id=principal.key_id, name=principal.name, selected_model=principal.selected_model)
+
+
+@router.get("/whoami")
+async def whoami(principal: Caller, state: State) -> Identity:
+    account = await state.store.account(principal.account_id)
+    return Identity(
+        id=account.id,
+        email=account.email,
+        created_at=account.created_at,
+        api_key_id=principal.key_id,
+        api_key_name=principal.name,
+    )
+
+
+@router.get("/api-keys/balance")
+async def balance(principal: Caller, state: State) -> Balance:
+    await state.meter.flush(state.store)
+    used = await state.store.usage(principal.key_id)
+    return Balance(
+        requests=used.requests,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        total_tokens=used.prompt_tokens + used.completion_tokens,
+    )
+
+
+@router.post("/api-keys/set-model")
+async def set_model(principal: Caller, state: State, body: SetModel) -> SelectedModel:
+    """Bind a model to the calling key; `default` unbinds it."""
+    selected = None if body.model_name == "default" else state.models.resolve(body.model_name)
+    await state.store.set_model(principal.key_id, selected)
+    state.keyring.forget(principal.key_id)
+    return SelectedModel(id=principal.key_id, selected_model=selected)
+
+
+@router.get("/api-keys")
+async def list_keys(principal: Caller, state: State) -> list[ApiKeyItem]:
+    records = await state.store.list_keys(principal.account_id)
+    return [ApiKeyItem.of(record) for record in records if record.revoked_at is None]
+
+
+@router.post("/api-keys")
+async def create_key(
+    principal: Caller, state: State, body: Annotated[CreateKey | None, Body()] = None
+) -> CreatedKey:
+    name = body.name if body else None
+    created = await state.store.create_key(principal.account_id, name)
+    return CreatedKey(api_key=created.key, id=created.id, name=name)
+
+
+@router.delete("/api-keys/{key_id}")
+async def revoke_key(principal: Caller, state: State, key_id: str) -> RevokedKey:
+    await state.store.revoke_key(principal.account_id, key_id)
+    state.keyring.forget(key_id)
+    return RevokedKey(id=key_id)

@@ -1,0 +1,272 @@
+"""What outlives the process: accounts and API keys with their usage."""
+
+import hmac
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    MetaData,
+    String,
+    TypeDecorator,
+    bindparam,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from server.auth import Principal, is_key, key_digest, key_prefix, new_key
+from server.database import Database
+from server.errors import NotFound
+from server.usage import Usage
+
+DEFAULT_ACCOUNT = "00000000-0000-4000-8000-000000000000"
+DEFAULT_EMAIL = "owner@localhost"
+
+
+class Moment(TypeDecorator[datetime]):
+    """A time with its zone, UTC on the way out; SQLite keeps no zone of its own."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    # Named, because SQLite can change a constraint only by name (Alembic's batch mode).
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class AccountRow(Table):
+    __tablename__ = "accounts"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    email: Mapped[str] = mapped_column(String(320), unique=True)
+    created_at: Mapped[datetime] = mapped_column(Moment)
+
+
+class ApiKeyRow(Table):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str | None] = mapped_column(String(200))
+    prefix: Mapped[str] = mapped_column(String(8), index=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    selected_model: Mapped[str | None] = mapped_column(String(500))
+    created_at: Mapped[datetime] = mapped_column(Moment)
+    last_used: Mapped[datetime | None] = mapped_column(Moment)
+    revoked_at: Mapped[datetime | None] = mapped_column(Moment)
+    requests: Mapped[int] = mapped_column(BigInteger, default=0)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    id: str
+    email: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """`key` is the only copy of the plain key there ever is."""
+
+    id: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """`prefix` is the public part of the key; times are UTC."""
+
+    id: str
+    account_id: str
+    name: str | None
+    prefix: str
+    selected_model: str | None
+    created_at: datetime
+    last_used: datetime | None
+    revoked_at: datetime | None
+    usage: Usage
+
+    @property
+    def masked(self) -> str:
+        return f"ax_{self.prefix}…"
+
+
+class Store:
+    """Every method is one transaction and raises Unavailable when the database does not answer."""
+
+    def __init__(self, database_url: str) -> None:
+        """Opens no connection yet. Raises ValueError for a database that is not supported."""
+        self._database = Database(database_url)
+
+    def migrate(self) -> None:
+        """Bring the schema up to date: once, before the launch, outside of any event loop."""
+        self._database.migrate()
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def first_key(self) -> str | None:
+        """Make a first key if there never was one, and return it in plain."""
+        async with self._database.writing(alone=True) as connection:
+            if (await connection.execute(select(ApiKeyRow.id).limit(1))).first() is not None:
+                return None
+            return (await _insert_key(connection, DEFAULT_ACCOUNT, "first key")).key
+
+    async def create_key(self, account_id: str | None, name: str | None) -> NewKey:
+        """Without an account the key belongs to the default one. Raises NotFound for an unknown account."""
+        async with self._database.writing(alone=True) as connection:
+            return await _insert_key(connection, account_id or DEFAULT_ACCOUNT, name)
+
+    async def list_keys(self, account_id: str | None) -> list[KeyRecord]:
+        """Oldest first, revoked ones included; without an account, the keys of all."""
+        query = select(*ApiKeyRow.__table__.columns).order_by(ApiKeyRow.created_at, ApiKeyRow.id)
+        if account_id is not None:
+            query = query.where(ApiKeyRow.account_id == account_id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            KeyRecord(
+                id=row.id,
+                account_id=row.account_id,
+                name=row.name,
+                prefix=row.prefix,
+                selected_model=row.selected_model,
+                created_at=row.created_at,
+                last_used=row.last_used,
+                revoked_at=row.revoked_at,
+                usage=Usage(row.requests, row.prompt_tokens, row.completion_tokens),
+            )
+            for row in rows
+        ]
+
+    async def revoke_key(self, account_id: str | None, key_id: str) -> None:
+        """Raises NotFound unless the account (any, if None) has such a key in force."""
+        change = (
+            update(ApiKeyRow)
+            .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
+            .values(revoked_at=datetime.now(UTC))
+        )
+        if account_id is not None:
+            change = change.where(ApiKeyRow.account_id == account_id)
+        async with self._database.writing() as connection:
+            if (await connection.execute(change)).rowcount == 0:
+                raise NotFound(f"There is no API key {key_id!r}.")
+
+    async def find_key(self, key: str) -> Principal | None:
+        """None if the key is malformed, unknown or revoked."""
+        if not is_key(key):
+            return None
+        query = select(
+            ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, ApiKeyRow.selected_model
+        ).where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        digest = key_digest(key)
+        matching = (Principal(*row[1:]) for row in rows if hmac.compare_digest(row.hash, digest))
+        return next(matching, None)
+
+    async def set_model(self, key_id: str, model: str | None) -> None:
+        """Bind the key to a model; None unbinds it. Raises NotFound."""
+        change = update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(selected_model=model)
+        async with self._database.writing() as connection:
+            if (await connection.execute(change)).rowcount == 0:
+                raise NotFound(f"There is no API key {key_id!r}.")
+
+    async def record_usage(self, usage: Mapping[str, Usage], now: datetime) -> None:
+        """Add to the counters of each key id; ids that are gone are passed over."""
+        if not usage:
+            return
+        change = (
+            update(ApiKeyRow)
+            .where(ApiKeyRow.id == bindparam("key_id"))
+            .values(
+                requests=ApiKeyRow.requests + bindparam("new_requests"),
+                prompt_tokens=ApiKeyRow.prompt_tokens + bindparam("new_prompt_tokens"),
+                completion_tokens=ApiKeyRow.completion_tokens + bindparam("new_completion_tokens"),
+                last_used=bindparam("now"),
+            )
+        )
+        values = [
+            {
+                "key_id": key_id,
+                "new_requests": used.requests,
+                "new_prompt_tokens": used.prompt_tokens,
+                "new_completion_tokens": used.completion_tokens,
+                "now": now,
+            }
+            # in one order everywhere, or two processes could each hold a row that the other waits for
+            for key_id, used in sorted(usage.items())
+        ]
+        async with self._database.writing() as connection:
+            await connection.execute(change, values)
+
+    async def usage(self, key_id: str) -> Usage:
+        """Raises NotFound."""
+        query = select(ApiKeyRow.requests, ApiKeyRow.prompt_tokens, ApiKeyRow.completion_tokens)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query.where(ApiKeyRow.id == key_id))).first()
+        if row is None:
+            raise NotFound(f"There is no API key {key_id!r}.")
+        return Usage(*row)
+
+    async def account(self, account_id: str) -> Account:
+        """Raises NotFound."""
+        query = select(AccountRow.id, AccountRow.email, AccountRow.created_at)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query.where(AccountRow.id == account_id))).first()
+        if row is None:
+            raise NotFound(f"There is no account {account_id!r}.")
+        return Account(*row)
+
+
+async def _insert_key(connection: AsyncConnection, account_id: str, name: str | None) -> NewKey:
+    await _require_account(connection, account_id)
+    created = NewKey(id=str(uuid.uuid4()), key=new_key())
+    await connection.execute(
+        insert(ApiKeyRow).values(
+            id=created.id,
+            account_id=account_id,
+            name=name,
+            prefix=key_prefix(created.key),
+            hash=key_digest(created.key),
+            created_at=datetime.now(UTC),
+        )
+    )
+    return created
+
+
+async def _require_account(connection: AsyncConnection, account_id: str) -> None:
+    found = await connection.execute(select(AccountRow.id).where(AccountRow.id == account_id))
+    if found.first() is not None:
+        return
+    if account_id != DEFAULT_ACCOUNT:
+        raise NotFound(f"There is no account {account_id!r}.")
+    await connection.execute(
+        insert(AccountRow).values(id=DEFAULT_ACCOUNT, email=DEFAULT_EMAIL, created_at=datetime.now(UTC))
+    )
