@@ -1,0 +1,20 @@
+"""Host numbers to the device, without waiting for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Copies lists to `device`; from `pinned` memory the host goes on at once."""
+
+    device: torch.device
+    pinned: bool = False
+
+    def __call__(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        # A fresh host tensor each time: one still being copied must not be overwritten.
+        return torch.tensor(values, dtype=dtype, pin_memory=self.pinned).to(self.device, non_blocking=True)
