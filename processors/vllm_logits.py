@@ -115,7 +115,8 @@ class SteersmanLogits(LogitsProcessor):
         """Write the siblings' new tokens into the ring.
 
         Here and not in `update_state`: only now has asynchronous scheduling replaced the placeholders, -1, of
-        the last step. One still there is left for the next step.
+        the last step. One still there is left for the next step. The token a request ends with is never
+        written, as the request is gone by then; its end must not keep the siblings from ending.
         """
         cells: list[int] = []
         tokens: list[int] = []
