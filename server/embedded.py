@@ -219,9 +219,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Prepare the model; the path goes to stdout, what happens meanwhile to stderr."""
     try:
-        path = prepare(Settings.read(args).home, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+        path = prepare(Settings.read(args).home, lambda line: print(line, file=sys.stderr, flush=True))
     except PrepareError as error:
-        print(f"steersman: {error}", file=sys.stderr)  # noqa: T201
+        print(f"steersman: {error}", file=sys.stderr)
         return 1
-    print(path)  # noqa: T201
+    print(path)
     return 0
