@@ -1,0 +1,30 @@
+# Steersman: `make help` lists the targets.
+SHELL := /bin/bash
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check fmt bench
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: ## make .venv with everything; quick when nothing changed (PYTHON=… for a new .venv)
+	@PYTHON="$(PYTHON)" scripts/install.sh
+
+serve: install ## serve, by default the embedded model (make serve ARGS="--port 9000")
+	@$(BIN)/steersman serve $(ARGS)
+
+test: install ## run the tests (make test ARGS="-k store")
+	@$(BIN)/pytest $(ARGS)
+
+check: install ## lint, formatting, types, direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: install ## format, and fix what ruff can fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: install ## measure the running stack against stock vLLM
+	@$(BIN)/python tests/bench/serve.py $(ARGS)
