@@ -11,7 +11,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, NullPool, event, make_url, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -33,7 +33,12 @@ _ADVISORY_LOCK = text("SELECT pg_advisory_xact_lock(7305219461)")
 
 def database_url(written: str) -> URL:
     """The URL with its async driver. Raises ValueError for a database that is not supported."""
-    url = make_url(written)
+    try:
+        url = make_url(written)
+    except ArgumentError as error:
+        raise ValueError(
+            "The database URL cannot be parsed: write `driver://user:password@host/name`."
+        ) from error
     if url.drivername not in _DRIVERS:
         raise ValueError(f"Unknown database {url.drivername!r}: use one of {', '.join(_DRIVERS)}.")
     url = url.set(drivername=_DRIVERS[url.drivername])
@@ -79,7 +84,7 @@ class Database:
 
     def alembic(self, action: Callable[[Config], None]) -> None:
         """Run an Alembic command in one transaction, alone."""
-        # SQLite's own lock cannot be waited for while its journal mode changes, hence one beside the file.
+        # SQLite's own lock is waited for ten seconds at most, and not at all while the journal mode changes.
         with _translated(), _file_lock(self.url) if self._is_sqlite else nullcontext():
             asyncio.run(self._alembic(action))
 
@@ -97,6 +102,9 @@ class Database:
 
         # Connections belong to the event loop that opened them, so the pool is not for this one.
         engine = _engine(self.url, poolclass=NullPool)
+        if self._is_sqlite:
+            # Batch mode drops the table that it has copied, which would delete the rows that refer to it.
+            event.listen(engine.sync_engine, "connect", _ignore_foreign_keys)
         try:
             async with engine.execution_options(write=True).begin() as connection:
                 await _lock(connection)
@@ -119,6 +127,12 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _ignore_foreign_keys(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=OFF")
     cursor.close()
 
 

@@ -1,0 +1,139 @@
+"""How every error looks to the clients of each API family."""
+
+import json
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from server.errors import (
+    Conflict,
+    Forbidden,
+    InvalidBody,
+    InvalidRequest,
+    Issue,
+    NotFound,
+    NotSupported,
+    PayloadTooLarge,
+    SteersmanError,
+    Unauthenticated,
+    Unavailable,
+    render,
+)
+
+
+def subclasses(kind):
+    yield kind
+    for child in kind.__subclasses__():
+        yield from subclasses(child)
+
+
+TABLE = [
+    # error, status on /v1, `type`, `code`, status on Axionic routes
+    (SteersmanError("broken"), 500, "server_error", None, 500),
+    (InvalidRequest("bad"), 400, "invalid_request_error", None, 422),
+    (InvalidBody([Issue((), "bad", "value_error")]), 400, "invalid_request_error", None, 422),
+    (Unauthenticated("who"), 401, "authentication_error", "invalid_api_key", 401),
+    (Forbidden("no"), 403, "permission_error", None, 403),
+    (NotFound("gone"), 404, "not_found_error", None, 404),
+    (NotFound("gone", param="model", code="model_not_found"), 404, "not_found_error", "model_not_found", 404),
+    (Conflict("twice"), 409, "conflict_error", None, 409),
+    (PayloadTooLarge("big"), 413, "invalid_request_error", "payload_too_large", 413),
+    (NotSupported("not here"), 501, "not_supported_error", None, 501),
+    (Unavailable("later"), 503, "unavailable_error", None, 503),
+]
+
+
+def test_the_table_covers_every_error():
+    """An error class that is added to the tree has to be added here."""
+    assert {type(row[0]) for row in TABLE} >= set(subclasses(SteersmanError))
+
+
+@pytest.mark.parametrize(("error", "status", "kind", "code", "_"), TABLE)
+def test_openai_routes_get_the_envelope(error, status, kind, code, _):
+    """`/v1` answers with message, type, param and code; only a 401 adds the `detail` that Axionic reads."""
+    rendered = render("/v1/chat/completions", error)
+    envelope = {"message": error.message, "type": kind, "param": error.param, "code": code}
+    expected = {"error": envelope}
+    if status == 401:
+        expected["detail"] = error.message
+    assert (rendered.status, rendered.body) == (status, expected)
+    assert type(rendered.status) is int
+    json.dumps(rendered.body)
+
+
+@pytest.mark.parametrize(("error", "_v1", "_kind", "_code", "status"), TABLE)
+@pytest.mark.parametrize("path", ["/generate", "/policies/run", "/", "/v1x", "/auth/whoami"])
+def test_axionic_routes_get_detail(path, error, _v1, _kind, _code, status):
+    """Elsewhere `detail` is the text, or FastAPI's list if the request is invalid."""
+    rendered = render(path, error)
+    assert rendered.status == status
+    if isinstance(error, InvalidRequest):
+        assert rendered.body == {"detail": [{"loc": ["body"], "msg": "bad", "type": "value_error"}]}
+    else:
+        assert rendered.body == {"detail": error.message}
+    json.dumps(rendered.body)
+
+
+def test_the_field_is_named_in_both_families():
+    """`param` is dotted for OpenAI's clients and a location for FastAPI's."""
+    error = InvalidRequest("must be positive", param="policy.sampling.top_k", code="too_small")
+    assert render("/v1/completions", error).body["error"] == {
+        "message": "must be positive",
+        "type": "invalid_request_error",
+        "param": "policy.sampling.top_k",
+        "code": "too_small",
+    }
+    assert render("/generate", error).body["detail"] == [
+        {"loc": ["body", "policy", "sampling", "top_k"], "msg": "must be positive", "type": "too_small"}
+    ]
+
+
+def test_every_wrong_field_of_a_body_is_listed():
+    """OpenAI's clients read all problems in one message, FastAPI's one item each; indices stay numbers."""
+    error = InvalidBody(
+        [
+            Issue(("messages", 0, "role"), "Field required", "missing"),
+            Issue(("n",), "too many", "value_error"),
+        ]
+    )
+    assert render("/v1/chat/completions", error).body["error"] == {
+        "message": "messages.0.role: Field required; n: too many",
+        "type": "invalid_request_error",
+        "param": "messages.0.role",
+        "code": None,
+    }
+    assert render("/sampling/generate", error).body["detail"] == [
+        {"loc": ["body", "messages", 0, "role"], "msg": "Field required", "type": "missing"},
+        {"loc": ["body", "n"], "msg": "too many", "type": "value_error"},
+    ]
+
+
+def test_pydantic_errors_name_fields_and_not_branches():
+    """A union's several complaints about one field become one issue with the path the client sent."""
+
+    class Part(BaseModel):
+        text: str
+
+    class Body(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        content: str | list[Part]
+
+    with pytest.raises(ValidationError) as caught:
+        Body.model_validate({"content": [{"text": "ok"}, {"text": 5}], "contents": 1})
+    error = InvalidBody.of(caught.value.errors())
+    assert {issue.loc for issue in error.issues} == {("content",), ("content", 1, "text"), ("contents",)}
+    assert "contents: unknown field" in error.message
+
+
+def test_headers_tell_what_to_do_next():
+    """401 names the scheme, 503 the seconds to wait if they are known; nothing else adds headers."""
+    assert render("/v1/models", Unauthenticated("who")).headers == {"www-authenticate": "Bearer"}
+    assert render("/models", Unavailable("later", retry_after=7)).headers == {"retry-after": "7"}
+    assert render("/models", Unavailable("later", retry_after=0)).headers == {"retry-after": "0"}
+    assert render("/models", Unavailable("later")).headers == {}
+    assert render("/models", NotFound("gone")).headers == {}
+
+
+def test_an_error_reads_as_its_message():
+    """`str` of an error is what the client is told, so that logs and clients agree."""
+    assert str(NotFound("There is no vector 'v'.", param="id")) == "There is no vector 'v'."

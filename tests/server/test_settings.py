@@ -1,0 +1,64 @@
+"""Where settings come from, and which source wins."""
+
+from argparse import Namespace
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings
+
+FLAGS = {
+    "home": ("/flag", Path("/flag")),
+    "database_url": ("sqlite:////flag.db", "sqlite:////flag.db"),
+    "max_body_bytes": ("100", 100),
+    "key_cache_seconds": ("1.5", 1.5),
+    "constraint_seconds": ("2.5", 2.5),
+}
+VARIABLES = {
+    "home": ("/variable", Path("/variable")),
+    "database_url": ("postgresql://variable/db", "postgresql://variable/db"),
+    "max_body_bytes": ("200", 200),
+    "key_cache_seconds": ("3", 3.0),
+    "constraint_seconds": ("4", 4.0),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_win_over_variables_and_those_over_defaults(name):
+    """Each of these settings is read from its flag, else from its variable, else has its default."""
+    flag, from_flag = FLAGS[name]
+    variable, from_variable = VARIABLES[name]
+    environ = {f"STEERSMAN_{name.upper()}": variable}
+    args = Namespace(**{f"steersman_{name}": flag})
+    default = getattr(Settings.read(environ={}), name)
+    assert getattr(Settings.read(args, environ), name) == from_flag
+    assert getattr(Settings.read(Namespace(**{f"steersman_{name}": None}), environ), name) == from_variable
+    assert getattr(Settings.read(Namespace(), environ), name) == from_variable
+    assert default not in (from_flag, from_variable)
+
+
+def test_the_database_lives_in_the_home_folder_unless_named():
+    """Moving the home moves the default database with it."""
+    settings = Settings.read(environ={"STEERSMAN_HOME": "/srv/steersman"})
+    assert settings.database_url == "sqlite+aiosqlite:////srv/steersman/steersman.db"
+
+
+def test_the_home_is_absolute():
+    """A relative home or one with `~` means the same folder wherever the process goes later."""
+    assert Settings.read(environ={"STEERSMAN_HOME": "~/x"}).home == Path.home() / "x"
+    assert Settings.read(environ={"STEERSMAN_HOME": "x"}).home == Path.cwd() / "x"
+
+
+def test_a_number_that_is_none_is_refused():
+    """Text where a number belongs stops the start instead of being ignored."""
+    with pytest.raises(ValueError, match="many"):
+        Settings.read(environ={"STEERSMAN_MAX_BODY_BYTES": "many"})
+
+
+def test_settings_do_not_change():
+    """Settings are frozen: what was read at the start holds until the end."""
+    settings = Settings.read(environ={})
+    for field in fields(settings):
+        with pytest.raises(FrozenInstanceError):
+            setattr(settings, field.name, None)
