@@ -2,6 +2,7 @@
 
 SteersmanError
 ├── InvalidRequest      400 (422 on Axionic routes): a field is wrong; `param` names it
+│   └── InvalidBody     several fields at once, as pydantic found them
 ├── Unauthenticated     401
 ├── Forbidden           403
 ├── NotFound            404
@@ -13,7 +14,8 @@ SteersmanError
 Code raises these; `render` is the only place that knows the shapes of api families.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -38,6 +40,53 @@ class SteersmanError(Exception):
 class InvalidRequest(SteersmanError):
     status = HTTPStatus.BAD_REQUEST
     type = "invalid_request_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One thing wrong with a body: `loc` is the path of the field, as names and indices."""
+
+    loc: tuple[str | int, ...]
+    message: str
+    type: str
+
+
+class InvalidBody(InvalidRequest):
+    """A body that does not fit its route's model; `param` names the first offending field."""
+
+    def __init__(self, issues: Sequence[Issue]) -> None:
+        message = "; ".join(f"{_dotted(i.loc)}: {i.message}" if i.loc else i.message for i in issues)
+        super().__init__(message, param=_dotted(issues[0].loc) or None)
+        self.issues = tuple(issues)
+
+    @classmethod
+    def of(cls, errors: Sequence[Any]) -> "InvalidBody":
+        """From pydantic's error list, which repeats a field once per branch of a union."""
+        issues = {issue.loc: issue for issue in map(_issue, reversed(errors[:_MAX_ISSUES]))}
+        return cls(tuple(reversed(issues.values())))
+
+
+_MAX_ISSUES = 20
+_BRANCHES = re.compile(
+    r"[\[\](){}]|^(function-\w+|nullable|constrained-\w+|lax-or-strict|json-or-python|tagged-union|union"
+    r"|str|int|float|bool|bytes|dict|tuple|chain|is-instance)$"
+)
+
+
+def _issue(error: dict[str, Any]) -> Issue:
+    path = tuple(part for part in error["loc"] if part != "body" and not _BRANCHES.search(str(part)))
+    cause = (error.get("ctx") or {}).get("error")
+    field = getattr(cause, "parameter", None)  # vLLM's validators know the field, pydantic only the model
+    if not path and isinstance(field, str):
+        path = (field,)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "unknown field"
+    return Issue(path, message, str(error["type"]))
+
+
+def _dotted(loc: Sequence[str | int]) -> str:
+    return ".".join(map(str, loc))
 
 
 class Unauthenticated(SteersmanError):
@@ -103,8 +152,12 @@ def _openai(error: SteersmanError) -> tuple[int, Json]:
 
 
 def _axionic(error: SteersmanError) -> tuple[int, Json]:
+    if isinstance(error, InvalidBody):
+        items = [{"loc": ["body", *i.loc], "msg": i.message, "type": i.type} for i in error.issues]
+        return HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": items}
     if isinstance(error, InvalidRequest):
-        loc = ["body", *error.param.split(".")] if error.param else ["body"]
+        path = error.param.split(".") if error.param else []
+        loc = ["body", *(int(part) if part.isdigit() else part for part in path)]
         item = {"loc": loc, "msg": error.message, "type": error.reason or "value_error"}
         return HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [item]}
     return error.status, {"detail": error.message}

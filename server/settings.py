@@ -28,13 +28,10 @@ class Settings:
             return flag if flag is not None else environ.get(f"STEERSMAN_{name.upper()}")
 
         home = Path(value("home") or user_data_path("steersman")).expanduser().absolute()
+        kinds = {"max_body_bytes": int, "key_cache_seconds": float, "constraint_seconds": float}
         numbers = {
-            name: kind(text)
-            for name, kind in (
-                ("max_body_bytes", int),
-                ("key_cache_seconds", float),
-                ("constraint_seconds", float),
-            )
+            name: _positive(name, kind, text)
+            for name, kind in kinds.items()
             if (text := value(name)) is not None
         }
         return cls(
@@ -42,3 +39,13 @@ class Settings:
             database_url=value("database_url") or f"sqlite+aiosqlite:///{home / 'steersman.db'}",
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
+
+
+def _positive(name: str, kind: type[int] | type[float], text: str) -> int | float:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = kind(0)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} (--{name.replace('_', '-')}) must be a positive number, not {text!r}")
+    return number

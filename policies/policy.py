@@ -1,0 +1,127 @@
+"""RuntimePolicy: how a request is to be decoded and what its answer must satisfy.
+
+Every field here takes effect. A field of Axionic's policy that is not served admits only its neutral value,
+so that a policy that asks for it is refused by name and never runs without it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Empty = Annotated[list[Any], Field(max_length=0)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelTarget(Part):
+    model: str | None = "default"
+    base_url: None = None
+
+
+class TaskProfile(Part):
+    """Labels; they do not change decoding."""
+
+    name: str = "general"
+    category: str | None = None
+    description: str | None = None
+
+
+class Objective(Part):
+    name: str = "quality"
+    maximize: Literal[True] = True
+    latency_budget_ms: None = None
+    token_budget: None = None
+
+
+class SamplingControls(Part):
+    """Ranges that depend on the method are checked when the request is planned."""
+
+    method: str = "top-k"
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.7
+    top_p: Probability = 0.9
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = 50
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    typical_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    num_candidates: Annotated[int, Field(ge=1, le=128)] = 1
+    diversity_strength: Literal[0] = 0
+    beam_width: Annotated[int, Field(ge=1, le=16)] = 4
+    speculative_steps: Annotated[int, Field(ge=1)] = 4
+    draft_model: str | None = None
+    ensemble_models: Annotated[list[str], Field(max_length=16)] = []
+    voting: Literal["majority"] = "majority"
+    ads_subset_size: Annotated[int, Field(ge=1, le=32)] | None = None
+    ads_beta: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] | None = None
+    adaptive_temperature: Literal[False] = False
+    adaptive_temperature_schedule: Empty = []
+    adaptive_top_p: Literal[False] = False
+    adaptive_top_p_schedule: Empty = []
+
+
+class SteeringControls(Part):
+    enabled: Literal[False] = False
+    method: str = "caa"
+    strength: float = 1.0
+    preset: None = None
+    vector_id: None = None
+    vector: None = None
+    file_url: None = None
+    layer_scope: Empty = []
+    token_start: None = None
+    token_end: None = None
+
+
+class ConstraintControls(Part):
+    json_mode: bool = False
+    json_schema: dict[str, JsonValue] | None = None
+    regex_pattern: str | None = None
+    grammar: str | None = None
+    stop_sequences: Annotated[list[str], Field(max_length=64)] = []
+    required_fields: Empty = []
+    forbidden_terms: Empty = []
+    tool_schema: None = None
+
+
+class VerifierControls(Part):
+    """The three verifiers that need no judge and no sandbox."""
+
+    enabled: list[Literal["syntax", "json_schema", "regex"]] = []
+    repair_on_failure: bool = Field(
+        default=True, description="nothing is repaired beyond optimization's retries"
+    )
+    max_retries: Literal[0, 1] = 1
+    rerank: Literal[True] = True
+    code_language: Literal["python"] = "python"
+    code_unit_tests: Empty = []
+    unit_test_timeout_ms: int = 1500
+
+
+class OptimizationControls(Part):
+    best_of_n: Annotated[int, Field(ge=1, le=128)] = 1
+    retry_on_failure: Annotated[int, Field(ge=0, le=16)] = 1
+    fallback_methods: Empty = []
+    confidence_triggered_regeneration: Literal[False] = False
+    confidence_threshold: float = 0.5
+    self_revision_loops: Literal[0] = 0
+    branch_and_prune: Literal[False] = False
+
+
+class RuntimePolicy(Part):
+    id: str | None = None
+    name: str | None = None
+    description: str | None = None
+    metadata: dict[str, JsonValue] = {}
+    model: ModelTarget = ModelTarget()
+    task_profile: TaskProfile = TaskProfile()
+    objective: Objective = Objective()
+    sampling: SamplingControls = SamplingControls()
+    steering: SteeringControls = SteeringControls()
+    constraints: ConstraintControls = ConstraintControls()
+    verifiers: VerifierControls = VerifierControls()
+    optimization: OptimizationControls = OptimizationControls()

@@ -1,0 +1,89 @@
+"""Run a policy: rounds of candidates, each judged, until one is accepted."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from policies.policy import RuntimePolicy
+from policies.sampling import Asked, Method, own_fields, resolve
+from policies.verdict import Verdict, judge
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generated text, its tokens, and the method that produced it."""
+
+    text: str
+    tokens: int
+    method_used: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    answer: Answer
+    verdict: Verdict
+    latency_ms: int
+    round: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    winner: Trial
+    trials: tuple[Trial, ...]
+
+    @property
+    def latency_ms(self) -> int:
+        """Rounds follow one another, candidates of a round run side by side."""
+        return sum({trial.round: trial.latency_ms for trial in self.trials}.values())
+
+
+Generate = Callable[[Asked], Awaitable[Sequence[Answer]]]
+
+
+async def run(policy: RuntimePolicy, generate: Generate) -> Outcome:
+    """At most 1 + retry_on_failure rounds; the winner over all of them: accepted, then score, then speed."""
+    trials: list[Trial] = []
+    for number in range(policy.optimization.retry_on_failure + 1):
+        started = time.perf_counter()
+        answers = await generate(asked(policy, number))
+        latency = round((time.perf_counter() - started) * 1000)
+        trials += [
+            Trial(answer, judge(answer.text, policy), latency, number, slot)
+            for slot, answer in enumerate(answers)
+        ]
+        winner = max(trials, key=lambda t: (t.verdict.accepted, t.verdict.score, -t.latency_ms))
+        if winner.verdict.accepted:
+            break
+    return Outcome(winner, tuple(trials))
+
+
+def asked(policy: RuntimePolicy, retry: int) -> Asked:
+    """The sampling of round `retry`; each retry is a little cooler than the one before."""
+    sampling, constraints = policy.sampling, policy.constraints
+    count = max(policy.optimization.best_of_n, sampling.num_candidates)
+    method = resolve(sampling.method)
+    ensemble, beam = method is Method.ENSEMBLE, method is Method.BEAM
+    cooled = retry * (retry + 1) / 2  # the steps 1, 2, … add up
+    return own_fields(
+        Asked(
+            method=sampling.method,
+            temperature=sampling.temperature
+            if retry == 0
+            else max(0.05, sampling.temperature - 0.08 * cooled),
+            top_p=sampling.top_p if retry == 0 else max(0.2, sampling.top_p - 0.04 * cooled),
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            typical_p=sampling.typical_p,
+            ads_subset_size=sampling.ads_subset_size,
+            ads_beta=sampling.ads_beta,
+            beam_width=max(sampling.beam_width, count) if beam else None,
+            n=1 if ensemble else count,
+            best_of=count if ensemble and count > 1 else None,
+            ensemble_models=tuple(sampling.ensemble_models),
+            draft_model=sampling.draft_model,
+            constrained=constraints.json_mode
+            or any((constraints.json_schema, constraints.regex_pattern, constraints.grammar)),
+        )
+    )

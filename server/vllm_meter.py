@@ -1,0 +1,102 @@
+"""Count the tokens that each API key uses, at the one place every route passes: the engine's `generate`."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+
+from server.auth import current_principal
+from server.candidates import counts_prompt
+from server.usage import UsageMeter
+
+Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP request, which may run several engine requests and still counts once."""
+
+    counted: bool = False
+
+
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+_within_beam: ContextVar[bool] = ContextVar("within_beam", default=False)
+
+
+def metered(generate: Generate, meter: UsageMeter) -> Generate:
+    """`generate`, adding prompt and completion tokens of each request to its key, also when it is aborted."""
+
+    async def counting(
+        prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        tally = _Tally.start(delta=params.output_kind == RequestOutputKind.DELTA)
+        try:
+            async with aclosing(generate(prompt, params, request_id, *args, **kwargs)) as outputs:
+                async for output in outputs:
+                    tally.see(output)
+                    yield output
+        finally:
+            tally.add_to(meter)
+
+    return counting
+
+
+def metered_beam(beam_search: Generate, meter: UsageMeter) -> Generate:
+    """`beam_search`, counted by its answer: its steps send the prompt again and again."""
+
+    async def counting(*args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        tally = _Tally.start(delta=False)
+        _within_beam.set(True)
+        try:
+            async with aclosing(beam_search(*args, **kwargs)) as outputs:
+                async for output in outputs:
+                    tally.see(output)
+                    yield output
+        finally:
+            _within_beam.set(False)
+            tally.add_to(meter)
+
+    return counting
+
+
+@dataclass(slots=True)
+class _Tally:
+    key_id: str | None
+    call: Call
+    counts_prompt: bool
+    delta: bool
+    prompt_tokens: int = 0
+    completion_tokens: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, *, delta: bool) -> "_Tally":
+        """For the request of this context. Taken now: an abandoned generator may be closed in another."""
+        principal = current_principal.get(None)
+        counted = principal is not None and not _within_beam.get()
+        return cls(
+            key_id=principal.key_id if principal and counted else None,
+            call=current_call.get() or Call(),
+            counts_prompt=counts_prompt.get(),
+            delta=delta,
+        )
+
+    def see(self, output: RequestOutput) -> None:
+        self.prompt_tokens = len(output.prompt_token_ids or ())
+        for part in output.outputs:
+            before = self.completion_tokens.get(part.index, 0) if self.delta else 0
+            self.completion_tokens[part.index] = before + len(part.token_ids)
+
+    def add_to(self, meter: UsageMeter) -> None:
+        if self.key_id is None or not self.prompt_tokens:
+            return
+        meter.add(
+            self.key_id,
+            requests=0 if self.call.counted else 1,
+            prompt_tokens=self.prompt_tokens if self.counts_prompt else 0,
+            completion_tokens=sum(self.completion_tokens.values()),
+        )
+        self.call.counted = True

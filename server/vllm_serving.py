@@ -1,0 +1,269 @@
+"""From a validated request to tokens: the calls into vLLM's serving objects.
+
+Three functions lie between a route and the engine: `Serving.decode` (who asks, which model, what plan, is
+the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_chat_completion` or
+`create_completion`. A request with nothing of ours in it reaches vLLM unchanged.
+"""
+
+import functools
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
+from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+
+from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, UnavailableError, plan
+from processors.args import fresh_group
+from server import candidates
+from server.constraints import ConstraintChecker
+from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
+from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
+from server.vllm_wire import ChatRequest, CompletionRequest, Seat
+from server.wire import HostedModel, NativeSampling
+
+Decodable = ChatRequest | CompletionRequest
+
+
+def guarded(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """What vLLM puts around its own generation routes: abort when the client leaves, count the load."""
+    return with_cancellation(load_aware_call(handler))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a request came to: a complete response object of vLLM's, or a stream of SSE events."""
+
+    plan: Plan
+    model: str
+    response: Any = None
+    stream: AsyncGenerator[str, None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModels:
+    """The names under which this server answers: base model, its aliases, LoRA adapters."""
+
+    serving: Any
+    created: int
+
+    @property
+    def default(self) -> str:
+        return str(self.serving.base_model_paths[0].name)
+
+    @property
+    def names(self) -> list[str]:
+        bases = [path.name for path in self.serving.base_model_paths]
+        return [*bases, *self.serving.lora_requests]
+
+    @property
+    def root(self) -> str:
+        return str(self.serving.base_model_paths[0].model_path)
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.serving.model_config.max_model_len)
+
+    def hosted(self, base_url: str) -> list[HostedModel]:
+        created = datetime.fromtimestamp(self.created, UTC).isoformat()
+        return [
+            HostedModel(
+                id=name,
+                name=name,
+                base_url=base_url,
+                created_at=created,
+                is_default=name == self.default,
+                hf_model_name=self.root,
+            )
+            for name in self.names
+        ]
+
+    def graph(self) -> list[dict[str, Any]]:
+        """One node per decoder block, in the order of the residual stream."""
+        config = self.serving.model_config.hf_text_config
+        return [
+            {"name": f"layers.{index}", "layer": index, "hidden_size": config.hidden_size}
+            for index in range(config.num_hidden_layers)
+        ]
+
+    def resolve(self, name: str | None, bound: str | None = None) -> str:
+        """The served name for what a client wrote. None and "default" mean the key's bound model.
+
+        Raises NotFound, listing what is served.
+        """
+        if name is None or name == "default":
+            name = bound if bound in self.names else self.default
+        if name not in self.names:
+            raise NotFound(
+                f"model '{name}' is not served here; served: {', '.join(self.names)}",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Chat and completion requests, decoded as their plan says."""
+
+    chat: Any
+    completion: Any
+    models: ServedModels
+    checker: ConstraintChecker
+    facts: EngineFacts
+    has_chat_template: bool
+    keep_alive: float
+
+    async def decode(self, request: Decodable, raw: Request, planned: Plan | None = None) -> Decoded:
+        """Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`."""
+        requested = request.model
+        request.model = self.models.resolve(requested, raw.state.principal.selected_model)
+        planned = planned or self.plan(request.asked())
+        await self._constrain(request)
+        request.plan_as(planned)
+        SAMPLING_REQUESTS.labels(planned.method_used).inc()
+        result = await self._run(request, raw, planned)
+        model = requested or request.model
+        if hasattr(result, "choices"):
+            result.model = model
+            return Decoded(planned, model, response=result)
+        stream = result if model == self._answering(request.model) else _renamed(result, model)
+        return Decoded(planned, model, stream=with_sse_keep_alive(stream, self.keep_alive))
+
+    def plan(self, asked: Asked) -> Plan:
+        try:
+            return plan(asked, self.facts)
+        except UnavailableError as error:
+            raise NotSupported(str(error), param=error.field) from error
+        except PlanError as error:
+            raise InvalidRequest(str(error), param=error.field) from error
+
+    def prompted(
+        self, prompt: str, model: str | None, max_tokens: int, fields: NativeSampling, **more: Any
+    ) -> Decodable:
+        """An Axionic-native request: the prompt is a user's message where the model has a chat template.
+
+        Sampling fields that planning decides about are left to the plan.
+        """
+        common = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "seed": fields.seed,
+            "stop": fields.stop or [],
+            "repetition_penalty": fields.repetition_penalty,
+            "presence_penalty": fields.presence_penalty,
+            "frequency_penalty": fields.frequency_penalty,
+            **more,
+        }
+        if self.has_chat_template:
+            return ChatRequest.model_validate({"messages": [{"role": "user", "content": prompt}], **common})
+        return CompletionRequest.model_validate({"prompt": prompt, **common})
+
+    async def _constrain(self, request: Decodable) -> None:
+        """Compile every constraint where it can harm nothing, before the engine sees it."""
+        for constraint, field in request.take_constraints():
+            outcome = "refused"
+            try:
+                await self.checker.check(constraint, field)
+                outcome = "accepted"
+            finally:
+                CONSTRAINT_REQUESTS.labels(constraint.kind, outcome).inc()
+
+    async def _run(self, request: Decodable, raw: Request, planned: Plan) -> Any:
+        if planned.candidates > 1 and planned.choose is Choose.ALL:
+            return await self._siblings(request, raw, planned)
+        judged = planned.candidates > 1
+        if not request.stream or not (judged or planned.beam_width):
+            return await (self._chosen(request, raw, planned) if judged else self._create(request, raw))
+        # What is judged first can only be streamed afterwards.
+        whole = request.model_copy(update={"stream": False, "stream_options": None})
+        answer = await (self._chosen(whole, raw, planned) if judged else self._create(whole, raw))
+        return candidates.as_stream(answer, include_usage=request.include_usage)
+
+    async def _siblings(self, request: Decodable, raw: Request, planned: Plan) -> Any:
+        """One group per prompt: its candidates sit in the same batch and know each other."""
+        asked = [
+            request.candidate(Seat(group, slot, planned.candidates), **prompt)
+            for group, prompt in ((fresh_group(), prompt) for prompt in request.prompts())
+            for slot in range(planned.candidates)
+        ]
+        firsts = [slot % planned.candidates == 0 for slot in range(len(asked))]
+        results = await candidates.gather(
+            [functools.partial(self._create, one, raw) for one in asked], firsts
+        )
+        if request.stream:
+            return candidates.interleave(results, firsts, include_usage=request.include_usage)
+        return candidates.merge(results, firsts)
+
+    async def _chosen(self, request: Decodable, raw: Request, planned: Plan) -> Any:
+        """Best-of-n and votes, for each prompt: every candidate is complete before one can be chosen."""
+        answers = [await self._choose(request, raw, planned, prompt) for prompt in request.prompts()]
+        answer = candidates.merge(answers, [True] * len(answers))
+        if not request.wants_logprobs:
+            for choice in answer.choices:
+                choice.logprobs = None
+        return answer
+
+    async def _choose(self, request: Decodable, raw: Request, planned: Plan, prompt: dict[str, Any]) -> Any:
+        group, count = fresh_group(), planned.candidates
+        names = [self.models.resolve(name) for name in planned.models] or [request.model]
+        asked = [
+            request.candidate(
+                Seat(group, slot, count), model=names[slot % len(names)], **prompt, **request.scored()
+            )
+            for slot in range(count)
+        ]
+        firsts = [slot == 0 for slot in range(count)]
+        responses = await candidates.gather(
+            [functools.partial(self._create, one, raw) for one in asked], firsts
+        )
+        if planned.choose is Choose.VOTE:
+            return candidates.vote(responses)
+        return candidates.best(responses, request.n)
+
+    async def _create(self, request: Decodable, raw: Request) -> Any:
+        """A response object or an SSE stream from vLLM; its error objects are raised as ours."""
+        if isinstance(request, ChatRequest):
+            result = await self.chat.create_chat_completion(request, raw)
+        else:
+            result = await self.completion.create_completion(request, raw)
+        if isinstance(result, ErrorResponse):
+            raise translated(result)
+        return result
+
+    def _answering(self, name: str | None) -> str:
+        """The name vLLM puts into its answers: an adapter's own, else the first served one."""
+        return name if name and name in self.models.serving.lora_requests else self.models.default
+
+
+async def _renamed(stream: AsyncIterator[str], model: str) -> AsyncGenerator[str, None]:
+    """The events of `stream` with the requested model's name, which vLLM writes before any content."""
+    quoted = _json_string(model)
+    async for event in stream:
+        start = event.find('"model":"')
+        if start < 0:
+            yield event
+            continue
+        end = event.index('"', start + 9)
+        yield f"{event[: start + 8]}{quoted}{event[end + 1 :]}"
+
+
+def _json_string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def translated(response: ErrorResponse) -> SteersmanError:
+    """vLLM's error object as ours."""
+    error = response.error
+    kinds: dict[int, type[SteersmanError]] = {404: NotFound, 501: NotSupported}
+    if error.code in kinds:
+        return kinds[error.code](error.message, param=error.param)
+    if error.code in (429, 503):
+        return Unavailable(error.message, retry_after=1)
+    if 400 <= error.code < 500:
+        return InvalidRequest(error.message, param=error.param)
+    return SteersmanError(error.message)

@@ -1,0 +1,292 @@
+"""vLLM's chat and completion requests with Axionic's fields, strict about what nobody consumes.
+
+The models derive from vLLM's, so one validation pass serves both and vLLM's serving code takes them as they
+are. What a request's plan changes enters through `to_sampling_params`, where vLLM merges its own defaults.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from policies.constraint import Constraint, ConstraintError, from_grammar, from_json_schema, from_regex
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from vllm.entrypoints.generate.base.protocol import StreamOptions
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest as VllmCompletionRequest
+from vllm.renderers.chat_utils import ChatCompletionMessageParam
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+from policies.sampling import GREEDY_TEMPERATURE, Asked, Plan
+from processors.args import MAX_SIBLINGS, RESERVED_KEYS, AdsArgs, ProcessorArgs, TypicalArgs, fresh_group
+from server.errors import InvalidRequest
+from server.vllm_beam import BeamParams
+from server.wire import (
+    INT32_MAX,
+    AxionicFields,
+    Candidates,
+    MaxTokens,
+    MinP,
+    Penalty,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+)
+
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One candidate's place among the `siblings` of its prompt."""
+
+    group: int
+    slot: int
+    siblings: int
+
+
+# To mypy vLLM's classes are Any, so the mixin may use the fields that they bring.
+if TYPE_CHECKING:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest as _VllmFields
+else:
+    _VllmFields = object
+
+
+class Planned(AxionicFields, _VllmFields):
+    """What both request kinds share. Mixed in before vLLM's class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    n: Candidates = 1
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    max_tokens: MaxTokens | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
+    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+    stop_token_ids: list[TokenId] | None = Field(default_factory=list)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+
+    _plan: Plan | None = PrivateAttr(None)
+    _seat: Seat | None = PrivateAttr(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("stream_options") is not None and not data.get("stream"):
+            data = {name: value for name, value in data.items() if name != "stream_options"}
+        if data.get("n", 1) is None:
+            data = {**data, "n": 1}
+        reserved = RESERVED_KEYS.intersection(data.get("vllm_xargs") or ())
+        if reserved:
+            names = ", ".join(sorted(reserved))
+            raise ValueError(f"vllm_xargs: {names} are set by the server; use sampling_method and its fields")
+        return data
+
+    def asked(self) -> Asked:
+        beam = "constrained-beam-search" if self.use_beam_search else None
+        return Asked(
+            method=self.sampling_method or beam,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            ads_subset_size=self.ads_subset_size,
+            ads_beta=self.ads_beta,
+            beam_width=self.beam_width or (self.n if self.use_beam_search else None),
+            n=self.n,
+            best_of=self.best_of,
+            ensemble_models=tuple(self.ensemble_models or ()),
+            draft_model=self.draft_model,
+            constrained=self.constrained,
+        )
+
+    @property
+    def constrained(self) -> bool:
+        own = (self.json_schema, self.regex_pattern, self.grammar, self.structured_outputs)
+        text = self.response_format is None or self.response_format.type == "text"
+        return not text or any(value is not None for value in own)
+
+    def take_constraints(self) -> list[tuple[Constraint, str]]:
+        """The constraint of this request and the field it came from; our fields move to vLLM's own.
+
+        Raises InvalidRequest where two fields set one, and for one that cannot mean anything.
+        """
+        given = [field for field in _BUILDERS if getattr(self, field) is not None]
+        outputs = self.extract_structured_outputs()
+        if len(given) + (outputs is not None) > 1:
+            raise InvalidRequest(f"`{given[0]}` stands beside another constraint; give one", param=given[0])
+        if given:
+            field = given[0]
+            constraint = _built(_BUILDERS[field], getattr(self, field), field)
+            self.structured_outputs = structured_outputs(constraint)
+            return [(constraint, field)]
+        if outputs is None:
+            return []
+        field = "structured_outputs" if self.structured_outputs is not None else "response_format"
+        return [(_built(_constraint, outputs, field), field)]
+
+    def plan_as(self, plan: Plan) -> Self:
+        """Take `plan` over into this request's own fields; the rest waits for `to_sampling_params`."""
+        self._plan = plan
+        self.temperature = plan.temperature
+        self.top_p = plan.top_p
+        self.top_k = plan.top_k
+        self.min_p = plan.min_p
+        self.use_beam_search = plan.beam_width > 0
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def candidate(self, seat: Seat, **changes: Any) -> Self:
+        """This request as one of `seat.siblings` engine requests, seeded as vLLM seeds its own `n`.
+
+        A stream always ends with its usage, which the merged stream needs.
+        """
+        seed = None if self.seed is None else self.seed + seat.slot
+        usage = StreamOptions(include_usage=True) if self.stream else None
+        one = self.model_copy(update={"n": 1, "seed": seed, "stream_options": usage, **changes})
+        one.__pydantic_private__ = {"_plan": self._plan, "_seat": seat}
+        return one
+
+    def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
+        params = super().to_sampling_params(max_tokens, default_sampling_params)
+        plan = self._plan
+        if plan is None or params.temperature < GREEDY_TEMPERATURE:
+            return params
+        if plan.ads is not None or plan.typical_p < 1:
+            args = _processor_args(plan, params, self._seat or Seat(fresh_group(), 0, 1))
+            params.extra_args = {**(params.extra_args or {}), **args.to_extra_args()}
+        return params
+
+    def to_beam_search_params(self, max_tokens: int, _defaults: dict[str, Any]) -> BeamParams:
+        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        return BeamParams(
+            beam_width=self._plan.beam_width if self._plan else self.n,
+            n=self.n,
+            max_tokens=max_tokens,
+            ignore_eos=self.ignore_eos,
+            temperature=0.0,
+            length_penalty=self.length_penalty,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=self.extract_structured_outputs(),
+            stop=stop,
+            stop_token_ids=list(self.stop_token_ids or ()),
+            watermarking=self.watermarking,
+        )
+
+
+class ChatRequest(Planned, ChatCompletionRequest):
+    model_config = ConfigDict(extra="forbid")
+
+    messages: Annotated[list[ChatCompletionMessageParam], Field(min_length=1)]
+    max_completion_tokens: MaxTokens | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
+    def scored(self) -> dict[str, Any]:
+        """The changes that make a response carry its tokens' log-probabilities."""
+        return {} if self.logprobs else {"logprobs": True, "top_logprobs": 0}
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """Each prompt of this request, as changes to a copy of it."""
+        return [{}]
+
+    def take_constraints(self) -> list[tuple[Constraint, str]]:
+        taken = super().take_constraints()
+        if self.tools and self.tool_choice != "none":
+            schemas = [tool.function.parameters for tool in self.tools if tool.function.parameters]
+            taken += [(_built(from_json_schema, schema, "tools"), "tools") for schema in schemas]
+        return taken
+
+
+class CompletionRequest(Planned, VllmCompletionRequest):
+    model_config = ConfigDict(extra="forbid")
+
+    max_tokens: MaxTokens | None = 16
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+    def scored(self) -> dict[str, Any]:
+        return {} if self.wants_logprobs else {"logprobs": 0}
+
+    def prompts(self) -> list[dict[str, Any]]:
+        prompt = self.prompt
+        several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+        return [{"prompt": one} for one in prompt] if several else [{}]
+
+
+_BUILDERS: dict[str, Callable[[Any], Constraint]] = {
+    "json_schema": from_json_schema,
+    "regex_pattern": from_regex,
+    "grammar": from_grammar,
+}
+
+
+def _built(build: Callable[[Any], Constraint], value: Any, field: str) -> Constraint:
+    try:
+        return build(value)
+    except ConstraintError as error:
+        raise InvalidRequest(str(error), param=field, code="invalid_constraint") from error
+
+
+def structured_outputs(constraint: Constraint) -> StructuredOutputsParams:
+    value: Any = constraint.spec
+    if constraint.kind == "json_object":
+        value = True
+    elif constraint.kind == "choice":
+        value = json.loads(constraint.spec)
+    return StructuredOutputsParams(**{constraint.kind: value})
+
+
+def _constraint(outputs: StructuredOutputsParams) -> Constraint:
+    if outputs.json is not None:
+        return from_json_schema(outputs.json)
+    if outputs.regex is not None:
+        return from_regex(outputs.regex)
+    if outputs.grammar is not None:
+        return Constraint("grammar", outputs.grammar)
+    if outputs.choice is not None:
+        return Constraint("choice", json.dumps(outputs.choice))
+    if outputs.structural_tag is not None:
+        return Constraint("structural_tag", outputs.structural_tag)
+    return Constraint("json_object", "")
+
+
+def _processor_args(plan: Plan, params: SamplingParams, seat: Seat) -> ProcessorArgs:
+    """Arguments for the worker; truncations that must follow ours move over and are off in vLLM.
+
+    vLLM would apply its own min-p before typical, and its top-k and top-p after ADS, to the wrong
+    distribution.
+    """
+    if plan.ads is None:
+        typical = TypicalArgs(plan.typical_p, params.min_p)
+        params.min_p = 0.0
+        return ProcessorArgs(typical=typical)
+    ads = AdsArgs(
+        subset_size=plan.ads.subset_size,
+        beta=plan.ads.beta,
+        group=(seat.group + seat.slot // MAX_SIBLINGS) & (2**63 - 1),
+        slot=seat.slot % MAX_SIBLINGS,
+        siblings=min(MAX_SIBLINGS, seat.siblings),
+        top_k=max(0, params.top_k),
+        top_p=params.top_p,
+        min_p=params.min_p,
+    )
+    params.top_k, params.top_p, params.min_p = 0, 1.0, 0.0
+    return ProcessorArgs(typical=TypicalArgs(plan.typical_p) if plan.typical_p < 1 else None, ads=ads)

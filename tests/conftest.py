@@ -1,0 +1,101 @@
+"""Fixtures of the whole suite: the embedded model, and one live server that all tests share."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server import embedded
+from server.settings import Settings
+
+START_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A server process of our own, its first key and its log."""
+
+    url: str
+    key: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    home: Path
+
+    def client(self, **options: object) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, **options)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_server(home: Path, *flags: str, environ: dict[str, str] | None = None) -> LiveServer:
+    """Run `steersman serve` with its data under `home` and wait until it is ready."""
+    port, log = free_port(), home / "server.log"
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "server", "serve", *flags]
+    command += ["--port", str(port), "--host", "127.0.0.1"]
+    command += ["--database-url", f"sqlite+aiosqlite:///{home / 'test.db'}"]
+    # pytest's own warning filters are for this process alone
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=inherited | {"PYTHONUNBUFFERED": "1"} | (environ or {}),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while b"Steersman is ready" not in log.read_bytes():
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop(process)
+            pytest.fail(f"the server did not start:\n{log.read_text()[-6000:]}")
+        time.sleep(0.3)
+    key = next(line for line in log.read_text().splitlines() if line.startswith("API key")).split()[-1]
+    return LiveServer(f"http://127.0.0.1:{port}", key, process, log, home)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(45)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The embedded model: real weights, made once and kept beyond the run."""
+    return embedded.prepare(Settings.read().home, print)
+
+
+@pytest.fixture(scope="session")
+def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The embedded model served in float32, so that log-probabilities can be compared closely."""
+    flags = ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "2048")
+    live = start_server(tmp_path_factory.mktemp("live"), *flags)
+    yield live
+    stop(live.process)
+
+
+@pytest.fixture(scope="session")
+def client(server: LiveServer) -> Iterator[httpx.Client]:
+    with server.client() as http:
+        yield http
