@@ -1,0 +1,241 @@
+"""Steersman beside stock vLLM on this machine: output tokens/s and TTFT, medians of alternating runs.
+
+    python tests/bench/serve.py [--rounds 5] [--model PATH] [--markdown FILE]
+
+Both servers run at once with the same flags and take turns under vLLM's own load generator, so that what the
+machine does meanwhile falls on both alike. Sampling methods are compared with top-p on Steersman's engine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+REPO = HERE.parent.parent
+ENGINE_FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "64", "--enforce-eager"]
+CPU_FLAGS = ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(1024**3)]
+INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
+PROMPTS = {1: 6, 8: 32, 32: 96}  # concurrency → requests of one run
+SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 300}  # longer than any output here
+
+
+@dataclass(frozen=True)
+class Served:
+    name: str
+    url: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Result:
+    tokens_per_second: float
+    ttft_ms: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One load: what the body adds, and the case it is compared with."""
+
+    name: str
+    body: dict[str, Any]
+    against: str
+    bound: float
+
+
+CASES = [
+    Case("typical", {"temperature": 1.0, "sampling_method": "typical", "typical_p": 0.95}, "top-p", 0.97),
+    Case("ADS", {"temperature": 1.0, "sampling_method": "ads"}, "top-p", 0.93),
+    Case("JSON schema", {"temperature": 1.0, "json_schema": SCHEMA}, "unconstrained", 0.95),
+]
+BASELINES = {
+    "top-p": {"temperature": 1.0, "sampling_method": "top-p", "top_p": 0.9},
+    "unconstrained": {"temperature": 1.0},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=sorted(PROMPTS))
+    parser.add_argument("--only", choices=["stock", "methods"])
+    parser.add_argument("--markdown", type=Path, help="also append the tables to this file")
+    args = parser.parse_args()
+    model = args.model or _embedded()
+    lines = [f"## {datetime.now(UTC):%Y-%m-%d}, {_machine()}, {model.name}\n"]
+    with tempfile.TemporaryDirectory() as scratch, _steersman(model, Path(scratch)) as ours:
+        if args.only != "methods":
+            with _stock(model, Path(scratch)) as stock:
+                lines += _against_stock(ours, stock, model, args)
+        if args.only != "stock":
+            lines += _methods(ours, model, args)
+    print("\n".join(lines))
+    if args.markdown:
+        with args.markdown.open("a") as out:
+            out.write("\n".join(lines) + "\n\n")
+
+
+def _against_stock(ours: Served, stock: Served, model: Path, args: argparse.Namespace) -> list[str]:
+    rows = [
+        "| concurrent | stock tok/s | Steersman tok/s | ratio | stock TTFT ms | Steersman TTFT ms | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for concurrency in args.concurrency:
+        pairs = _alternate([(stock, {}), (ours, {})], model, concurrency, args.rounds)
+        (a, b), speed, ttft = pairs, _ratio(pairs, "tokens_per_second"), _ratio(pairs, "ttft_ms")
+        rows.append(
+            f"| {concurrency} | {_median(a, 'tokens_per_second'):.1f} | {_median(b, 'tokens_per_second'):.1f} | "
+            f"{speed} | {_median(a, 'ttft_ms'):.0f} | {_median(b, 'ttft_ms'):.0f} | {ttft} |"
+        )
+    return ["Plain completions against stock vLLM (tok/s ≥ 0.98, TTFT ≤ 1.05):\n", *rows, ""]
+
+
+def _methods(ours: Served, model: Path, args: argparse.Namespace) -> list[str]:
+    rows = [
+        "| method | concurrent | baseline tok/s | method tok/s | ratio | bound |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        for concurrency in args.concurrency:
+            loads = [(ours, BASELINES[case.against]), (ours, case.body)]
+            pairs = _alternate(loads, model, concurrency, args.rounds)
+            rows.append(
+                f"| {case.name} / {case.against} | {concurrency} | {_median(pairs[0], 'tokens_per_second'):.1f} | "
+                f"{_median(pairs[1], 'tokens_per_second'):.1f} | {_ratio(pairs, 'tokens_per_second')} | "
+                f"≥ {case.bound} |"
+            )
+    return ["Methods against a baseline on the same engine:\n", *rows, ""]
+
+
+def _alternate(
+    loads: Sequence[tuple[Served, dict[str, Any]]], model: Path, concurrency: int, rounds: int
+) -> list[list[Result]]:
+    """One list of results per load; the first round warms up and is dropped, the order turns each round."""
+    results: list[list[Result]] = [[] for _ in loads]
+    for number in range(rounds + 1):
+        order = list(range(len(loads)))
+        for index in order if number % 2 else reversed(order):
+            served, body = loads[index]
+            result = _load(served, body, model, concurrency, seed=number)
+            if number:
+                results[index].append(result)
+    return results
+
+
+def _load(served: Served, body: dict[str, Any], model: Path, concurrency: int, seed: int) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            str(HERE / "vllm_load.py"),
+            "--backend",
+            "openai",
+            "--base-url",
+            served.url,
+        ]
+        command += ["--model", "bench", "--tokenizer", str(model), "--dataset-name", "random"]
+        command += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)]
+        command += ["--num-prompts", str(PROMPTS[concurrency]), "--max-concurrency", str(concurrency)]
+        command += ["--seed", str(seed), "--ignore-eos", "--disable-tqdm", "--save-result"]
+        command += ["--result-dir", folder, "--result-filename", "result.json"]
+        if body:
+            command += ["--extra-body", json.dumps(body)]
+        environ = os.environ | {"OPENAI_API_KEY": served.key, "VLLM_NO_USAGE_STATS": "1"}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"the load generator failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        result = json.loads((Path(folder) / "result.json").read_text())
+    if result["completed"] != PROMPTS[concurrency]:
+        sys.exit(f"{served.name}: {result['completed']} of {PROMPTS[concurrency]} requests completed")
+    return Result(result["output_throughput"], result["median_ttft_ms"])
+
+
+def _median(results: Sequence[Result], field: str) -> float:
+    return statistics.median(getattr(result, field) for result in results)
+
+
+def _ratio(pairs: Sequence[Sequence[Result]], field: str) -> str:
+    """Median of the ratios round by round, with their range."""
+    ratios = [getattr(b, field) / getattr(a, field) for a, b in zip(*pairs, strict=True)]
+    return f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f}–{max(ratios):.3f})"
+
+
+@contextmanager
+def _steersman(model: Path, scratch: Path) -> Iterator[Served]:
+    flags = ["-m", "server", "serve", str(model), "--served-model-name", "bench"]
+    flags += ["--database-url", f"sqlite+aiosqlite:///{scratch / 'bench.db'}"]
+    with _running("steersman", [*flags, *ENGINE_FLAGS], scratch) as (url, log):
+        while "API key" not in log.read_text():
+            time.sleep(0.2)
+        key = next(line for line in log.read_text().splitlines() if line.startswith("API key")).split()[-1]
+        yield Served("steersman", url, key)
+
+
+@contextmanager
+def _stock(model: Path, scratch: Path) -> Iterator[Served]:
+    flags = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
+    with _running("stock", [*flags, "--served-model-name", "bench", *ENGINE_FLAGS], scratch) as (url, _):
+        yield Served("stock vLLM", url, "none")
+
+
+@contextmanager
+def _running(name: str, command: list[str], scratch: Path) -> Iterator[tuple[str, Path]]:
+    port = {"stock": 8701, "steersman": 8702}[name]
+    command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
+    if not Path("/proc/driver/nvidia/version").exists():
+        command += CPU_FLAGS
+    log = scratch / f"{name}.log"
+    environ = os.environ | {
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ, cwd=REPO)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while not _healthy(url):
+            if process.poll() is not None:
+                sys.exit(f"{name} did not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.5)
+        yield url, log
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _embedded() -> Path:
+    from server import embedded
+    from server.settings import Settings
+
+    return embedded.prepare(Settings.read().home, lambda line: print(line, file=sys.stderr))
+
+
+def _machine() -> str:
+    text = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), "CPU")
+    return f"{os.cpu_count()} × {model}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()
