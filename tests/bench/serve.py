@@ -95,11 +95,16 @@ def _against_stock(ours: Served, stock: Served, model: Path, args: argparse.Name
     ]
     for concurrency in args.concurrency:
         pairs = _alternate([(stock, {}), (ours, {})], model, concurrency, args.rounds)
-        (a, b), speed, ttft = pairs, _ratio(pairs, "tokens_per_second"), _ratio(pairs, "ttft_ms")
-        rows.append(
-            f"| {concurrency} | {_median(a, 'tokens_per_second'):.1f} | {_median(b, 'tokens_per_second'):.1f} | "
-            f"{speed} | {_median(a, 'ttft_ms'):.0f} | {_median(b, 'ttft_ms'):.0f} | {ttft} |"
-        )
+        speeds = [f"{_median(results, 'tokens_per_second'):.1f}" for results in pairs]
+        delays = [f"{_median(results, 'ttft_ms'):.0f}" for results in pairs]
+        cells = [
+            str(concurrency),
+            *speeds,
+            _ratio(pairs, "tokens_per_second"),
+            *delays,
+            _ratio(pairs, "ttft_ms"),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return ["Plain completions against stock vLLM (tok/s ≥ 0.98, TTFT ≤ 1.05):\n", *rows, ""]
 
 
@@ -112,11 +117,9 @@ def _methods(ours: Served, model: Path, args: argparse.Namespace) -> list[str]:
         for concurrency in args.concurrency:
             loads = [(ours, BASELINES[case.against]), (ours, case.body)]
             pairs = _alternate(loads, model, concurrency, args.rounds)
-            rows.append(
-                f"| {case.name} / {case.against} | {concurrency} | {_median(pairs[0], 'tokens_per_second'):.1f} | "
-                f"{_median(pairs[1], 'tokens_per_second'):.1f} | {_ratio(pairs, 'tokens_per_second')} | "
-                f"≥ {case.bound} |"
-            )
+            speeds = [f"{_median(results, 'tokens_per_second'):.1f}" for results in pairs]
+            name, ratio = f"{case.name} / {case.against}", _ratio(pairs, "tokens_per_second")
+            rows.append(f"| {' | '.join([name, str(concurrency), *speeds, ratio, f'≥ {case.bound}'])} |")
     return ["Methods against a baseline on the same engine:\n", *rows, ""]
 
 
