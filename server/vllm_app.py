@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,7 +29,7 @@ from policies.sampling import EngineFacts
 from server.auth import Authentication, KeyRing
 from server.constraints import ConstraintChecker
 from server.edge import Edge
-from server.errors import InvalidBody, NotFound, SteersmanError, render
+from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError, render
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.routes import keys, native, openai, policies
 from server.settings import Settings
@@ -65,7 +66,8 @@ class SteersmanPlugin:
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         app, doors = self._app, self._doors
-        assert app is not None and doors is not None, "vLLM attaches routes before it initializes state"
+        assert app is not None, "vLLM attaches routes before it initializes state"
+        assert doors is not None
         meter = UsageMeter()
         checker = ConstraintChecker(engine_client.vllm_config, doors.settings.constraint_seconds)
         models = ServedModels(state.openai_serving_models, int(time.time()))
@@ -78,6 +80,7 @@ class SteersmanPlugin:
             facts=_facts(engine_client),
             has_chat_template=bool(getattr(engine_client.renderer.tokenizer, "chat_template", None)),
             keep_alive=float(getattr(args, "sse_keep_alive_interval", 0)),
+            ranks=_ranks(engine_client),
         )
         state.steersman = ServerState(
             doors.settings, doors.store, doors.keyring, meter, models, checker, serving
@@ -106,6 +109,13 @@ def _facts(engine_client: EngineClient) -> EngineFacts:
         processors=bool(config.model_config.logits_processors),
         temperature=float(defaults.get("temperature", 1.0)),
     )
+
+
+def _ranks(engine_client: EngineClient) -> int:
+    """Engines among which this process itself balances; behind another balancer it sees its own alone."""
+    parallel = engine_client.vllm_config.parallel_config
+    own = not (parallel.data_parallel_external_lb or parallel.data_parallel_hybrid_lb)
+    return int(parallel.data_parallel_size) if own else 1
 
 
 def _meter_engine(engine_client: Any, state: State, meter: UsageMeter) -> None:
@@ -170,7 +180,11 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def vllm(request: Request, error: Exception) -> JSONResponse:
         terminate_if_errored(server=request.app.state.server, engine=request.app.state.engine_client)
-        return _response(request, translated(create_error_response(error)))
+        known = translated(create_error_response(error))
+        if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
+            # A defect of ours: the log has its traceback, the client need not.
+            known = SteersmanError("internal error; the server's log has the details")
+        return _response(request, known)
 
     app.add_exception_handler(SteersmanError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -182,9 +196,9 @@ def _handle_errors(app: FastAPI) -> None:
 def _from_http(request: Request, error: HTTPException) -> SteersmanError:
     if error.status_code == 404:
         return NotFound(f"no route {request.method} {request.url.path}")
-    known = SteersmanError(str(error.detail))
-    known.status = error.status_code  # type: ignore[misc, assignment]  # what Starlette says, as it says it
-    return known
+    if error.status_code == 400:
+        return InvalidRequest(str(error.detail))
+    return HttpError(error.status_code, str(error.detail))
 
 
 def _response(request: Request, error: SteersmanError) -> JSONResponse:

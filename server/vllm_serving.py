@@ -27,6 +27,8 @@ from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import HostedModel, NativeSampling
 
 Decodable = ChatRequest | CompletionRequest
+_RANK = "x-data-parallel-rank"
+kept_alive = with_sse_keep_alive
 
 
 def guarded(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -117,6 +119,7 @@ class Serving:
     facts: EngineFacts
     has_chat_template: bool
     keep_alive: float
+    ranks: int = 1  # data-parallel engines behind this process
 
     async def decode(self, request: Decodable, raw: Request, planned: Plan | None = None) -> Decoded:
         """Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`."""
@@ -234,6 +237,13 @@ class Serving:
         if isinstance(result, ErrorResponse):
             raise translated(result)
         return result
+
+    def _pinned(self, raw: Request, group: int) -> Request:
+        """`raw`, sent to one data-parallel engine with all its group: siblings elsewhere are not seen."""
+        if self.ranks == 1 or _RANK in raw.headers:
+            return raw
+        header = (_RANK.encode(), str(group % self.ranks).encode())
+        return Request({**raw.scope, "headers": [*raw.scope["headers"], header]}, raw.receive)
 
     def _answering(self, name: str | None) -> str:
         """The name vLLM puts into its answers: an adapter's own, else the first served one."""

@@ -4,12 +4,10 @@ The models derive from vLLM's, so one validation pass serves both and vLLM's ser
 are. What a request's plan changes enters through `to_sampling_params`, where vLLM merges its own defaults.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from policies.constraint import Constraint, ConstraintError, from_grammar, from_json_schema, from_regex
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -17,10 +15,21 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest as Vll
 from vllm.renderers.chat_utils import ChatCompletionMessageParam
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
+from policies.constraint import (
+    Constraint,
+    ConstraintError,
+    from_choice,
+    from_grammar,
+    from_json_schema,
+    from_regex,
+    from_structural_tag,
+    json_object,
+)
 from policies.sampling import GREEDY_TEMPERATURE, Asked, Plan
 from processors.args import MAX_SIBLINGS, RESERVED_KEYS, AdsArgs, ProcessorArgs, TypicalArgs, fresh_group
 from server.errors import InvalidRequest
 from server.vllm_beam import BeamParams
+from server.vllm_grammar import structured_outputs
 from server.wire import (
     INT32_MAX,
     AxionicFields,
@@ -34,6 +43,16 @@ from server.wire import (
     TopP,
 )
 
+_NOT_FOR_BEAMS = (
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "min_tokens",
+    "logprob_token_ids",
+)
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
@@ -135,7 +154,12 @@ class Planned(AxionicFields, _VllmFields):
         return [(_built(_constraint, outputs, field), field)]
 
     def plan_as(self, plan: Plan) -> Self:
-        """Take `plan` over into this request's own fields; the rest waits for `to_sampling_params`."""
+        """Take `plan` over into this request's own fields; the rest waits for `to_sampling_params`.
+
+        Raises InvalidRequest for a field that beam search would drop.
+        """
+        if plan.beam_width:
+            self._refuse_beyond_beams()
         self._plan = plan
         self.temperature = plan.temperature
         self.top_p = plan.top_p
@@ -144,9 +168,19 @@ class Planned(AxionicFields, _VllmFields):
         self.use_beam_search = plan.beam_width > 0
         return self
 
+    def _refuse_beyond_beams(self) -> None:
+        for field in _NOT_FOR_BEAMS:
+            if getattr(self, field) not in (None, 0, [], {}, False):
+                raise InvalidRequest(f"beam search does not apply `{field}`", param=field)
+
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def group(self) -> int:
+        """The siblings this request belongs to, if any."""
+        return self._seat.group if self._seat else 0
 
     def candidate(self, seat: Seat, **changes: Any) -> Self:
         """This request as one of `seat.siblings` engine requests, seeded as vLLM seeds its own `n`.
@@ -156,7 +190,7 @@ class Planned(AxionicFields, _VllmFields):
         seed = None if self.seed is None else self.seed + seat.slot
         usage = StreamOptions(include_usage=True) if self.stream else None
         one = self.model_copy(update={"n": 1, "seed": seed, "stream_options": usage, **changes})
-        one.__pydantic_private__ = {"_plan": self._plan, "_seat": seat}
+        one._seat = seat  # noqa: SLF001  # of our own copy
         return one
 
     def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
@@ -245,27 +279,19 @@ def _built(build: Callable[[Any], Constraint], value: Any, field: str) -> Constr
         raise InvalidRequest(str(error), param=field, code="invalid_constraint") from error
 
 
-def structured_outputs(constraint: Constraint) -> StructuredOutputsParams:
-    value: Any = constraint.spec
-    if constraint.kind == "json_object":
-        value = True
-    elif constraint.kind == "choice":
-        value = json.loads(constraint.spec)
-    return StructuredOutputsParams(**{constraint.kind: value})
-
-
 def _constraint(outputs: StructuredOutputsParams) -> Constraint:
+    """vLLM's own field as ours, for the compiler to see first."""
     if outputs.json is not None:
         return from_json_schema(outputs.json)
     if outputs.regex is not None:
         return from_regex(outputs.regex)
     if outputs.grammar is not None:
-        return Constraint("grammar", outputs.grammar)
+        return from_grammar(outputs.grammar)
     if outputs.choice is not None:
-        return Constraint("choice", json.dumps(outputs.choice))
+        return from_choice(outputs.choice)
     if outputs.structural_tag is not None:
-        return Constraint("structural_tag", outputs.structural_tag)
-    return Constraint("json_object", "")
+        return from_structural_tag(outputs.structural_tag)
+    return json_object()
 
 
 def _processor_args(plan: Plan, params: SamplingParams, seat: Seat) -> ProcessorArgs:

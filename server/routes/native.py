@@ -15,8 +15,10 @@ from server.candidates import text_of
 from server.errors import NotSupported, SteersmanError
 from server.routes.body import JsonRoute
 from server.routes.openai import evidence
-from server.vllm_serving import Decoded, ServedModels, Serving, guarded
+from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
 from server.wire import GenerateRequest, HostedModel, NativeSampling, SamplingRequest, SamplingResponse
+
+_KEEP_ALIVE_SECONDS = 15.0
 
 router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
 
@@ -53,7 +55,7 @@ async def _events(decoded: Decoded, stream: AsyncGenerator[str, None]) -> AsyncG
     """OpenAI's chunks as Axionic's events: `token` … `complete`, or `error` under HTTP 200."""
     pieces: list[str] = []
     try:
-        async for event in stream:
+        async for event in kept_alive(stream, _KEEP_ALIVE_SECONDS):
             if not event.startswith("data: {"):
                 if event.startswith(":"):
                     yield event
