@@ -12,9 +12,6 @@ class Slots(Generic[T]):
     def __init__(self) -> None:
         self._values: dict[int, T] = {}
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def update(
         self,
         removed: Iterable[int],

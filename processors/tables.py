@@ -14,7 +14,7 @@ from processors.upload import Upload
 
 @dataclass(frozen=True, slots=True)
 class TypicalTable:
-    """`rows` int64 [R] of the batch, None = every row in order; `mass`, `log_min_p` float32 [R]."""
+    """`rows` int64 [R] of the batch, None = its first R; `mass`, `log_min_p` float32 [R]."""
 
     rows: Tensor | None
     mass: Tensor
@@ -32,13 +32,13 @@ class AdsTable:
     siblings: Tensor
 
 
-def typical_table(rows: Sequence[tuple[int, TypicalArgs]], batch: int, upload: Upload) -> TypicalTable | None:
-    """Table of the rows with something to do, None if there is none; `batch` is the number of rows in all."""
+def typical_table(rows: Sequence[tuple[int, TypicalArgs]], upload: Upload) -> TypicalTable | None:
+    """Table of the rows with something to do, None if there is none."""
     active = [(row, args) for row, args in rows if args.mass < 1 or args.min_p > 0]
     if not active:
         return None
     return TypicalTable(
-        rows=_rows([row for row, _ in active], batch, upload),
+        rows=_rows([row for row, _ in active], upload),
         mass=upload([args.mass for _, args in active], torch.float32),
         log_min_p=upload([_log(args.min_p) for _, args in active], torch.float32),
         truncates=any(args.mass < 1 for _, args in active),
@@ -49,7 +49,6 @@ def typical_table(rows: Sequence[tuple[int, TypicalArgs]], batch: int, upload: U
 def ads_table(
     rows: Sequence[tuple[int, AdsArgs]],
     siblings: Sequence[Sequence[int]],
-    batch: int,
     upload: Upload,
     *,
     kernel: bool,
@@ -64,7 +63,7 @@ def ads_table(
     asked = [args for _, args in rows]
     pool = [min(args.subset_size, args.top_k or args.subset_size) for args in asked]
     return AdsTable(
-        rows=_rows([row for row, _ in rows], batch, upload),
+        rows=_rows([row for row, _ in rows], upload),
         args=AdsRows(
             pool=upload(pool, torch.int64),
             strength=upload([args.beta / (1 - args.beta) for args in asked], torch.float32),
@@ -78,8 +77,8 @@ def ads_table(
     )
 
 
-def _rows(rows: list[int], batch: int, upload: Upload) -> Tensor | None:
-    return None if rows == list(range(batch)) else upload(rows, torch.int64)
+def _rows(rows: list[int], upload: Upload) -> Tensor | None:
+    return None if rows == list(range(len(rows))) else upload(rows, torch.int64)
 
 
 def _log(probability: float) -> float:

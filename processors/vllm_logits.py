@@ -64,7 +64,6 @@ class SteersmanLogits(LogitsProcessor):
         self._upload = Upload(torch.device(device), pinned=is_pin_memory)
         self._requests: Slots[_Request] = Slots()
         self._ring = SiblingRing(vllm_config.scheduler_config.max_num_seqs, self._upload)
-        self._batch = 0
         self._sharing: list[_Request] = []
         self._typical: TypicalTable | None = None
         self._ads: AdsTable | None = None
@@ -77,14 +76,12 @@ class SteersmanLogits(LogitsProcessor):
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         if batch_update is None:
             return
-        changed = self._requests.update(
+        if self._requests.update(
             batch_update.removed,
             [(row, _request(params, output)) for row, params, _, output in batch_update.added],
             [(a, b, direction is MoveDirectionality.SWAP) for a, b, direction in batch_update.moved],
-        )
-        if changed or (self._requests and batch_update.batch_size != self._batch):
-            self._rebuild(batch_update.batch_size)
-        self._batch = batch_update.batch_size
+        ):
+            self._rebuild()
 
     def apply(self, logits: Tensor) -> Tensor:
         if self._typical:
@@ -96,17 +93,16 @@ class SteersmanLogits(LogitsProcessor):
             _restore(logits, rows, ads(z, self._ads.args, covered, self._table))
         return logits
 
-    def _rebuild(self, batch: int) -> None:
+    def _rebuild(self) -> None:
         requests = self._requests.rows()
         typical = [(row, request.args.typical) for row, request in requests if request.args.typical]
         asked = [(row, request, request.args.ads) for row, request in requests if request.args.ads]
         self._sharing = [request for _, request, _ in asked if request.seat]
         self._ring.seat(request.seat.group for request in self._sharing if request.seat)
-        self._typical = typical_table(typical, batch, self._upload)
+        self._typical = typical_table(typical, self._upload)
         self._ads = ads_table(
             [(row, args) for row, _, args in asked],
             self._ring.reach([request.seat for _, request, _ in asked]),
-            batch,
             self._upload,
             kernel=self._table is not None,
         )
@@ -160,7 +156,7 @@ def _apply_typical(logits: Tensor, table: TypicalTable) -> None:
 
 
 def _select(logits: Tensor, rows: Tensor | None, count: int) -> Tensor:
-    """A copy of `rows`, or a view of the first `count` rows, those of the batch."""
+    """A copy of `rows`, or a view of the first `count` rows."""
     return logits[:count] if rows is None else logits.index_select(0, rows)
 
 

@@ -272,6 +272,22 @@ def test_a_similar_token_is_covered_too():
     assert torch.isclose(r[2], r[3])
 
 
+def test_no_nucleus_beside_one():
+    """A row with top_p off keeps its whole pool though the first token's p rounds to 1."""
+    z = torch.full((2, V), -25.0)
+    z[:, 0] = 0.0
+    mixed = AdsRows(
+        pool=torch.tensor([32, 32]),
+        strength=torch.zeros(2),
+        top_p=torch.tensor([1.0, 0.9]),
+        log_min_p=torch.full((2,), NEG),
+        nucleus=True,
+    )
+    result = ads(z.clone(), mixed, nothing(2))
+    assert torch.equal(result[0], z[0])
+    assert (result[1] > NEG).nonzero().tolist() == [[0]]
+
+
 def test_mixed_rows_keep_their_own_truncation():
     """A row with top_p or min_p off is untouched by the flags its neighbours raise."""
     z = logits(3, spread=0.5)
