@@ -41,13 +41,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_server(home: Path, *flags: str, environ: dict[str, str] | None = None) -> LiveServer:
+def start_server(
+    home: Path, *flags: str, environ: dict[str, str] | None = None, database_url: str | None = None
+) -> LiveServer:
     """Run `steersman serve` with its data under `home` and wait until it is ready."""
     port, log = free_port(), home / "server.log"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "server", "serve", *flags]
     command += ["--port", str(port), "--host", "127.0.0.1"]
-    command += ["--database-url", f"sqlite+aiosqlite:///{home / 'test.db'}"]
+    command += ["--database-url", database_url or f"sqlite+aiosqlite:///{home / 'test.db'}"]
     # pytest's own warning filters are for this process alone
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     with log.open("wb") as output:
