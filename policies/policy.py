@@ -4,9 +4,30 @@ Every field here takes effect. A field of Axionic's policy that is not served ad
 so that a policy that asks for it is refused by name and never runs without it.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from policies.constraint import from_json_schema, from_regex
+from policies.sampling import known_method
+
+
+def _sound_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    from_json_schema(schema)
+    if not isinstance(schema.get("$schema", ""), str):
+        raise ValueError("`$schema` is the URI of a dialect, a string")
+    return schema
+
+
+def _sound_pattern(pattern: str) -> str:
+    from_regex(pattern)
+    try:
+        re.compile(pattern, re.DOTALL)  # as answers are judged, beside the engine's own dialect
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"does not compile: {error}") from error
+    return pattern
+
 
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -40,7 +61,7 @@ class Objective(Part):
 class SamplingControls(Part):
     """Ranges that depend on the method are checked when the request is planned."""
 
-    method: str = "top-k"
+    method: Annotated[str, AfterValidator(known_method)] = "top-k"
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.7
     top_p: Probability = 0.9
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = 50
@@ -79,10 +100,10 @@ class SteeringControls(Part):
 
 class ConstraintControls(Part):
     json_mode: bool = False
-    json_schema: dict[str, JsonValue] | None = None
-    regex_pattern: str | None = None
+    json_schema: Annotated[dict[str, JsonValue], AfterValidator(_sound_schema)] | None = None
+    regex_pattern: Annotated[str, AfterValidator(_sound_pattern)] | None = None
     grammar: str | None = None
-    stop_sequences: Annotated[list[str], Field(max_length=64)] = []
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)] = []
     required_fields: Empty = []
     forbidden_terms: Empty = []
     tool_schema: None = None

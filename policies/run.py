@@ -43,7 +43,10 @@ Generate = Callable[[Asked], Awaitable[Sequence[Answer]]]
 
 
 async def run(policy: RuntimePolicy, generate: Generate) -> Outcome:
-    """At most 1 + retry_on_failure rounds; the winner over all of them: accepted, then score, then speed."""
+    """At most 1 + retry_on_failure rounds; the winner over all of them: accepted, then score, then speed.
+
+    `generate` gives at least one answer. Raises what it raises, and PlanError for an unknown method.
+    """
     trials: list[Trial] = []
     for number in range(policy.optimization.retry_on_failure + 1):
         started = time.perf_counter()
@@ -60,7 +63,10 @@ async def run(policy: RuntimePolicy, generate: Generate) -> Outcome:
 
 
 def asked(policy: RuntimePolicy, retry: int) -> Asked:
-    """The sampling of round `retry`; each retry is a little cooler than the one before."""
+    """The sampling of round `retry`; each retry is a little cooler than the one before, down to a floor.
+
+    A first round below the floor is retried at the floor, lest every round be the same.
+    """
     sampling, constraints = policy.sampling, policy.constraints
     count = max(policy.optimization.best_of_n, sampling.num_candidates)
     method = resolve(sampling.method)
@@ -84,6 +90,9 @@ def asked(policy: RuntimePolicy, retry: int) -> Asked:
             ensemble_models=tuple(sampling.ensemble_models),
             draft_model=sampling.draft_model,
             constrained=constraints.json_mode
-            or any((constraints.json_schema, constraints.regex_pattern, constraints.grammar)),
+            or any(
+                given is not None
+                for given in (constraints.json_schema, constraints.regex_pattern, constraints.grammar)
+            ),
         )
     )

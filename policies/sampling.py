@@ -1,9 +1,10 @@
 """The ten sampling methods: from what a request asks for to what the engine is told.
 
 Pure: `plan` maps the sampling fields of a request and a few facts about the engine to a frozen `Plan`.
-Parameters compose: every field that is given applies, a method adds its own default where its field is
-absent. `own_fields` narrows a request of the Axionic-native routes, whose client always sends `top_k` and
-`top_p`, to the fields that its method names.
+Parameters compose: every field that is given applies, a method that is asked for by name adds its own
+default where its field is absent; without one, the model's own defaults stand. `own_fields` narrows a request
+of the Axionic-native routes, whose client always sends `top_k` and `top_p`, to the fields that its method
+names.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ Number = TypeVar("Number", int, float)
 GREEDY_TEMPERATURE = 1e-5  # below it vLLM takes the argmax
 MAX_CANDIDATES = 128
 MAX_BEAM_WIDTH = 16
-ENSEMBLE_SAMPLES = 5  # odd, so that two answers cannot tie; used where one model is served
+ENSEMBLE_SAMPLES = 5  # odd, so that two answers cannot tie; used where one model votes alone
 
 
 class Method(StrEnum):
@@ -30,7 +31,7 @@ class Method(StrEnum):
     BEAM = "constrained-beam-search"
     SPECULATIVE = "speculative-decoding"
     ENSEMBLE = "ensemble-sampling"
-    MULTINOMIAL = "multinomial"  # no truncation at all; what OpenAI's API calls nothing
+    MULTINOMIAL = "multinomial"  # no truncation but the model's own; what OpenAI's API calls nothing
 
 
 ALIASES = {
@@ -129,6 +130,12 @@ def resolve(name: str) -> Method:
         ) from None
 
 
+def known_method(name: str) -> str:
+    """`name`, for models at the edge to validate with. Raises PlanError, which is a ValueError."""
+    resolve(name)
+    return name
+
+
 def plan(asked: Asked, engine: EngineFacts) -> Plan:
     """Raises PlanError for a combination that means nothing, UnavailableError for what is not served."""
     method = _infer(asked) if asked.method is None else resolve(asked.method)
@@ -141,13 +148,13 @@ def plan(asked: Asked, engine: EngineFacts) -> Plan:
         min_p=asked.min_p,
         typical_p=1.0 if asked.typical_p is None else asked.typical_p,
     )
-    planned = _several(METHODS[method](drawn, asked, engine), asked)
-    if (planned.ads or planned.typical_p < 1) and not engine.processors:
-        field = "sampling_method" if planned.ads else "typical_p"
-        raise UnavailableError(
-            field, f"{planned.method_used} needs logits processors, which a speculative engine does not run"
-        )
-    return _named_by_temperature(planned, engine)
+    if asked.method is not None:
+        drawn = METHODS[method](drawn, asked, engine)
+    planned = _several(drawn, asked)
+    if _temperature(planned, engine) < GREEDY_TEMPERATURE:
+        return _named_by_temperature(planned)
+    _refuse_unserved(planned, asked, engine)
+    return planned
 
 
 def own_fields(asked: Asked) -> Asked:
@@ -231,8 +238,9 @@ def _beam(drawn: Plan, asked: Asked, _engine: EngineFacts) -> Plan:
         raise PlanError("n", f"n is {asked.n}, but a beam of width {width} has no more than {width} results")
     if width > MAX_BEAM_WIDTH:
         raise PlanError("beam_width", f"beam_width must be between 1 and {MAX_BEAM_WIDTH}")
-    for field in ("min_p", "typical_p"):
-        if getattr(asked, field) is not None:
+    truncations = (("min_p", bool(asked.min_p)), ("typical_p", _or(asked.typical_p, 1.0) < 1))
+    for field, given in truncations:
+        if given:
             raise PlanError(field, f"beam search draws nothing, so `{field}` has no meaning with it")
     return replace(drawn, temperature=0.0, top_k=None, top_p=None, beam_width=width)
 
@@ -253,17 +261,11 @@ def _ensemble(drawn: Plan, asked: Asked, _engine: EngineFacts) -> Plan:
     if asked.n != 1:
         raise PlanError("n", "ensemble-sampling answers with the one text that won the vote; n must be 1")
     models = asked.ensemble_models
-    if models:
-        count = len(models) * (asked.best_of or 1)
-    else:
-        count = ENSEMBLE_SAMPLES if asked.best_of is None else asked.best_of
-    return replace(drawn, candidates=count, choose=Choose.VOTE, models=models)
+    each = (1 if len(models) > 1 else ENSEMBLE_SAMPLES) if asked.best_of is None else asked.best_of
+    return replace(drawn, candidates=max(1, len(models)) * each, choose=Choose.VOTE, models=models)
 
 
-def _as_asked(drawn: Plan, _asked: Asked, _engine: EngineFacts) -> Plan:
-    return drawn
-
-
+# What a method that is asked for by name makes of the fields as they were given.
 METHODS: dict[Method, Callable[[Plan, Asked, EngineFacts], Plan]] = {
     Method.GREEDY: _greedy,
     Method.TOP_K: _top_k,
@@ -275,7 +277,6 @@ METHODS: dict[Method, Callable[[Plan, Asked, EngineFacts], Plan]] = {
     Method.BEAM: _beam,
     Method.SPECULATIVE: _speculative,
     Method.ENSEMBLE: _ensemble,
-    Method.MULTINOMIAL: _as_asked,
 }
 
 
@@ -294,11 +295,27 @@ def _several(planned: Plan, asked: Asked) -> Plan:
     return planned
 
 
-def _named_by_temperature(planned: Plan, engine: EngineFacts) -> Plan:
+def _temperature(planned: Plan, engine: EngineFacts) -> float:
+    return engine.temperature if planned.temperature is None else planned.temperature
+
+
+def _refuse_unserved(planned: Plan, asked: Asked, engine: EngineFacts) -> None:
+    """What a speculative engine would leave out without a word."""
+    if (planned.ads or planned.typical_p < 1) and not engine.processors:
+        name = Method.ADS if planned.ads else Method.TYPICAL
+        field = "sampling_method" if planned.ads or asked.typical_p is None else "typical_p"
+        raise UnavailableError(
+            field, f"{name} needs logits processors, which a speculative engine does not run"
+        )
+    if planned.min_p and engine.speculative:
+        field = "sampling_method" if asked.min_p is None else "min_p"
+        raise UnavailableError(field, "a speculative engine does not apply min-p")
+
+
+def _named_by_temperature(planned: Plan) -> Plan:
     """At temperature 0 every truncation is without effect, and `method_used` says so."""
     truncations = (Method.TOP_K, Method.TOP_P, Method.MIN_P, Method.TYPICAL, Method.ADS, Method.MULTINOMIAL)
-    temperature = engine.temperature if planned.temperature is None else planned.temperature
-    if temperature >= GREEDY_TEMPERATURE or planned.method_used not in truncations:
+    if planned.method_used not in truncations:
         return planned
     # Without ADS there are no siblings to tell apart: back to vLLM's own `n`, which refuses n > 1 here.
     candidates = 1 if planned.choose is Choose.ALL else planned.candidates

@@ -5,8 +5,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from jsonschema import SchemaError, ValidationError
+from jsonschema import Draft202012Validator, SchemaError, ValidationError
 from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from policies.policy import RuntimePolicy
 
@@ -68,18 +70,33 @@ def _verifiers(text: str, policy: RuntimePolicy) -> dict[str, str]:
 
 
 def _json_fault(text: str, schema: dict[str, Any] | None) -> str | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return "invalid json"
-    if not isinstance(value, dict):
+    value = _json_object(text)
+    if value is None:
         return "invalid json"
     if schema is None:
         return None
+    kind = validator_for(schema, default=Draft202012Validator)
     try:
-        validator_for(schema)(schema).validate(value)
+        kind.check_schema(schema)
+        # A registry of our own, because jsonschema's would fetch what a client's `$ref` names.
+        kind(schema, registry=Registry()).validate(value)
     except ValidationError as error:
         return f"schema violation ({error.message})"
     except SchemaError as error:
         return f"schema violation (the schema itself is invalid: {error.message})"
+    except Unresolvable as error:
+        return f"schema violation (the schema itself is invalid: {error.ref} is not within it)"
+    except RecursionError:
+        return "schema violation (the schema refers to itself without end)"
+    return None
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that `text` is, or else the one from its first brace to its last."""
+    for part in (text, text[text.find("{") : text.rfind("}") + 1]):
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        return value if isinstance(value, dict) else None
     return None

@@ -18,13 +18,21 @@ class Candidate:
 def normalise(text: str) -> str:
     """The form under which two texts count as the same answer.
 
-    JSON compares by value (key order and white space do not matter), other text without regard to
-    case, surrounding punctuation and runs of white space.
+    JSON objects and arrays compare by value (key order, white space and 1 or 1.0 do not matter), other
+    text without regard to case, surrounding punctuation and runs of white space.
     """
     try:
-        return json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False)
-    except ValueError:
-        return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'").casefold()
+        value = json.loads(text, parse_float=_number)
+        if isinstance(value, dict | list):
+            return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        pass  # not JSON, or a text that opens thousands of brackets: compared as text
+    return re.sub(r"\s+", " ", text).strip(" .,;:!?\"'").casefold()
+
+
+def _number(literal: str) -> float | int:
+    value = float(literal)
+    return int(value) if value.is_integer() else value
 
 
 def majority(candidates: Sequence[Candidate]) -> int:
