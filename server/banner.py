@@ -1,15 +1,17 @@
 """Tell whoever started the server when it is ready, where it is and how to call it."""
 
+import socket
 import ssl
 import sys
 import threading
 import time
 from argparse import Namespace
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from server.settings import Settings
 
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 2.0
 
 
 def announce(args: Namespace, settings: Settings, first_key: str | None) -> None:
@@ -19,27 +21,32 @@ def announce(args: Namespace, settings: Settings, first_key: str | None) -> None
 
 
 def _wait_and_print(args: Namespace, settings: Settings, first_key: str | None) -> None:
-    if args.uds:
-        return  # a socket for a proxy, not for people
     while not _healthy(args):
         time.sleep(_POLL_SECONDS)
-    print(text(_url(args), settings, first_key), file=sys.stdout, flush=True)
+    print(text(_url(args), settings, first_key, uds=args.uds), file=sys.stdout, flush=True)
 
 
 def _healthy(args: Namespace) -> bool:
-    host = _host(args)
-    if args.ssl_certfile:
-        context = ssl._create_unverified_context()  # noqa: S323, SLF001  # only asks its own process whether it is up
-        connection: HTTPConnection = HTTPSConnection(host, args.port, timeout=2, context=context)
-    else:
-        connection = HTTPConnection(host, args.port, timeout=2)
+    connection = _connection(args)
     try:
+        if args.uds:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(_ANSWER_SECONDS)
+            connection.sock.connect(args.uds)
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
-    except OSError:
+    except (OSError, HTTPException):
         return False
     finally:
         connection.close()
+
+
+def _connection(args: Namespace) -> HTTPConnection:
+    host = _host(args)
+    if not args.ssl_certfile:
+        return HTTPConnection(host, args.port, timeout=_ANSWER_SECONDS)
+    context = ssl._create_unverified_context()  # noqa: S323, SLF001  # only asks its own process whether it is up
+    return HTTPSConnection(host, args.port, timeout=_ANSWER_SECONDS, context=context)
 
 
 def _host(args: Namespace) -> str:
@@ -47,11 +54,16 @@ def _host(args: Namespace) -> str:
 
 
 def _url(args: Namespace) -> str:
-    return f"{'https' if args.ssl_certfile else 'http'}://{_host(args)}:{args.port}"
+    if args.uds:
+        return "http://localhost"
+    host = _host(args)
+    return f"{'https' if args.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{args.port}"
 
 
-def text(url: str, settings: Settings, first_key: str | None) -> str:
-    """The banner. Without a fresh key it says how to make one."""
+def text(url: str, settings: Settings, first_key: str | None, *, uds: str | None = None) -> str:
+    """The banner. Without a fresh key it says how to make one; `uds` is the socket that takes the place of
+    a port."""
+    curl, place = (f"curl --unix-socket {uds}", uds) if uds else ("curl", url)
     key = first_key or "$STEERSMAN_KEY"
     shown = (
         f"API key (shown once): {first_key}"
@@ -59,11 +71,11 @@ def text(url: str, settings: Settings, first_key: str | None) -> str:
         else "API key: as made before; `steersman keys create` makes another"
     )
     return f"""
-Steersman is ready: {url}
+Steersman is ready: {place}
 {shown}
 Data: {settings.home}
 
-curl {url}/v1/chat/completions \\
+{curl} {url}/v1/chat/completions \\
   -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
   -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}], "max_tokens": 40}}'
 """

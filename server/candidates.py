@@ -7,7 +7,7 @@ responses through the few attributes below and knows no engine.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -78,8 +78,11 @@ def mean_logprob(choice: Any) -> float:
     """Mean log-probability per token in nats, of a chat or a completion choice that carries logprobs."""
     if choice.logprobs is None:
         return float("-inf")
-    chat = getattr(choice.logprobs, "content", None)
-    values = [token.logprob for token in chat] if chat is not None else choice.logprobs.token_logprobs
+    tokens = getattr(choice.logprobs, "content", None)
+    if tokens is None:
+        values = getattr(choice.logprobs, "token_logprobs", None) or ()
+    else:
+        values = [token.logprob for token in tokens]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else float("-inf")
 
@@ -111,6 +114,8 @@ async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, 
         whole = choice.model_dump(exclude_none=True)
         if chat:
             whole["delta"] = whole.pop("message")
+            for index, call in enumerate(whole["delta"].get("tool_calls", ())):
+                call["index"] = index  # a stream's clients join the pieces of a call by it
         yield _event({**head, "choices": [{"finish_reason": None, **whole}]})
     if include_usage:
         yield _event({**head, "choices": [], "usage": answer.usage.model_dump(exclude_none=True)})
@@ -118,20 +123,21 @@ async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, 
 
 
 async def interleave(
-    streams: Sequence[AsyncIterator[str]], firsts: Sequence[bool], *, include_usage: bool
+    streams: Sequence[AsyncGenerator[str, None]], firsts: Sequence[bool], *, include_usage: bool
 ) -> AsyncGenerator[str, None]:
     """One SSE stream out of one per candidate, each of which ends with a usage chunk and `[DONE]`.
 
-    Chunks pass as they come, under the first stream's id, with the candidate as `index`. Closing this
-    generator cancels all streams.
+    Chunks pass as they come, under the first id to arrive, with the candidate as `index`. The first error,
+    as an event or as an exception, ends it. Ending or closing this generator closes all streams.
     """
     queue: asyncio.Queue[tuple[int, str | None] | Exception] = asyncio.Queue(maxsize=64)
 
-    async def pump(slot: int, stream: AsyncIterator[str]) -> None:
+    async def pump(slot: int, stream: AsyncGenerator[str, None]) -> None:
         counts_prompt.set(firsts[slot])
         try:
-            async for event in stream:
-                await queue.put((slot, event))
+            async with aclosing(stream):
+                async for event in stream:
+                    await queue.put((slot, event))
             await queue.put((slot, None))
         except Exception as error:  # noqa: BLE001  # whatever a stream raises, the reader below raises
             await queue.put(error)

@@ -11,6 +11,8 @@ from server.errors import PayloadTooLarge, render
 from server.metrics import HTTP_DURATION
 
 _ID = b"x-request-id"
+# A client may send any word as its method; a label must not grow with what clients send.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Edge:
                 await self.app(scope, body, stamped)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            HTTP_DURATION.labels(scope["method"], route, str(status)).observe(time.perf_counter() - started)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            HTTP_DURATION.labels(method, route, str(status)).observe(time.perf_counter() - started)
 
 
 def _take_id(scope: Scope) -> bytes:
@@ -70,18 +73,16 @@ async def _limited(scope: Scope, receive: Receive, limit: int) -> Receive | None
     if b"transfer-encoding" not in headers:
         length = headers.get(b"content-length", b"0")
         return receive if not length.isdigit() or int(length) <= limit else None
-    chunks: list[bytes] = []
-    size, more = 0, True
-    while more:
+    body = bytearray()
+    message: Message = {"more_body": True}
+    while message.get("more_body", False):
         message = await receive()
-        if message["type"] == "http.disconnect":
-            break
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        more = message.get("more_body", False)
-        if size > limit:
+        body += message.get("body", b"")
+        if len(body) > limit:
             return None
-    pending: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
+    if message["type"] == "http.request":
+        message = {"type": "http.request", "body": bytes(body), "more_body": False}
+    pending = [message]  # or the disconnect: half a body is not a body
 
     async def replay() -> Message:
         return pending.pop() if pending else await receive()

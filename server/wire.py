@@ -2,14 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked
+from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked, known_method
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
 
 INT32_MAX = 2**31 - 1
 NATIVE_TEMPERATURE = 0.7  # Axionic's own routes; /v1 follows the model's generation config
 
+MethodName = Annotated[str, AfterValidator(known_method)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=-1, le=INT32_MAX, description="0 and -1 mean: no limit")]
@@ -34,7 +35,9 @@ class Strict(BaseModel):
 class AxionicFields(BaseModel):
     """What Axionic's /v1 routes take beside OpenAI's and vLLM's fields."""
 
-    sampling_method: str | None = Field(default=None, description="one of the ten methods, or an alias")
+    sampling_method: MethodName | None = Field(
+        default=None, description="one of the ten methods, or an alias"
+    )
     typical_p: TypicalP | None = None
     ads_subset_size: AdsSubsetSize | None = None
     ads_beta: AdsBeta | None = None
@@ -93,7 +96,7 @@ class GenerateRequest(NativeSampling):
     prompt: str = Field(min_length=1)
     model: str | None = None
     max_tokens: MaxTokens = 50
-    sampling_method: str = "top-k"
+    sampling_method: MethodName = "top-k"
     steering_vector_id: str | None = None
     steering_strength: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     stream: bool | None = Field(default=None, description="true: SSE; absent: as the Accept header says")
@@ -105,7 +108,7 @@ class SamplingRequest(Strict):
     prompt: str = Field(min_length=1)
     model: str | None = None
     max_new_tokens: MaxTokens = 128
-    method: str | None = None
+    method: MethodName | None = None
     params: NativeSampling | None = None
     json_schema: dict[str, JsonValue] | None = None
     regex_pattern: str | None = None

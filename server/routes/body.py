@@ -1,27 +1,56 @@
 """Strict JSON bodies: what a client sent must be JSON, and nothing else."""
 
 import json
-from collections.abc import Callable, Coroutine
+import re
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn
 
 from fastapi import Request
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.errors import InvalidRequest
 
+MAX_NESTING = 128  # of objects and arrays: deep enough for any schema, far from the interpreter's limit
+_TOO_DEEP = f"the JSON body nests deeper than {MAX_NESTING} levels"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
 
 class JsonRequest(Request):
     async def json(self) -> Any:
-        """Raises InvalidRequest for what RFC 8259 does not allow, NaN and Infinity included."""
+        """Raises InvalidRequest for what RFC 8259 does not allow, NaN and Infinity included, for half of a
+        surrogate pair, which no answer could quote, and for nesting beyond MAX_NESTING."""
         if not hasattr(self, "_json"):
             try:
-                self._json = json.loads(await self.body(), parse_constant=_refuse_constant)
+                self._json = _parsed(await self.body())
             except RecursionError as error:
-                raise InvalidRequest("the JSON body is nested too deeply", code="json_invalid") from error
+                raise InvalidRequest(_TOO_DEEP, code="json_invalid") from error
             except ValueError as error:
                 raise InvalidRequest(f"the body is not valid JSON: {error}", code="json_invalid") from error
         return self._json
+
+
+def _parsed(body: bytes) -> Any:
+    value = json.loads(body.decode(), parse_constant=_refuse_constant)
+    if _SURROGATE.search(body):
+        json.dumps(value, ensure_ascii=False).encode()
+    if body.count(b"[") + body.count(b"{") > MAX_NESTING:
+        _check_nesting(value)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    level: list[Any] = [[value]]
+    for _ in range(MAX_NESTING + 1):
+        level = [child for node in level for child in _children(node) if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise InvalidRequest(_TOO_DEEP, code="json_invalid")
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -40,6 +69,12 @@ class JsonRoute(APIRoute):
                 media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if media_type != "application/json":
                     raise InvalidRequest("send the body as application/json", param="content-type")
-            return await handle(JsonRequest(request.scope, request.receive))
+                request = JsonRequest(request.scope, request.receive)
+                try:
+                    if await request.body():
+                        await request.json()  # here, because FastAPI answers any error of its own read alike
+                except ClientDisconnect as error:
+                    raise InvalidRequest("the connection closed before the body was complete") from error
+            return await handle(request)
 
         return strict
