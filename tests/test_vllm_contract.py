@@ -93,9 +93,9 @@ def test_our_calls_fit_the_signatures(dotted):
 
 _SHARED = (
     "model temperature top_p top_k min_p n seed stop max_tokens min_tokens presence_penalty frequency_penalty"
-    " repetition_penalty length_penalty stop_token_ids logit_bias logprobs stream stream_options response_format"
-    " structured_outputs use_beam_search vllm_xargs ignore_eos bad_words allowed_token_ids watermarking"
-    " include_stop_str_in_output skip_special_tokens logprob_token_ids"
+    " repetition_penalty length_penalty stop_token_ids logit_bias logprobs stream stream_options"
+    " response_format structured_outputs use_beam_search vllm_xargs ignore_eos bad_words allowed_token_ids"
+    " watermarking include_stop_str_in_output skip_special_tokens logprob_token_ids"
 )
 # class → fields that we read, set or override
 FIELDS = {
@@ -210,7 +210,7 @@ def test_the_flags_we_set_exist():
     expected = (
         "model_tag served_model_name tool_call_parser enable_auto_tool_choice kv_cache_memory_bytes"
         " enforce_eager logits_processors speculative_config shutdown_timeout gpu_memory_utilization headless"
-        " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile uds"
-        " host port"
+        " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile"
+        " uds host port"
     )
     assert set(expected.split()) <= args.keys()
