@@ -41,9 +41,11 @@ async def generate(request: GenerateRequest, raw_request: Request) -> Response:
 
 
 def _streams(request: GenerateRequest, raw: Request) -> bool:
+    """Events unless JSON is asked for: Axionic's client names no media type and reads nothing but events."""
     if request.stream is not None:
         return request.stream
-    return "text/event-stream" in raw.headers.get("accept", "")
+    accept = raw.headers.get("accept", "")
+    return "text/event-stream" in accept or "application/json" not in accept
 
 
 def _result(decoded: Decoded) -> dict[str, Any]:
