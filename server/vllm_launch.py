@@ -55,6 +55,8 @@ def _embedded(args: Namespace, settings: Settings) -> None:
     args.served_model_name = args.served_model_name or [embedded.NAME]
     args.tool_call_parser = args.tool_call_parser or "hermes"
     args.enable_auto_tool_choice = True
+    if args.tool_strict_level == "auto":
+        args.tool_strict_level = "parameter"  # so small a model needs its arguments' schema enforced
     if current_platform.is_cpu() and args.kv_cache_memory_bytes is None:
         args.kv_cache_memory_bytes = 2 * 1024**3
 
