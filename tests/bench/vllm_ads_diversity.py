@@ -24,6 +24,7 @@ SIBLINGS = 8
 TOKENS = 40
 BASE = {"subset_size": 32, "top_p": 0.9}  # what ADS truncates to, here
 BASE_TEMPERATURE = 0.8
+ENOUGH = 0.95  # share of resamples in which a rival's grid must reach the setting's NLL
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,15 @@ def print_differences(scores: dict[Setting, Scores]) -> None:
         for family in families:
             rivals = [scores[s] for s in scores if s.family == family and not s.beta]
             gap = at_equal_nll(scores[setting], rivals)
+            reached = gap.bracketed >= ENOUGH
             cells = [
-                f"{gap.estimate[m]:+.3f} [{gap.low[m]:+.3f}, {gap.high[m]:+.3f}]" if gap.bracketed else "–"
+                f"{gap.estimate[m]:+.3f} [{gap.low[m]:+.3f}, {gap.high[m]:+.3f}]" if reached else "–"
                 for m in range(3)
             ]
-            wins = bool(gap.bracketed and gap.low[0] > 0 and gap.high[1] < 0)
+            wins = bool(reached and gap.low[0] > 0 and gap.high[1] < 0)
             print(
                 f"| β {setting.beta:g}{', α .5' if setting.kernel else ''} | {family} | {' | '.join(cells)} "
-                f"| {gap.bracketed:.0%} | {'yes' if wins else 'no'} |"
+                f"| {gap.bracketed:.0%} | {'yes' if wins else 'no' if reached else '–'} |"
             )
 
 

@@ -351,3 +351,23 @@ def test_loads_by_qualified_name():
     from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
 
     assert _load_logitsprocs_by_fqcns(["processors.vllm_logits:SteersmanLogits"]) == [SteersmanLogits]
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_the_host_never_reads_the_device(tmp_path, kernel):
+    """A step works on tensors without data, where any wait for a GPU's values would raise."""
+    from safetensors.torch import save_file
+
+    save_file({"table": torch.eye(V).half()}, tmp_path / "table.safetensors")
+    additional = {TABLE_KEY: str(tmp_path / "table.safetensors")} if kernel else {}
+    subject = SteersmanLogits(engine_config(**additional), torch.device("meta"), False)
+    first, second = (AdsArgs(group=1, slot=slot, siblings=2, top_p=0.9, min_p=0.1) for slot in (0, 1))
+    requests = [params(TypicalArgs(0.9, 0.1), first), SamplingParams(), params(ads=second)]
+    added = [(row, request, [1, 2, 3]) for row, request in enumerate(requests)]
+    subject.update_state(update(3, added=added))
+    z = torch.empty(3, V, device="meta")
+    with pytest.raises(RuntimeError):
+        bool(z.any())
+    assert subject.apply(z) is z
+    subject.update_state(update(2, removed=[0], moved=[(2, 0, ONE_WAY)]))
+    subject.apply(torch.empty(2, V, device="meta"))
