@@ -1,0 +1,118 @@
+"""Steersman's own metrics: names and labels that dashboards and alerts rely on."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from server import metrics
+
+CONTRACT = {
+    # name on /metrics: (type, labels)
+    "steersman_sampling_requests_total": ("counter", ["method"]),
+    "steersman_constraint_requests_total": ("counter", ["type", "outcome"]),
+    "steersman_auth_attempts_total": ("counter", ["method", "outcome"]),
+    "steersman_http_request_duration_seconds": ("histogram", ["method", "route", "status"]),
+    "steersman_build_info": ("gauge", ["version", "vllm"]),
+}
+OURS = (
+    metrics.SAMPLING_REQUESTS,
+    metrics.CONSTRAINT_REQUESTS,
+    metrics.AUTH_ATTEMPTS,
+    metrics.HTTP_DURATION,
+    metrics.BUILD_INFO,
+)
+
+
+def exposition() -> str:
+    """Our metrics alone, each with a sample, as /metrics would write them."""
+    registry = CollectorRegistry()
+    for metric in OURS:
+        metric.labels(*["x"] * len(metric._labelnames))
+        registry.register(metric)
+    return generate_latest(registry).decode()
+
+
+def test_names_types_and_labels():
+    """Each metric has the documented name, type and labels, and there are no others of our own."""
+    found = {}
+    for family in text_string_to_metric_families(exposition()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        if name.endswith("_created"):
+            continue  # the client library's own
+        found[name] = (family.type, {label for s in family.samples for label in s.labels} - {"le"})
+        assert family.documentation
+    assert found == {name: (kind, set(labels)) for name, (kind, labels) in CONTRACT.items()}
+
+
+def test_all_are_exposed():
+    """Every metric stands in the registry that /metrics reads, and no other of our name beside them."""
+    names = {
+        name
+        for collector, names in REGISTRY._collector_to_names.items()
+        if collector in OURS
+        for name in names
+    }
+    assert set(CONTRACT) <= names
+    assert {name for name in REGISTRY._names_to_collectors if name.startswith("steersman_")} <= names
+
+
+def test_durations_cover_a_long_stream():
+    """The buckets reach from milliseconds to minutes, as tokens stream for long."""
+    bounds = metrics.HTTP_DURATION._upper_bounds
+    assert bounds[0] <= 0.01
+    assert bounds[-2] >= 300
+    assert bounds == sorted(bounds)
+
+
+def test_build_info(monkeypatch):
+    """The build metric is 1 under the installed versions; without an engine it says so."""
+    monkeypatch.setattr(metrics, "version", {"steersman": "1.2.3"}.__getitem__)
+    monkeypatch.setattr(metrics, "PackageNotFoundError", KeyError)
+    metrics.record_build()
+    labels = {"version": "1.2.3", "vllm": "unknown"}
+    assert REGISTRY.get_sample_value("steersman_build_info", labels) == 1
+
+
+def test_the_first_installed_name_counts():
+    """An engine may be installed under either of its names."""
+    assert metrics.package_version("no-such-package", "pytest") == pytest.__version__
+    assert metrics.package_version("no-such-package") == "unknown"
+
+
+def test_several_processes_share_one_build(tmp_path):
+    """With several API servers the build metric is one series of 1, not one for each process."""
+    program = (
+        "from server.metrics import record_build; record_build()\n"
+        "from prometheus_client import CollectorRegistry, generate_latest\n"
+        "from prometheus_client.multiprocess import MultiProcessCollector\n"
+        "registry = CollectorRegistry(); MultiProcessCollector(registry)\n"
+        "print(generate_latest(registry).decode())\n"
+    )
+    command = [sys.executable, "-c", program]
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))}
+    for _ in range(2):
+        output = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+    samples = [line for line in output.splitlines() if line.startswith("steersman_build_info{")]
+    assert len(samples) == 1
+    assert samples[0].endswith(" 1.0")
+    assert "pid=" not in samples[0]
+
+
+def test_promtool_has_no_complaint():
+    """Prometheus's own linter accepts the names, types and help texts."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool to check with: apt-get install prometheus")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=exposition(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
