@@ -45,7 +45,7 @@ Generate = Callable[[Asked], Awaitable[Sequence[Answer]]]
 async def run(policy: RuntimePolicy, generate: Generate) -> Outcome:
     """At most 1 + retry_on_failure rounds; the winner over all of them: accepted, then score, then speed.
 
-    `generate` gives at least one answer. Raises what it raises, and PlanError for an unknown method.
+    `generate` gives at least one answer; what it raises passes through.
     """
     trials: list[Trial] = []
     for number in range(policy.optimization.retry_on_failure + 1):

@@ -45,7 +45,7 @@ def majority(candidates: Sequence[Candidate]) -> int:
     ballots = [normalise(candidate.text) for candidate in candidates]
     votes = Counter(ballots)
 
-    def rank(index: int) -> tuple[int, float, int]:
-        return votes[ballots[index]], candidates[index].mean_logprob, -index
+    def rank(index: int) -> tuple[int, float]:
+        return votes[ballots[index]], candidates[index].mean_logprob
 
     return max(range(len(candidates)), key=rank)
