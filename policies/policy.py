@@ -16,7 +16,7 @@ from policies.sampling import known_method
 def _sound_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
     from_json_schema(schema)
     if not isinstance(schema.get("$schema", ""), str):
-        raise ValueError("`$schema` is the URI of a dialect, a string")
+        raise ValueError("`$schema` is the URI of a dialect, a string")  # noqa: TRY004  # as pydantic wants
     return schema
 
 
