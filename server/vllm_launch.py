@@ -106,13 +106,21 @@ def _defaults() -> dict[str, object]:
     if current_platform.is_cpu():
         # Here it means the share of the machine's memory that must be free at start.
         defaults["gpu_memory_utilization"] = 0.3
+        # A seeded request whose prefill is cut kills vLLM 0.32's engine: its runner rewinds the request's
+        # random generator, which on a CPU cannot be.
+        defaults["enable_chunked_prefill"] = False
     return defaults
 
 
 def _complete(args: Namespace) -> None:
     """What follows from the flags."""
+    if current_platform.is_cpu() and args.enable_chunked_prefill:
+        sys.exit("--enable-chunked-prefill: on a CPU, vLLM's engine dies of a seeded request's second chunk")
     if current_platform.is_cpu() and not args.steersman_compile:
         args.enforce_eager = True
+    # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.
+    if args.structured_outputs_config.backend == "auto":
+        args.structured_outputs_config.backend = "xgrammar"
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
         args.logits_processors = [*(args.logits_processors or []), LOGITS_PROCESSOR]

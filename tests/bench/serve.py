@@ -26,7 +26,13 @@ from typing import Any
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent
 ENGINE_FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "64", "--enforce-eager"]
-CPU_FLAGS = ["--gpu-memory-utilization", "0.3", "--kv-cache-memory-bytes", str(1024**3)]
+CPU_FLAGS = [
+    "--no-enable-chunked-prefill",
+    "--gpu-memory-utilization",
+    "0.3",
+    "--kv-cache-memory-bytes",
+    str(1024**3),
+]
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 PROMPTS = {1: 6, 8: 32, 32: 96}  # concurrency → requests of one run
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 300}  # longer than any output here
