@@ -9,6 +9,7 @@ SteersmanError
 ├── Conflict            409
 ├── PayloadTooLarge     413
 ├── NotSupported        501: understood, but not served here
+├── HttpError           what the framework answers by itself: 405 and the like
 └── Unavailable         503: later it may work; `retry_after` says when
 
 Code raises these; `render` is the only place that knows the shapes of api families.
@@ -119,6 +120,16 @@ class PayloadTooLarge(SteersmanError):
 class NotSupported(SteersmanError):
     status = HTTPStatus.NOT_IMPLEMENTED
     type = "not_supported_error"
+
+
+class HttpError(SteersmanError):
+    """An HTTP status that the framework answers and no class above stands for, such as 405."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = HTTPStatus(status)  # type: ignore[misc]  # the one class whose status varies
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.type = "invalid_request_error"  # type: ignore[misc]
 
 
 class Unavailable(SteersmanError):
