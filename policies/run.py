@@ -40,21 +40,28 @@ class Outcome:
 
 
 Generate = Callable[[Asked], Awaitable[Sequence[Answer]]]
+Judge = Callable[[Sequence[str], RuntimePolicy], Awaitable[Sequence[Verdict]]]
 
 
-async def run(policy: RuntimePolicy, generate: Generate) -> Outcome:
+async def judge_here(texts: Sequence[str], policy: RuntimePolicy) -> Sequence[Verdict]:
+    """For policies that may be trusted: a client's regex or schema can take for ever."""
+    return [judge(text, policy) for text in texts]
+
+
+async def run(policy: RuntimePolicy, generate: Generate, judge_round: Judge = judge_here) -> Outcome:
     """At most 1 + retry_on_failure rounds; the winner over all of them: accepted, then score, then speed.
 
-    `generate` gives at least one answer; what it raises passes through.
+    `generate` gives at least one answer; what it and `judge_round` raise passes through.
     """
     trials: list[Trial] = []
     for number in range(policy.optimization.retry_on_failure + 1):
         started = time.perf_counter()
         answers = await generate(asked(policy, number))
         latency = round((time.perf_counter() - started) * 1000)
+        verdicts = await judge_round([answer.text for answer in answers], policy)
         trials += [
-            Trial(answer, judge(answer.text, policy), latency, number, slot)
-            for slot, answer in enumerate(answers)
+            Trial(answer, verdict, latency, number, slot)
+            for slot, (answer, verdict) in enumerate(zip(answers, verdicts, strict=True))
         ]
         winner = max(trials, key=lambda t: (t.verdict.accepted, t.verdict.score, -t.latency_ms))
         if winner.verdict.accepted:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from server.auth import KeyRing
 from server.constraints import ConstraintChecker
+from server.judge import JudgeProcess
 from server.settings import Settings
 from server.store import Store
 from server.usage import UsageMeter
@@ -19,3 +20,4 @@ class ServerState:
     models: ServedModels
     checker: ConstraintChecker
     serving: Serving
+    judge: JudgeProcess

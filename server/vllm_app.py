@@ -30,6 +30,7 @@ from server.auth import Authentication, KeyRing
 from server.constraints import ConstraintChecker
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError, render
+from server.judge import JudgeProcess
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.routes import keys, native, openai, policies
 from server.settings import Settings
@@ -41,6 +42,7 @@ from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_serving import ServedModels, Serving, translated
 
 _FLUSH_SECONDS = 5.0
+_JUDGE_SECONDS = 2.0
 
 
 class SteersmanPlugin:
@@ -83,7 +85,14 @@ class SteersmanPlugin:
             ranks=_ranks(engine_client),
         )
         state.steersman = ServerState(
-            doors.settings, doors.store, doors.keyring, meter, models, checker, serving
+            doors.settings,
+            doors.store,
+            doors.keyring,
+            meter,
+            models,
+            checker,
+            serving,
+            JudgeProcess(_JUDGE_SECONDS),
         )
         record_build()
         _handle_errors(app)
@@ -158,6 +167,7 @@ def _run_beside(app: FastAPI, server: ServerState) -> None:
                 with suppress(asyncio.CancelledError):
                     await flushing
                 await server.checker.close()
+                await server.judge.close()
                 await server.store.close()
 
     app.router.lifespan_context = lifespan

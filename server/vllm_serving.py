@@ -7,9 +7,10 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import functools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
@@ -137,13 +138,14 @@ class Serving:
         stream = result if model == self._answering(request.model) else _renamed(result, model)
         return Decoded(planned, model, stream=with_sse_keep_alive(stream, self.keep_alive))
 
-    def plan(self, asked: Asked) -> Plan:
+    def plan(self, asked: Asked, names: Mapping[str, str] = MappingProxyType({})) -> Plan:
+        """Raises InvalidRequest and NotSupported; `names` says what the request calls a field of Asked."""
         try:
             return plan(asked, self.facts)
         except UnavailableError as error:
-            raise NotSupported(str(error), param=error.field) from error
+            raise NotSupported(str(error), param=names.get(error.field, error.field)) from error
         except PlanError as error:
-            raise InvalidRequest(str(error), param=error.field) from error
+            raise InvalidRequest(str(error), param=names.get(error.field, error.field)) from error
 
     def prompted(
         self, prompt: str, model: str | None, max_tokens: int, fields: NativeSampling, **more: Any
@@ -179,7 +181,7 @@ class Serving:
     async def _run(self, request: Decodable, raw: Request, planned: Plan) -> Any:
         if planned.candidates > 1 and planned.choose is Choose.ALL:
             return await self._siblings(request, raw, planned)
-        judged = planned.candidates > 1
+        judged = planned.candidates > 1 or bool(planned.models)
         if not request.stream or not (judged or planned.beam_width):
             return await (self._chosen(request, raw, planned) if judged else self._create(request, raw))
         # What is judged first can only be streamed afterwards.

@@ -87,6 +87,14 @@ def _event(payload: dict[str, Any]) -> str:
     return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
 
 
+# What planning calls a field → where it stands in this request.
+_SAMPLING_NAMES = {
+    **{field: f"params.{field}" for field in NativeSampling.model_fields},
+    "sampling_method": "method",
+    "best_of": "best_of_n",
+}
+
+
 @router.post("/sampling/generate", response_model=SamplingResponse)
 @guarded
 async def sampling_generate(request: SamplingRequest, raw_request: Request) -> Response:
@@ -105,7 +113,7 @@ async def sampling_generate(request: SamplingRequest, raw_request: Request) -> R
         ensemble_models=tuple(request.ensemble_models or ()),
         draft_model=request.draft_model,
     )
-    planned = serving.plan(own_fields(asked))
+    planned = serving.plan(own_fields(asked), _SAMPLING_NAMES)
     sent = serving.prompted(request.prompt, request.model, request.max_new_tokens, fields, **constraints)
     decoded = await serving.decode(sent, raw_request, planned)
     answer = SamplingResponse(

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from policies.policy import RuntimePolicy
-from policies.run import Answer, Outcome, Trial, run
-from policies.sampling import Asked, PlanError
+from policies.policy import RuntimePolicy, SamplingControls
+from policies.run import Answer, Outcome, Trial, judge_here, run
+from policies.sampling import Asked
 from server.candidates import text_of
 from server.errors import InvalidRequest, NotSupported
 from server.routes.body import JsonRoute
@@ -18,6 +18,15 @@ from server.vllm_serving import Serving, guarded
 from server.wire import MaxTokens, NativeSampling, Strict
 
 router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
+
+
+# What planning calls a field → where it stands in the request.
+_NAMES = {
+    **{field: f"policy.sampling.{field}" for field in SamplingControls.model_fields},
+    "sampling_method": "policy.sampling.method",
+    "n": "policy.optimization.best_of_n",
+    "best_of": "policy.optimization.best_of_n",
+}
 
 
 class PolicyRunRequest(Strict):
@@ -36,12 +45,13 @@ async def run_policy(request: PolicyRunRequest, raw_request: Request) -> Respons
         raise NotSupported("stored policies are not served by this version; send `policy`", param="policy_id")
     if request.policy is None:
         raise InvalidRequest("send a `policy`", param="policy")
-    try:
-        outcome = await run(
-            request.policy, functools.partial(_generate, request, request.policy, raw_request)
-        )
-    except PlanError as error:
-        raise InvalidRequest(str(error), param=f"policy.sampling.{error.field}") from error
+    constraints = request.policy.constraints
+    own = constraints.json_schema is not None or constraints.regex_pattern is not None
+    outcome = await run(
+        request.policy,
+        functools.partial(_generate, request, request.policy, raw_request),
+        raw_request.app.state.steersman.judge if own else judge_here,
+    )
     body = _response(outcome)
     if request.include_trace:
         body["trace"] = _trace(request.policy, outcome)
@@ -63,7 +73,7 @@ async def _generate(
     sent = serving.prompted(
         request.prompt, model, request.max_new_tokens, fields, n=asked.n, **_constraint(policy)
     )
-    decoded = await serving.decode(sent, raw, serving.plan(asked))
+    decoded = await serving.decode(sent, raw, serving.plan(asked, _NAMES))
     choices = decoded.response.choices
     tokens = decoded.response.usage.completion_tokens // len(choices)
     return [
