@@ -8,10 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest as VllmCompletionRequest
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
@@ -108,6 +118,16 @@ class Planned(AxionicFields, _VllmFields):
             names = ", ".join(sorted(reserved))
             raise ValueError(f"vllm_xargs: {names} are set by the server; use sampling_method and its fields")
         return data
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _typed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """vLLM's own checks come before pydantic's of the types, and trip over values of others."""
+        try:
+            return handler(data)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            field = next((name for name in data if not _fits(cls, name, data[name])), None)
+            raise VLLMValidationError(f"`{field}` has a value of another type", parameter=field) from error
 
     def asked(self) -> Asked:
         beam = "constrained-beam-search" if self.use_beam_search else None
@@ -219,6 +239,16 @@ class Planned(AxionicFields, _VllmFields):
             stop_token_ids=list(self.stop_token_ids or ()),
             watermarking=self.watermarking,
         )
+
+
+def _fits(model: type[BaseModel], name: str, value: Any) -> bool:
+    field = model.model_fields.get(name)
+    annotation: Any = Any if field is None else field.annotation
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 class ChatRequest(Planned, ChatCompletionRequest):
