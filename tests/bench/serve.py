@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,25 +82,29 @@ def main() -> None:
     args = parser.parse_args()
     model = args.model or _embedded()
     lines = [f"## {datetime.now(UTC):%Y-%m-%d}, {_machine()}, {model.name}\n"]
-    with tempfile.TemporaryDirectory() as scratch, _steersman(model, Path(scratch)) as ours:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _steersman(model, Path(scratch)) as ours,
+        closing(Load(model, ours.key, Path(scratch) / "load.log")) as load,
+    ):
         if args.only != "methods":
             with _stock(model, Path(scratch)) as stock:
-                lines += _against_stock(ours, stock, model, args)
+                lines += _against_stock(ours, stock, load, args)
         if args.only != "stock":
-            lines += _methods(ours, model, args)
+            lines += _methods(ours, load, args)
     print("\n".join(lines))
     if args.markdown:
         with args.markdown.open("a") as out:
             out.write("\n".join(lines) + "\n\n")
 
 
-def _against_stock(ours: Served, stock: Served, model: Path, args: argparse.Namespace) -> list[str]:
+def _against_stock(ours: Served, stock: Served, load: Load, args: argparse.Namespace) -> list[str]:
     rows = [
         "| concurrent | stock tok/s | Steersman tok/s | ratio | stock TTFT ms | Steersman TTFT ms | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for concurrency in args.concurrency:
-        pairs = _alternate([(stock, {}), (ours, {})], model, concurrency, args.rounds)
+        pairs = _alternate([(stock, {}), (ours, {})], load, concurrency, args.rounds)
         speeds = [f"{_median(results, 'tokens_per_second'):.1f}" for results in pairs]
         delays = [f"{_median(results, 'ttft_ms'):.0f}" for results in pairs]
         cells = [
@@ -114,7 +118,7 @@ def _against_stock(ours: Served, stock: Served, model: Path, args: argparse.Name
     return ["Plain completions against stock vLLM (tok/s ≥ 0.98, TTFT ≤ 1.05):\n", *rows, ""]
 
 
-def _methods(ours: Served, model: Path, args: argparse.Namespace) -> list[str]:
+def _methods(ours: Served, load: Load, args: argparse.Namespace) -> list[str]:
     rows = [
         "| method | concurrent | baseline tok/s | method tok/s | ratio | bound |",
         "|---|---|---|---|---|---|",
@@ -122,7 +126,7 @@ def _methods(ours: Served, model: Path, args: argparse.Namespace) -> list[str]:
     for case in CASES:
         for concurrency in args.concurrency:
             loads = [(ours, BASELINES[case.against]), (ours, case.body)]
-            pairs = _alternate(loads, model, concurrency, args.rounds)
+            pairs = _alternate(loads, load, concurrency, args.rounds)
             speeds = [f"{_median(results, 'tokens_per_second'):.1f}" for results in pairs]
             name, ratio = f"{case.name} / {case.against}", _ratio(pairs, "tokens_per_second")
             rows.append(f"| {' | '.join([name, str(concurrency), *speeds, ratio, f'≥ {case.bound}'])} |")
@@ -130,7 +134,7 @@ def _methods(ours: Served, model: Path, args: argparse.Namespace) -> list[str]:
 
 
 def _alternate(
-    loads: Sequence[tuple[Served, dict[str, Any]]], model: Path, concurrency: int, rounds: int
+    loads: Sequence[tuple[Served, dict[str, Any]]], load: Load, concurrency: int, rounds: int
 ) -> list[list[Result]]:
     """One list of results per load; the first round warms up and is dropped, the order turns each round."""
     results: list[list[Result]] = [[] for _ in loads]
@@ -138,37 +142,51 @@ def _alternate(
         order = list(range(len(loads)))
         for index in order if number % 2 else reversed(order):
             served, body = loads[index]
-            result = _load(served, body, model, concurrency, seed=number)
+            result = load(served, body, concurrency, seed=number)
             if number:
                 results[index].append(result)
     return results
 
 
-def _load(served: Served, body: dict[str, Any], model: Path, concurrency: int, seed: int) -> Result:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            str(HERE / "vllm_load.py"),
-            "--backend",
-            "openai",
-            "--base-url",
-            served.url,
-        ]
-        command += ["--model", "bench", "--tokenizer", str(model), "--dataset-name", "random"]
-        command += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)]
-        command += ["--num-prompts", str(PROMPTS[concurrency]), "--max-concurrency", str(concurrency)]
-        command += ["--seed", str(seed), "--ignore-eos", "--disable-tqdm", "--save-result"]
-        command += ["--result-dir", folder, "--result-filename", "result.json"]
-        if body:
-            command += ["--extra-body", json.dumps(body)]
-        environ = os.environ | {"OPENAI_API_KEY": served.key, "VLLM_NO_USAGE_STATS": "1"}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"the load generator failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        result = json.loads((Path(folder) / "result.json").read_text())
-    if result["completed"] != PROMPTS[concurrency]:
-        sys.exit(f"{served.name}: {result['completed']} of {PROMPTS[concurrency]} requests completed")
-    return Result(result["output_throughput"], result["median_ttft_ms"])
+class Load:
+    """The load generator, in a process of its own, so that its long start is paid once."""
+
+    def __init__(self, model: Path, key: str, log: Path) -> None:
+        self._model = model
+        environ = os.environ | {"OPENAI_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "TQDM_DISABLE": "1"}
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "vllm_load.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                text=True,
+                env=environ,
+            )
+
+    def __call__(self, served: Served, body: dict[str, Any], concurrency: int, seed: int) -> Result:
+        asked = ["--backend", "openai", "--base-url", served.url, "--model", "bench"]
+        asked += ["--tokenizer", str(self._model), "--dataset-name", "random", "--seed", str(seed)]
+        asked += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)]
+        asked += ["--num-prompts", str(PROMPTS[concurrency]), "--max-concurrency", str(concurrency)]
+        asked += ["--ignore-eos", "--disable-tqdm", *(["--extra-body", json.dumps(body)] if body else [])]
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(asked) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            sys.exit(f"the load generator failed:\n{self._log.read_text()[-4000:]}")
+        result = json.loads(line)
+        if result["completed"] != PROMPTS[concurrency]:
+            sys.exit(f"{served.name}: {result['completed']} of {PROMPTS[concurrency]} requests completed")
+        return Result(result["output_throughput"], result["median_ttft_ms"])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def _median(results: Sequence[Result], field: str) -> float:
