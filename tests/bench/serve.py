@@ -61,6 +61,47 @@ class Case:
     bound: float
 
 
+class Load:
+    """The load generator, in a process of its own, so that its long start is paid once."""
+
+    def __init__(self, model: Path, key: str, log: Path) -> None:
+        self._model = model
+        environ = os.environ | {"OPENAI_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "TQDM_DISABLE": "1"}
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "vllm_load.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                text=True,
+                env=environ,
+            )
+
+    def __call__(self, served: Served, body: dict[str, Any], concurrency: int, seed: int) -> Result:
+        asked = ["--backend", "openai", "--base-url", served.url, "--model", "bench"]
+        asked += ["--tokenizer", str(self._model), "--dataset-name", "random", "--seed", str(seed)]
+        asked += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)]
+        asked += ["--num-prompts", str(PROMPTS[concurrency]), "--max-concurrency", str(concurrency)]
+        asked += ["--ignore-eos", "--disable-tqdm", *(["--extra-body", json.dumps(body)] if body else [])]
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(asked) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            sys.exit(f"the load generator failed:\n{self._log.read_text()[-4000:]}")
+        result = json.loads(line)
+        if result["completed"] != PROMPTS[concurrency]:
+            sys.exit(f"{served.name}: {result['completed']} of {PROMPTS[concurrency]} requests completed")
+        return Result(result["output_throughput"], result["median_ttft_ms"])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 CASES = [
     Case("typical", {"temperature": 1.0, "sampling_method": "typical", "typical_p": 0.95}, "top-p", 0.97),
     Case("ADS", {"temperature": 1.0, "sampling_method": "ads"}, "top-p", 0.93),
@@ -146,47 +187,6 @@ def _alternate(
             if number:
                 results[index].append(result)
     return results
-
-
-class Load:
-    """The load generator, in a process of its own, so that its long start is paid once."""
-
-    def __init__(self, model: Path, key: str, log: Path) -> None:
-        self._model = model
-        environ = os.environ | {"OPENAI_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "TQDM_DISABLE": "1"}
-        self._log = log
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "vllm_load.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=out,
-                text=True,
-                env=environ,
-            )
-
-    def __call__(self, served: Served, body: dict[str, Any], concurrency: int, seed: int) -> Result:
-        asked = ["--backend", "openai", "--base-url", served.url, "--model", "bench"]
-        asked += ["--tokenizer", str(self._model), "--dataset-name", "random", "--seed", str(seed)]
-        asked += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)]
-        asked += ["--num-prompts", str(PROMPTS[concurrency]), "--max-concurrency", str(concurrency)]
-        asked += ["--ignore-eos", "--disable-tqdm", *(["--extra-body", json.dumps(body)] if body else [])]
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps(asked) + "\n")
-        stdin.flush()
-        line = stdout.readline()
-        if not line:
-            sys.exit(f"the load generator failed:\n{self._log.read_text()[-4000:]}")
-        result = json.loads(line)
-        if result["completed"] != PROMPTS[concurrency]:
-            sys.exit(f"{served.name}: {result['completed']} of {PROMPTS[concurrency]} requests completed")
-        return Result(result["output_throughput"], result["median_ttft_ms"])
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 def _median(results: Sequence[Result], field: str) -> float:
