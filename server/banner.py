@@ -77,5 +77,6 @@ Data: {settings.home}
 
 {curl} {url}/v1/chat/completions \\
   -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
-  -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}], "max_tokens": 40}}'
+  -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}],
+       "temperature": 0, "max_tokens": 40}}'
 """
