@@ -34,7 +34,7 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
 
 from server.vllm_grammar import GrammarCompiler, Refused
 
-_LISTED = 20  # log-probabilities to ask for at least: clients may ask for as many
+_LISTED = 256  # log-probabilities to ask for where the engine gives as many: they save requests
 _ALLOWED = 1024  # ids that a first request names as allowed; more cost more than they tell
 _CHUNKS = 8
 

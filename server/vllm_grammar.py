@@ -6,6 +6,7 @@ grammars compile in no time that later take seconds for each token, which the en
 other request waits.
 """
 
+import copy
 import gc
 import json
 import os
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -38,7 +39,11 @@ from vllm.v1.structured_output.backend_types import (
     StructuredOutputGrammar,
     StructuredOutputOptions,
 )
-from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, has_xgrammar_unsupported_json_features
+from vllm.v1.structured_output.backend_xgrammar import (
+    XgrammarBackend,
+    XgrammarGrammar,
+    has_xgrammar_unsupported_json_features,
+)
 from vllm.v1.structured_output.request import get_structured_output_key
 
 from policies.constraint import Constraint, subschemas
@@ -55,6 +60,10 @@ _MEAN_SECONDS = 0.05  # of one token, on average: about what a decoding step tak
 # xgrammar compiles schemas with these and then ignores them.
 _UNENFORCED = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems")
 
+
+# In a grammar as xgrammar prints it.
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')
+_TOKENS = re.compile(r"Token\(")
 
 _BACKENDS: dict[str, type[StructuredOutputBackend]] = {
     "xgrammar": XgrammarBackend,
@@ -102,7 +111,8 @@ class GrammarCompiler:
         factory = _BACKENDS.get(name)
         if factory is None:
             raise ValueError(f"constraints need one of the backends {sorted(_BACKENDS)}, not {name}")
-        config = replace(config, structured_outputs_config=replace(outputs, backend=name))
+        config = copy.copy(config)  # `replace` would run all of its checks and defaults again
+        config.structured_outputs_config = replace(outputs, backend=name)
         return cls(config, tokenizer, factory(config, tokenizer, config.model_config.get_vocab_size()))
 
     @property
@@ -120,12 +130,22 @@ class GrammarCompiler:
             raise Refused(_beyond_xgrammar(params) or _reason(error)) from error
         return get_structured_output_key(params)
 
-    def compiled(self, kind: StructuredOutputOptions, spec: str) -> StructuredOutputGrammar:
-        """A matcher at its start, for what `admit` returned. Raises Refused."""
+    def compiled(
+        self, kind: StructuredOutputOptions, spec: str, stop_token_ids: set[int] | None = None
+    ) -> StructuredOutputGrammar:
+        """A matcher at its start, for what `admit` returned. Raises Refused.
+
+        `stop_token_ids` end a text; by default they are the tokenizer's.
+        """
         try:
-            return self.backend.compile_grammar(kind, spec)
+            grammar = self.backend.compile_grammar(kind, spec, stop_token_ids)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise Refused(_reason(error)) from error
+        printed = str(grammar.ctx.grammar) if isinstance(grammar, XgrammarGrammar) else ""
+        if _TOKENS.search(_LITERAL.sub("", printed)):
+            # Its cache holds sets of tokens for equal, whatever their ids: one grammar gets another's masks.
+            raise Refused("A grammar of characters is served; sets of token ids are not.")
+        return grammar
 
     def allowed(self, grammar: StructuredOutputGrammar) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Shape (vocab_size,): the tokens that may come next."""
@@ -265,6 +285,7 @@ def _run_job(compiler: GrammarCompiler, connection: socket.socket) -> None:
         held = int(_status("VmSize")) * 1024
         resource.setrlimit(resource.RLIMIT_AS, (held + JOB_MEMORY, held + JOB_MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.nice(5)  # the server and the engine go first
         try:
             check(compiler, Constraint(job["kind"], job["spec"]))
             reason = None
@@ -282,14 +303,14 @@ def _status(field: str) -> str:
         return next(line.split()[1] for line in status if line.startswith(f"{field}:"))
 
 
-def serve(compiler: GrammarCompiler, requests: socket.socket) -> None:
-    """Fork for every connection that comes through `requests`, until the other end closes."""
+def serve(compiler: GrammarCompiler, requests: socket.socket) -> NoReturn:
+    """Fork for every connection that comes through `requests`, and exit when the other end closes."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     gc.freeze()  # forks share what is here; collections there would copy it
     while True:
         _, connections, _, _ = socket.recv_fds(requests, 1, 1)
         if not connections:
-            return
+            os._exit(0)  # nothing to tidy, and an interpreter this full takes seconds to end
         if os.fork():
             os.close(connections[0])
             continue

@@ -77,6 +77,7 @@ ACCEPTED = {
     "nested quantifiers": from_regex("(a|aa)*b"),
     "dots": from_regex(".*" * 20 + "x"),
     "ebnf": from_grammar('root ::= "yes" | "no" root'),
+    "literal like a token set": from_grammar('root ::= "Token(5)" [Token(]'),
     "lark": from_grammar('start: "yes" | "no" start'),
     "recursive": from_json_schema(
         {
@@ -112,6 +113,8 @@ REFUSED = {
     "deep regex": (from_regex("(" * 20_000 + "a" + ")" * 20_000), "Nest layer"),
     "bad ebnf": (from_grammar("root ::= missing"), 'Rule "missing" is not defined'),
     "free text": (from_grammar("Answer politely, in two sentences."), "Lark error at line 1"),
+    "token ids": (from_grammar("root ::= Token(5, 6)"), "sets of token ids"),
+    "other token ids": (from_grammar("root ::= ExcludeToken(5, 6)"), "sets of token ids"),
     "type": (from_json_schema({"type": "strin"}), "$.type"),
     "reference": (from_json_schema({"$ref": "#/$defs/x"}), "Cannot find field $defs"),
     "elsewhere": (from_json_schema({"$ref": "https://example.com/x.json"}), "only into its own schema"),
