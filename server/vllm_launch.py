@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -153,13 +154,29 @@ async def _serve_one(args: Namespace) -> int:
     signal.signal(signal.SIGTERM, _stop_starting)
     address, listener = setup_server(args, reuse_port=False)
     async with build_async_engine_client(args) as engine:
-        shutdown = await build_and_serve(engine, address, listener, args)
-        died = bool(engine.errored and not engine.is_running)
+        stops = _noting_stops(engine)
+        # By then the engine has drained: a connection still open waits for tokens that nobody makes.
+        shutdown = await build_and_serve(engine, address, listener, args, timeout_graceful_shutdown=2)
+        died = bool(engine.errored and not engine.is_running) and not stops
     try:
         await shutdown
     finally:
         listener.close()
     return 1 if died else 0
+
+
+def _noting_stops(engine: Any) -> list[float | None]:
+    """The timeouts with which a live engine was told to stop, filled as it is: afterwards it looks dead."""
+    stops: list[float | None] = []
+    shutdown = engine.shutdown
+
+    def noting(timeout: float | None = None) -> None:
+        if not engine.errored:
+            stops.append(timeout)
+        shutdown(timeout=timeout)
+
+    engine.shutdown = noting
+    return stops
 
 
 def _stop_starting(*_: object) -> None:
