@@ -81,6 +81,14 @@ CALLS = {
     "vllm.v1.structured_output.backend_types:StructuredOutputGrammar.reset": (1, ()),
     "vllm.sampling_params:SamplingParams._validate_structured_outputs": (4, ()),
     "vllm.exceptions:VLLMValidationError": (1, ("parameter", "value")),
+    "vllm.config:ModelConfig.try_get_generation_config": (1, ()),
+    "vllm.renderers:BaseRenderer.get_tokenizer": (1, ()),
+    "vllm.entrypoints.generate.beam_search.utils:BeamSearchSequence": (
+        0,
+        ("orig_prompt", "tokens", "logprobs"),
+    ),
+    "vllm.entrypoints.generate.beam_search.utils:BeamSearchSequence.get_prompt": (1, ()),
+    "vllm.v1.structured_output.backend_xgrammar:XgrammarGrammar": (3, ()),
 }
 
 
@@ -109,10 +117,16 @@ FIELDS = {
     " structured_outputs",
     "vllm.sampling_params:StructuredOutputsParams": "json regex grammar choice structural_tag json_object",
     "vllm.outputs:RequestOutput": "prompt_token_ids outputs",
-    "vllm.outputs:CompletionOutput": "index token_ids",
+    "vllm.outputs:CompletionOutput": "index text token_ids cumulative_logprob logprobs finish_reason"
+    " stop_reason",
+    "vllm.sampling_params:BeamSearchParams": "beam_width max_tokens ignore_eos temperature length_penalty"
+    " include_stop_str_in_output skip_special_tokens structured_outputs watermarking",
+    "vllm.logprobs:Logprob": "logprob rank decoded_token",
+    "vllm.v1.structured_output.backend_xgrammar:XgrammarGrammar": "vocab_size matcher ctx",
+    "vllm.v1.structured_output.backend_guidance:GuidanceGrammar": "ll_matcher",
     "vllm.config:VllmConfig": "model_config parallel_config scheduler_config speculative_config"
     " additional_config structured_outputs_config",
-    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config",
+    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config max_logprobs",
     "vllm.config:SchedulerConfig": "max_num_seqs",
     "vllm.config:ParallelConfig": "data_parallel_size data_parallel_external_lb data_parallel_hybrid_lb",
     "vllm.config:StructuredOutputsConfig": "backend",
