@@ -120,8 +120,11 @@ def _complete(args: Namespace) -> None:
     if current_platform.is_cpu() and not args.steersman_compile:
         args.enforce_eager = True
     # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.
-    if args.structured_outputs_config.backend == "auto":
-        args.structured_outputs_config.backend = "xgrammar"
+    outputs = args.structured_outputs_config
+    if outputs.backend == "auto":
+        outputs.backend = "xgrammar"
+        # Small models fill JSON with white space until max_tokens; compact JSON leaves them no room to.
+        outputs.disable_any_whitespace = True
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
         args.logits_processors = [*(args.logits_processors or []), LOGITS_PROCESSOR]
