@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from server.settings import Settings
 from server.store import Store
 
 LOGITS_PROCESSOR = "processors.vllm_logits:SteersmanLogits"
-_EPILOG = """vLLM's own flags follow in groups: --help=all lists every one, --help=GROUP one group,
---help=WORD those whose name holds the word."""
+_TITLE = "Steersman"
+_EPILOG = "--help=all lists every flag, --help=GROUP one group, --help=WORD those whose name holds the word."
 
 
 def serve(argv: list[str]) -> int:
@@ -64,13 +64,13 @@ def _embedded(args: Namespace, settings: Settings) -> None:
 
 def _parse(argv: list[str]) -> Namespace:
     parser = FlexibleArgumentParser(prog="steersman")
-    serve_parser = parser.add_subparsers(dest="subparser").add_parser(
+    serve_parser = parser.add_subparsers(dest="subparser", parser_class=_ServeParser).add_parser(
         "serve",
         usage="steersman serve [MODEL] [options]",
         description="Serve MODEL (a Hugging Face id or a local path; default: the embedded "
         f"{embedded.NAME}) over OpenAI's and Axionic's APIs.",
     )
-    ours = serve_parser.add_argument_group("Steersman", _describe_ours())
+    ours = serve_parser.add_argument_group(_TITLE, "Flags of Steersman's own.")
     for flag, options in _OURS.items():
         ours.add_argument(flag, dest=f"steersman_{flag.strip('-').replace('-', '_')}", **options)
     make_arg_parser(serve_parser)
@@ -82,9 +82,12 @@ def _parse(argv: list[str]) -> Namespace:
 
 
 _OURS: dict[str, dict[str, object]] = {
-    "--home": {"help": "Where the database and the prepared model live (STEERSMAN_HOME)."},
-    "--database-url": {"help": "sqlite+aiosqlite:///… or postgresql://… (STEERSMAN_DATABASE_URL)."},
-    "--max-body-bytes": {"type": int, "help": "Larger request bodies get 413."},
+    "--home": {"metavar": "PATH", "help": "Where the database and the prepared model live (STEERSMAN_HOME)."},
+    "--database-url": {
+        "metavar": "URL",
+        "help": "sqlite+aiosqlite:///… or postgresql://… (STEERSMAN_DATABASE_URL).",
+    },
+    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (8 MiB)."},
     "--constraint-seconds": {
         "type": float,
         "help": "How long a schema, regex or grammar may take to compile.",
@@ -97,8 +100,28 @@ _OURS: dict[str, dict[str, object]] = {
 }
 
 
-def _describe_ours() -> str:
-    return "; ".join(f"{flag}: {options['help']}" for flag, options in _OURS.items())
+class _ServeParser(FlexibleArgumentParser):
+    """Its help spells out our flags first; vLLM's, some three hundred, follow by group."""
+
+    usage: str | None
+    description: str | None
+
+    def format_help(self) -> str:
+        if self._search_keyword is not None:
+            return str(super().format_help())
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        formatter.start_section(_TITLE)
+        (ours,) = (group for group in self._action_groups if group.title == _TITLE)
+        formatter.add_arguments(ours._group_actions)  # noqa: SLF001  # as argparse's own format_help does
+        formatter.end_section()
+        usage, self.usage = self.usage, SUPPRESS
+        description, self.description = self.description, "vLLM's own flags, by group:"
+        try:
+            return f"{formatter.format_help()}\n{super().format_help()}"
+        finally:
+            self.usage, self.description = usage, description
 
 
 def _defaults() -> dict[str, object]:
