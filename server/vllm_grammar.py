@@ -285,7 +285,7 @@ def _run_job(compiler: GrammarCompiler, connection: socket.socket) -> None:
         held = int(_status("VmSize")) * 1024
         resource.setrlimit(resource.RLIMIT_AS, (held + JOB_MEMORY, held + JOB_MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.nice(5)  # the server and the engine go first
+        os.nice(10)  # the server and the engine go first
         try:
             check(compiler, Constraint(job["kind"], job["spec"]))
             reason = None

@@ -155,8 +155,11 @@ async def test_bombs_end_within_the_bound(checker: ConstraintChecker, name: str)
     began = time.monotonic()
     async with heartbeat() as late:
         await refusal(checker, BOMBS[name])
-    assert time.monotonic() - began < SECONDS + 2
-    assert max(late) < 0.5
+    seconds = time.monotonic() - began
+    assert seconds < SECONDS + 2
+    # A busy machine delays any task a little; a loop that compiles would be late by all of that time.
+    assert max(late) < 1
+    assert sum(late) < 0.25 * seconds
 
 
 async def test_a_verdict_is_remembered(checker: ConstraintChecker):
@@ -173,7 +176,7 @@ async def test_a_verdict_is_remembered(checker: ConstraintChecker):
 
 async def test_equal_constraints_at_once_are_one_job(checker: ConstraintChecker):
     """A burst with one new schema compiles it once; an asker who leaves takes nothing from the others."""
-    slow = from_json_schema({"type": "string", "maxLength": 801})
+    slow = from_json_schema(record(301, lambda _: {"type": "string"}))
     askers = [asyncio.create_task(checker.check(slow, "field")) for _ in range(20)]
     await asyncio.sleep(0)
     assert len(checker._running) == 1
