@@ -155,11 +155,8 @@ async def test_bombs_end_within_the_bound(checker: ConstraintChecker, name: str)
     began = time.monotonic()
     async with heartbeat() as late:
         await refusal(checker, BOMBS[name])
-    seconds = time.monotonic() - began
-    assert seconds < SECONDS + 2
-    # A busy machine delays any task a little; a loop that compiles would be late by all of that time.
-    assert max(late) < 1
-    assert sum(late) < 0.25 * seconds
+    assert time.monotonic() - began < SECONDS + 2
+    assert max(late) < 1  # a busy machine delays any task; a loop that compiled would be late by seconds
 
 
 async def test_a_verdict_is_remembered(checker: ConstraintChecker):
