@@ -126,6 +126,9 @@ class Serving:
         """Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`."""
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
+        if request.logprob_token_ids:
+            # vLLM 0.32's sampler would answer every request of the batch with this one's tokens.
+            raise NotSupported("logprob_token_ids disturbs other requests", param="logprob_token_ids")
         planned = planned or self.plan(request.asked())
         await self._constrain(request)
         request.plan_as(planned)

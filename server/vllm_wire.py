@@ -61,7 +61,6 @@ _NOT_FOR_BEAMS = (
     "bad_words",
     "allowed_token_ids",
     "min_tokens",
-    "logprob_token_ids",
 )
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 

@@ -394,3 +394,11 @@ def test_any_json_in_any_field_is_answered(client, data):
     assert response.status_code < 500 or response.status_code == 501, (body, response.text)
     if 400 <= response.status_code < 500:
         check_shape(path, response)
+
+
+def test_what_would_disturb_other_requests_is_not_served(client):
+    """logprob_token_ids, which vLLM 0.32 would apply to the whole batch, is a 501 that names it."""
+    body = {"messages": MESSAGES, "logprobs": True, "logprob_token_ids": [5, 7]}
+    response = client.post(CHAT, json=body)
+    assert response.status_code == 501
+    assert response.json()["error"]["param"] == "logprob_token_ids"
