@@ -160,7 +160,7 @@ def call_tools(oai, **fields):
         model=NAME,
         messages=[{"role": "user", "content": "What is the weather in Rome?"}],
         tools=[WEATHER, CLOCK],
-        max_tokens=60,
+        max_tokens=160,
         **fields,
     ).choices[0]
 
@@ -209,7 +209,7 @@ def test_a_tool_call_streams_in_pieces_that_join(oai):
         messages=MESSAGES,
         tools=[CLOCK],
         tool_choice={"type": "function", "function": {"name": "get_time"}},
-        max_tokens=60,
+        max_tokens=160,
         stream=True,
     ):
         for call in chunk.choices[0].delta.tool_calls or ():

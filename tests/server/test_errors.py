@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from server.errors import (
     Conflict,
     Forbidden,
+    HttpError,
     InvalidBody,
     InvalidRequest,
     Issue,
@@ -39,6 +40,8 @@ TABLE = [
     (Conflict("twice"), 409, "conflict_error", None, 409),
     (PayloadTooLarge("big"), 413, "invalid_request_error", "payload_too_large", 413),
     (NotSupported("not here"), 501, "not_supported_error", None, 501),
+    (HttpError(405, "not so"), 405, "invalid_request_error", None, 405),
+    (HttpError(502, "not now"), 502, "server_error", None, 502),
     (Unavailable("later"), 503, "unavailable_error", None, 503),
 ]
 
