@@ -53,7 +53,7 @@ def test_a_curl_example_answers(example: str, server: LiveServer) -> None:
         ["bash", "-c", example], env=environ(server), capture_output=True, text=True, timeout=120, check=False
     )
     assert '"object":"chat.completion"' in done.stdout, done.stderr
-    assert "Paris" in done.stdout
+    assert "Rome" in done.stdout
 
 
 def test_the_make_targets_exist() -> None:
