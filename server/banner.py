@@ -77,6 +77,6 @@ Data: {settings.home}
 
 {curl} {url}/v1/chat/completions \\
   -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
-  -d '{{"messages": [{{"role": "user", "content": "What is the capital of Italy?"}}],
+  -d '{{"messages": [{{"role": "user", "content": "Name three fruits."}}],
        "temperature": 0, "max_tokens": 40}}'
 """

@@ -48,12 +48,12 @@ def test_a_python_example_runs(example: str, server: LiveServer) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("example", [text for text in SHELL if "curl" in text], ids=["curl"])
 def test_a_curl_example_answers(example: str, server: LiveServer) -> None:
-    """The pasted curl line gets a chat completion with the right answer in it."""
+    """The pasted curl line gets a chat completion that names a fruit."""
     done = subprocess.run(
         ["bash", "-c", example], env=environ(server), capture_output=True, text=True, timeout=120, check=False
     )
     assert '"object":"chat.completion"' in done.stdout, done.stderr
-    assert "Rome" in done.stdout
+    assert any(fruit in done.stdout.lower() for fruit in ("apple", "banana", "orange", "grape", "berr"))
 
 
 def test_the_make_targets_exist() -> None:
