@@ -5,6 +5,7 @@ They serve a Llama of two random layers, which starts in seconds and whose greed
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -255,9 +256,18 @@ def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tm
 
 
 def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
-    """speculative-decoding runs under its name; ADS and typical, which it cannot run, are 501."""
+    """speculative-decoding runs under its name; ADS and typical, which it cannot run, are 501.
+
+    The same server parses reasoning, of which vLLM makes a field of its own.
+    """
     config = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
-    with serving(tmp_path, "--speculative-config", json.dumps(config)) as (_, client):
+    outputs = {"backend": "xgrammar", "enable_in_reasoning": True}
+    flags = ("--speculative-config", json.dumps(config), "--reasoning-parser", "granite")
+    with serving(tmp_path, *flags, "--structured-outputs-config", json.dumps(outputs)) as (_, client):
+        thinking = "Here is my thought process: [a-z]{3} Here is my response: [a-z]{4}"
+        message = chat(client, regex_pattern=thinking, max_tokens=100)["choices"][0]["message"]
+        assert re.fullmatch("[a-z]{3}", message["reasoning"].strip())
+        assert re.match("[a-z]{4}", message["content"].strip())  # the random model knows no end
         answer = chat(client, sampling_method="speculative-decoding", max_tokens=64)
         assert answer["steersman"] == {"method_used": "speculative-decoding"}
         lines = client.get("/metrics").text.splitlines()
