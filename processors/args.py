@@ -41,8 +41,8 @@ class Range:
         number = isinstance(value, int if self.integer else (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):  # type: ignore[arg-type]  # a number by now
             raise ArgumentError(field, str(self), value)
-        low_ok = value > self.low if self.above else value >= self.low  # type: ignore[operator]
-        if not low_ok or value > self.high:  # type: ignore[operator]
+        low_ok = value > self.low if self.above else value >= self.low  # type: ignore[operator]  # as above
+        if not low_ok or value > self.high:  # type: ignore[operator]  # as above
             raise ArgumentError(field, str(self), value)
 
 

@@ -129,7 +129,7 @@ class HttpError(SteersmanError):
         super().__init__(message)
         self.status = HTTPStatus(status)  # type: ignore[misc]  # the one class whose status varies
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            self.type = "invalid_request_error"  # type: ignore[misc]
+            self.type = "invalid_request_error"  # type: ignore[misc]  # as above
 
 
 class Unavailable(SteersmanError):
