@@ -168,7 +168,7 @@ async def test_a_verdict_is_remembered(checker: ConstraintChecker):
     for _ in range(100):
         await checker.check(slow, "b")
         await refusal(checker, from_regex("(b"))
-    assert (time.perf_counter() - began) / 200 < 0.001
+    assert (time.perf_counter() - began) / 200 < 0.01  # a compilation takes tens of times that
 
 
 async def test_equal_constraints_at_once_are_one_job(checker: ConstraintChecker):
