@@ -24,10 +24,12 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.launcher import terminate_if_errored
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.sampling import EngineFacts
 from server.auth import Authentication, KeyRing
 from server.constraints import ConstraintChecker
+from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError, render
 from server.judge import JudgeProcess
@@ -57,12 +59,14 @@ class SteersmanPlugin:
         settings = Settings.read(app.state.args)
         store = Store(settings.database_url)
         keyring = KeyRing(store.find_key, settings.key_cache_seconds)
-        self._app, self._doors = app, _Doors(settings, store, keyring)
+        drain = Drain()
+        self._app, self._doors = app, _Doors(settings, store, keyring, drain)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         for routes in (openai, native, policies, keys):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
+        app.add_middleware(Draining, drain=drain)
         app.add_middleware(Authentication, keyring=keyring, count=_count_attempt)
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
 
@@ -74,6 +78,7 @@ class SteersmanPlugin:
         checker = ConstraintChecker(engine_client.vllm_config, doors.settings.constraint_seconds)
         models = ServedModels(state.openai_serving_models, int(time.time()))
         _meter_engine(engine_client, state, meter)
+        _drain_engine(engine_client, doors.drain)
         serving = Serving(
             chat=state.openai_serving_chat,
             completion=state.openai_serving_completion,
@@ -108,6 +113,7 @@ class _Doors:
     settings: Settings
     store: Store
     keyring: KeyRing
+    drain: Drain
 
 
 def _facts(engine_client: EngineClient) -> EngineFacts:
@@ -134,6 +140,17 @@ def _meter_engine(engine_client: Any, state: State, meter: UsageMeter) -> None:
     engine_client.generate = metered(engine_client.generate, meter)
     for serving in (state.openai_serving_chat, state.openai_serving_completion):
         serving.beam_search = metered_beam(beam, meter)
+
+
+def _drain_engine(engine_client: Any, drain: Drain) -> None:
+    """Have vLLM's launcher, which calls the engine's `shutdown` on SIGTERM, wait for open requests first."""
+    loop = asyncio.get_running_loop()
+
+    def cut() -> None:
+        with suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(engine_client.output_processor.propagate_error, EngineDeadError())
+
+    engine_client.shutdown = drain.before(engine_client.shutdown, cut)
 
 
 def _count_attempt(method: str, outcome: str) -> None:

@@ -67,6 +67,8 @@ CALLS = {
     "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.create_chat_completion": (3, ()),
     "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.create_completion": (3, ()),
     "vllm.v1.engine.async_llm:AsyncLLM.generate": (4, ()),
+    "vllm.v1.engine.async_llm:AsyncLLM.shutdown": (1, ("timeout",)),
+    "vllm.v1.engine.output_processor:OutputProcessor.propagate_error": (2, ()),
     "vllm.config:ModelConfig.get_diff_sampling_param": (1, ()),
     "vllm.config:ModelConfig.get_vocab_size": (1, ()),
     "vllm.tokenizers:cached_tokenizer_from_config": (1, ()),

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Say it."}]
-LIMIT = 4  # seconds that a drain may take
+LIMIT = 8  # seconds that a drain may take
 TINY = ["--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "8"]
 TINY += ["--kv-cache-memory-bytes", str(64 * 1024**2), "--shutdown-timeout", str(LIMIT)]
 
@@ -305,8 +305,12 @@ def use_keys(client, url):
 
 
 def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
-    """--api-server-count 2 on PostgreSQL: both take the one key, all methods, and count usage together."""
-    with serving(tmp_path, "--api-server-count", "2", database_url=postgres) as (live, client):
+    """--api-server-count 2 on PostgreSQL: both take the one key, all methods, and count usage together.
+
+    SIGTERM lets streams of both end whole, and they exit 0.
+    """
+    flags = ("--api-server-count", "2")
+    with serving(tmp_path, *flags, max_model_len=8192, database_url=postgres) as (live, client):
         for method in ("ads", "typical") * 3:
             with httpx.Client(base_url=live.url, headers=client.headers, timeout=60) as fresh:
                 answer = chat(fresh, sampling_method=method, temperature=1, max_tokens=4)
@@ -315,6 +319,14 @@ def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
         assert wait_for(lambda: client.get("/auth/api-keys/balance").json()["requests"] == 6, 15)
         assert not (live.home / "test.db").exists()
         assert "steersman_sampling_requests_total" in client.get("/metrics").text
+        with ExitStack() as clients:  # a client's connections would all go to one server
+            own = [httpx.Client(base_url=live.url, headers=client.headers, timeout=60) for _ in range(4)]
+            streams = [Reading(clients.enter_context(client), max_tokens=300) for client in own]
+            live.process.send_signal(signal.SIGTERM)
+            for stream in streams:
+                stream.join(30)
+                assert stream.lines[-1:] == ["[DONE]"], (stream.lines[-1:], stream.error)
+        assert live.process.wait(LIMIT + 15) == 0
 
 
 def test_two_data_parallel_ranks_serve_every_method(serving, tmp_path):

@@ -1,0 +1,81 @@
+"""A stopping server: new requests are refused, those it has may end within the limit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import Unavailable, render
+
+_POLL_SECONDS = 0.05
+_RETRY_SECONDS = 5
+# Of the limit, at most this is kept for telling clients that their requests were cut.
+_LAST_SECONDS = 2.0
+
+
+class Shutdown(Protocol):
+    def __call__(self, timeout: float | None = None) -> None: ...
+
+
+@dataclass(slots=True)
+class Drain:
+    """The open requests of one API process, and whether it takes more.
+
+    An engine told to drain ends the requests it knows. That is too little for an answer made of several, such
+    as a beam search or a policy with retries; and a server that shares its engine with others is not waited
+    for at all. So the HTTP requests are waited for, before the engine hears of it.
+    """
+
+    stopping: bool = field(default=False, init=False)
+    open: int = field(default=0, init=False)
+
+    def before(self, shutdown: Shutdown, cut: Callable[[], None]) -> Shutdown:
+        """`shutdown`, after open requests ended or its `timeout` (seconds; None: not at all) neared its end.
+
+        `cut` then fails what is left. The result blocks: it is for a thread beside the event loop.
+        """
+
+        def draining(timeout: float | None = None) -> None:
+            if timeout is None:
+                shutdown()
+                return
+            self.stopping = True
+            last = min(_LAST_SECONDS, timeout / 4)
+            if not self._ended_within(timeout - last):
+                cut()
+                self._ended_within(last)
+            shutdown(timeout=last)
+
+        return draining
+
+    def _ended_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.open and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return not self.open
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """ASGI middleware: counts open requests; while the server stops, 503 to all new ones but /metrics."""
+
+    app: ASGIApp
+    drain: Drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/metrics":
+            await self.app(scope, receive, send)
+        elif self.drain.stopping:
+            error = Unavailable("the server is shutting down", retry_after=_RETRY_SECONDS)
+            rendered = render(scope["path"], error)
+            headers = {**rendered.headers, "connection": "close"}
+            await JSONResponse(rendered.body, rendered.status, headers=headers)(scope, receive, send)
+        else:
+            self.drain.open += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.drain.open -= 1
