@@ -4,7 +4,6 @@ The server builds these values and sends them flat in `SamplingParams.extra_args
 Both sides share the ranges below. Nothing here imports torch or pydantic.
 """
 
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,12 +37,14 @@ class Range:
 
     def check(self, field: str, value: object) -> None:
         """Raise `ArgumentError` unless `value` is a finite number of the right kind inside the range."""
-        number = isinstance(value, int if self.integer else (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):  # type: ignore[arg-type]  # a number by now
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self._holds(value):
             raise ArgumentError(field, str(self), value)
-        low_ok = value > self.low if self.above else value >= self.low  # type: ignore[operator]  # as above
-        if not low_ok or value > self.high:  # type: ignore[operator]  # as above
-            raise ArgumentError(field, str(self), value)
+
+    def _holds(self, value: float) -> bool:
+        if self.integer and not isinstance(value, int):
+            return False
+        above_low = value > self.low if self.above else value >= self.low
+        return above_low and value <= self.high  # NaN is neither, the bounds are finite
 
 
 MAX_SIBLINGS: Final = 16

@@ -8,7 +8,7 @@ of tied tokens, which the reference leaves to its sort and which rounding can fe
 import torch
 from torch import Tensor
 
-_INDEX = 2**32 - 1
+_INDEX = 2**32 - 1  # the half of a sort key that holds the token
 # Elements that a CPU takes at a time, so that what is made of them stays in its cache.
 _BLOCK = 2**18
 

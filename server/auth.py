@@ -7,7 +7,6 @@ and name the key to people. Only the SHA-256 of the whole is kept; 192 random bi
 import asyncio
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import time
@@ -19,7 +18,8 @@ from typing import Literal, NamedTuple
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import SteersmanError, Unauthenticated, render
+from server.errors import SteersmanError, Unauthenticated
+from server.refusal import refuse, route_path
 
 Method = Literal["x-api-key", "bearer", "none"]
 Outcome = Literal["ok", "missing", "invalid"]
@@ -160,7 +160,7 @@ class Authentication:
         try:
             principal = await self._authenticate(scope)
         except SteersmanError as error:
-            await _refuse(scope, send, error)
+            await refuse(scope, receive, send, error)
             return
         scope.setdefault("state", {})["principal"] = principal
         token = current_principal.set(principal)
@@ -200,40 +200,10 @@ class Authentication:
 
 
 def _is_open(scope: Scope) -> bool:
-    if _route_path(scope) in _OPEN_PATHS:
+    if route_path(scope) in _OPEN_PATHS:
         return True
     if scope["type"] != "http" or scope["method"] != "OPTIONS":
         return False
     # https://fetch.spec.whatwg.org/#cors-preflight-request: browsers send it without credentials
     names = {name for name, _ in scope["headers"]}
     return {b"origin", b"access-control-request-method"} <= names
-
-
-def _route_path(scope: Scope) -> str:
-    """The path as the router will match it, so that both see the same route."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
-
-
-async def _refuse(scope: Scope, send: Send, error: SteersmanError) -> None:
-    websocket = scope["type"] == "websocket"
-    if websocket and "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
-        return
-    rendered = render(_route_path(scope), error)
-    body = json.dumps(rendered.body).encode()
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        **rendered.headers,
-    }
-    event = "websocket.http.response" if websocket else "http.response"
-    await send(
-        {
-            "type": f"{event}.start",
-            "status": rendered.status,
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        }
-    )
-    await send({"type": f"{event}.body", "body": body})

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import Unavailable, render
+from server.errors import Unavailable
+from server.refusal import refuse, route_path
 
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 5
@@ -66,13 +66,11 @@ class Draining:
     drain: Drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/metrics":
+        if scope["type"] != "http" or route_path(scope) == "/metrics":
             await self.app(scope, receive, send)
         elif self.drain.stopping:
             error = Unavailable("the server is shutting down", retry_after=_RETRY_SECONDS)
-            rendered = render(scope["path"], error)
-            headers = {**rendered.headers, "connection": "close"}
-            await JSONResponse(rendered.body, rendered.status, headers=headers)(scope, receive, send)
+            await refuse(scope, receive, send, error, close=True)
         else:
             self.drain.open += 1
             try:

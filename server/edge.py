@@ -1,14 +1,14 @@
 """What every request meets first: an id, a size limit, a clock."""
 
-import json
 import time
 from dataclasses import dataclass
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import PayloadTooLarge, render
+from server.errors import PayloadTooLarge
 from server.metrics import HTTP_DURATION
+from server.refusal import refuse
 
 _ID = b"x-request-id"
 # A client may send any word as its method; a label must not grow with what clients send.
@@ -45,7 +45,8 @@ class Edge:
         try:
             body = await _limited(scope, receive, self.max_body_bytes)
             if body is None:
-                await _refuse(scope, stamped, self.max_body_bytes)
+                message = f"the request body is larger than the limit of {self.max_body_bytes} bytes"
+                await refuse(scope, receive, stamped, PayloadTooLarge(message), close=True)
             else:
                 await self.app(scope, body, stamped)
         finally:
@@ -88,12 +89,3 @@ async def _limited(scope: Scope, receive: Receive, limit: int) -> Receive | None
         return pending.pop() if pending else await receive()
 
     return replay
-
-
-async def _refuse(scope: Scope, send: Send, limit: int) -> None:
-    error = PayloadTooLarge(f"the request body is larger than the limit of {limit} bytes")
-    rendered = render(scope["path"], error)
-    body = json.dumps(rendered.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": rendered.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -27,8 +27,8 @@ Json = dict[str, Any]
 class SteersmanError(Exception):
     """`param` is the dotted path of the offending field, as the client sent it."""
 
-    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
-    type: ClassVar[str] = "server_error"
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    type: str = "server_error"
     code: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -127,9 +127,9 @@ class HttpError(SteersmanError):
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.status = HTTPStatus(status)  # type: ignore[misc]  # the one class whose status varies
+        self.status = HTTPStatus(status)
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            self.type = "invalid_request_error"  # type: ignore[misc]  # as above
+            self.type = "invalid_request_error"
 
 
 class Unavailable(SteersmanError):

@@ -31,9 +31,10 @@ from server.auth import Authentication, KeyRing
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
-from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError, render
+from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
 from server.judge import JudgeProcess
 from server.metrics import AUTH_ATTEMPTS, record_build
+from server.refusal import refusal
 from server.routes import keys, native, openai, policies
 from server.settings import Settings
 from server.state import ServerState
@@ -195,15 +196,15 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, SteersmanError)
-        return _response(request, error)
+        return refusal(request.scope, error)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _response(request, InvalidBody.of(error.errors()))
+        return refusal(request.scope, InvalidBody.of(error.errors()))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _response(request, _from_http(request, error))
+        return refusal(request.scope, _from_http(request, error))
 
     async def vllm(request: Request, error: Exception) -> JSONResponse:
         terminate_if_errored(server=request.app.state.server, engine=request.app.state.engine_client)
@@ -211,7 +212,7 @@ def _handle_errors(app: FastAPI) -> None:
         if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
             # A defect of ours: the log has its traceback, the client need not.
             known = SteersmanError("internal error; the server's log has the details")
-        return _response(request, known)
+        return refusal(request.scope, known)
 
     app.add_exception_handler(SteersmanError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -226,8 +227,3 @@ def _from_http(request: Request, error: HTTPException) -> SteersmanError:
     if error.status_code == 400:
         return InvalidRequest(str(error.detail))
     return HttpError(error.status_code, str(error.detail))
-
-
-def _response(request: Request, error: SteersmanError) -> JSONResponse:
-    rendered = render(request.url.path, error)
-    return JSONResponse(rendered.body, rendered.status, headers=rendered.headers)

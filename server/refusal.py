@@ -1,0 +1,32 @@
+"""An error as a response: for the app's exception handlers, and for middlewares that answer in its place."""
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from server.errors import SteersmanError, render
+
+
+def route_path(scope: Scope) -> str:
+    """The path as the router will match it, so that both see the same route."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
+def refusal(scope: Scope, error: SteersmanError) -> JSONResponse:
+    """`error` in the shape that clients of the request's path parse."""
+    rendered = render(route_path(scope), error)
+    return JSONResponse(rendered.body, rendered.status, headers=rendered.headers)
+
+
+async def refuse(
+    scope: Scope, receive: Receive, send: Send, error: SteersmanError, *, close: bool = False
+) -> None:
+    """Answer with `error`; `close` has the client not use the connection again."""
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+        return
+    response = refusal(scope, error)
+    if close:
+        response.headers["connection"] = "close"
+    await response(scope, receive, send)
