@@ -20,7 +20,7 @@ from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 
 from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, UnavailableError, plan
 from processors.args import fresh_group
-from server import candidates
+from server import candidates, streams
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
@@ -190,7 +190,7 @@ class Serving:
         # What is judged first can only be streamed afterwards.
         whole = request.model_copy(update={"stream": False, "stream_options": None})
         answer = await (self._chosen(whole, raw, planned) if judged else self._create(whole, raw))
-        return candidates.as_stream(answer, include_usage=request.include_usage)
+        return streams.as_stream(answer, include_usage=request.include_usage)
 
     async def _siblings(self, request: Decodable, raw: Request, planned: Plan) -> Any:
         """One group per prompt: its candidates sit in the same batch and know each other."""
@@ -204,7 +204,7 @@ class Serving:
             [functools.partial(self._create, one, raw) for one in asked], firsts
         )
         if request.stream:
-            return candidates.interleave(results, firsts, include_usage=request.include_usage)
+            return streams.interleave(results, firsts, include_usage=request.include_usage)
         return candidates.merge(results, firsts)
 
     async def _chosen(self, request: Decodable, raw: Request, planned: Plan) -> Any:

@@ -1,0 +1,117 @@
+"""SSE of several engine requests behind one answer: their streams as one, or a merged answer as a stream."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from server.candidates import counts_prompt
+
+
+async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, None]:
+    """A finished response as SSE: each choice in one piece, the usage if asked for, `[DONE]`."""
+    chat = hasattr(answer.choices[0], "message")
+    head = {
+        "id": answer.id,
+        "object": "chat.completion.chunk" if chat else "text_completion",
+        "created": answer.created,
+        "model": answer.model,
+    }
+    for choice in answer.choices:
+        whole = choice.model_dump(exclude_none=True)
+        if chat:
+            whole["delta"] = whole.pop("message")
+            for index, call in enumerate(whole["delta"].get("tool_calls", ())):
+                call["index"] = index  # a stream's clients join the pieces of a call by it
+        yield _event({**head, "choices": [{"finish_reason": None, **whole}]})
+    if include_usage:
+        yield _event({**head, "choices": [], "usage": answer.usage.model_dump(exclude_none=True)})
+    yield "data: [DONE]\n\n"
+
+
+async def interleave(
+    streams: Sequence[AsyncGenerator[str, None]], firsts: Sequence[bool], *, include_usage: bool
+) -> AsyncGenerator[str, None]:
+    """One SSE stream out of one per candidate, each of which ends with a usage chunk and `[DONE]`.
+
+    Chunks pass as they come, under the first id to arrive, with the candidate as `index`. The first error,
+    as an event or as an exception, ends it. Ending or closing this generator closes all streams.
+    """
+    queue: asyncio.Queue[tuple[int, str | None] | Exception] = asyncio.Queue(maxsize=64)
+
+    async def pump(slot: int, stream: AsyncGenerator[str, None]) -> None:
+        counts_prompt.set(firsts[slot])
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    await queue.put((slot, event))
+            await queue.put((slot, None))
+        except Exception as error:  # noqa: BLE001  # whatever a stream raises, the reader below raises
+            await queue.put(error)
+
+    tasks = [asyncio.create_task(pump(slot, stream)) for slot, stream in enumerate(streams)]
+    try:
+        async with aclosing(_merged(queue, firsts, include_usage=include_usage)) as events:
+            async for event in events:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _merged(
+    queue: "asyncio.Queue[tuple[int, str | None] | Exception]", firsts: Sequence[bool], *, include_usage: bool
+) -> AsyncGenerator[str, None]:
+    head: dict[str, Any] = {}
+    usages: dict[int, dict[str, Any]] = {}
+    open_streams = len(firsts)
+    while open_streams:
+        item = await queue.get()
+        if isinstance(item, Exception):
+            raise item
+        slot, event = item
+        if event is None:
+            open_streams -= 1
+            continue
+        chunk = _payload(event)
+        if chunk is None:
+            continue
+        if "error" in chunk:
+            yield event
+            break
+        head = head or {key: chunk[key] for key in ("id", "created", "model", "object")}
+        if not chunk["choices"]:
+            usages[slot] = chunk["usage"]
+            continue
+        for choice in chunk["choices"]:
+            choice["index"] = slot
+        yield _event({**chunk, **head})
+    else:
+        if include_usage:
+            yield _event({**head, "choices": [], "usage": _stream_usage(usages, firsts)})
+    yield "data: [DONE]\n\n"
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _payload(event: str) -> dict[str, Any] | None:
+    """The JSON of one `data:` event; None for `[DONE]` and comments."""
+    if not event.startswith("data: ") or event.startswith("data: [DONE]"):
+        return None
+    payload: dict[str, Any] = json.loads(event[6:])
+    return payload
+
+
+def _stream_usage(usages: dict[int, dict[str, Any]], firsts: Sequence[bool]) -> dict[str, Any]:
+    prompt = sum(usage["prompt_tokens"] for slot, usage in usages.items() if firsts[slot])
+    completion = sum(usage["completion_tokens"] for usage in usages.values())
+    return {
+        **usages[0],
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
