@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser
 
+from server import interrupt
 from server.metrics import package_version
 
 # vLLM reads these when it is first imported, in every process it starts.
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(argv: list[str]) -> int:
+    interrupt.as_termination()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]

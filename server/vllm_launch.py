@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 from argparse import SUPPRESS, Namespace
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
@@ -30,6 +32,7 @@ _EPILOG = "--help=all lists every flag, --help=GROUP one group, --help=WORD thos
 
 def serve(argv: list[str]) -> int:
     """Serve until stopped. Returns the exit status: non-zero where the engine died."""
+    signal.signal(signal.SIGTERM, _stop_starting)
     args = _parse(argv)
     settings = Settings.read(args)
     if args.model_tag is None:
@@ -179,7 +182,6 @@ def _is_single(args: Namespace) -> bool:
 async def _serve_one(args: Namespace) -> int:
     """vLLM's `run_server`, which forgets whether the engine died."""
     decorate_logs("APIServer", skip_if_decorated=True)
-    signal.signal(signal.SIGTERM, _stop_starting)
     address, listener = setup_server(args, reuse_port=False)
     async with build_async_engine_client(args) as engine:
         stops = _noting_stops(engine)
@@ -208,7 +210,15 @@ def _noting_stops(engine: Any) -> list[float | None]:
 
 
 def _stop_starting(*_: object) -> None:
-    raise KeyboardInterrupt("terminated while starting")
+    """Leave at once, with every process begun: nothing is accepted yet.
+
+    Not by an exception: pyzmq, in which vLLM waits for its engine, swallows it.
+    """
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    _say("Steersman was stopped while it started.")
+    os._exit(128 + signal.SIGTERM)
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -258,12 +260,13 @@ def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tm
 def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
     """speculative-decoding runs under its name; ADS and typical, which it cannot run, are 501.
 
-    The same server parses reasoning, of which vLLM makes a field of its own.
+    The same server parses reasoning, of which vLLM makes a field of its own. Ctrl-C, which a terminal sends
+    to every process, lets a stream end whole; it exits 0.
     """
     config = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
     outputs = {"backend": "xgrammar", "enable_in_reasoning": True}
     flags = ("--speculative-config", json.dumps(config), "--reasoning-parser", "granite")
-    with serving(tmp_path, *flags, "--structured-outputs-config", json.dumps(outputs)) as (_, client):
+    with serving(tmp_path, *flags, "--structured-outputs-config", json.dumps(outputs)) as (live, client):
         thinking = "Here is my thought process: [a-z]{3} Here is my response: [a-z]{4}"
         message = chat(client, regex_pattern=thinking, max_tokens=100)["choices"][0]["message"]
         assert re.fullmatch("[a-z]{3}", message["reasoning"].strip())
@@ -280,6 +283,29 @@ def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
             assert refused.status_code == 501, refused.text
             assert "speculative" in refused.json()["error"]["message"]
         assert chat(client, max_tokens=4)["usage"]["completion_tokens"] == 4
+        stream = Reading(client, max_tokens=300)
+        os.killpg(live.process.pid, signal.SIGINT)
+        stream.join(30)
+        assert stream.lines[-1:] == ["[DONE]"], (stream.lines[-1:], stream.error)
+        assert "error" not in stream.lines[-2]
+        assert live.process.wait(LIMIT + 15) == 0
+
+
+def test_ctrl_c_while_starting_leaves_nothing_behind(tiny, tmp_path):
+    """In the middle of the engine's start it ends at once, with every process that it began."""
+    command = [sys.executable, "-m", "server", "serve", str(tiny), *TINY, "--port", "0"]
+    environ = os.environ | {"STEERSMAN_HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert wait_for(lambda: engines(process), 90)
+    time.sleep(2)  # vLLM waits for its engine by now
+    begun = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert stderr.endswith(b"Steersman was stopped while it started.\n")
+    assert psutil.wait_procs(begun, timeout=10)[1] == []
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def serving(monkeypatch):
         return 3
 
     monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(command.interrupt, "as_termination", lambda: None)  # this process keeps its Ctrl-C
     monkeypatch.setitem(sys.modules, "server.vllm_launch", SimpleNamespace(serve=serve))
     return SimpleNamespace(environ=environ, calls=calls)
 
