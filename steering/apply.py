@@ -1,0 +1,174 @@
+"""A layout carried out by torch, on the host's word: CPUs, and GPUs that run without graphs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering import ops
+from steering.layout import Layout, Reading, Stretch
+from steering.program import Change, GateLine
+from steering.spec import GateKind, Operation
+
+_SHORT = 8  # longer stretches run by themselves: their one line need not be copied per token
+
+Index = slice | Tensor
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    """Tokens `index` move by `delta`, `[tokens or 1, hidden]` in the model's own type."""
+
+    index: Index
+    delta: Tensor
+
+    def __call__(self, hidden: Tensor, _: Tensor | None) -> None:
+        if isinstance(self.index, slice):
+            hidden[self.index] += self.delta
+        else:
+            hidden.index_add_(0, self.index, self.delta)
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """Tokens `index` go through `changes` in order, each with its gate or none."""
+
+    index: Index
+    changes: tuple[tuple[Function, Function | None], ...]
+
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> None:
+        mine = hidden[self.index]
+        state = mine.float() if residual is None else mine.float() + residual[self.index].float()
+        x = state
+        for change, gate in self.changes:
+            x = change(x) if gate is None else x + gate(state) * (change(x) - x)
+        hidden[self.index] = (mine.float() + (x - state)).to(hidden.dtype)
+
+
+Step = _Addition | _Changes
+
+
+class TorchPass:
+    """Called with what leaves each block; does nothing where the layout has nothing there."""
+
+    def __init__(self, bank: Tensor, dtype: torch.dtype) -> None:
+        self._bank, self._dtype = bank, dtype
+        self.steps: dict[int, tuple[Step, ...]] = {}
+        self._before: dict[int, tuple[Reading, ...]] = {}
+        self._after: dict[int, tuple[Reading, ...]] = {}
+        self.live: frozenset[int] = frozenset()
+
+    def take(self, layout: Layout) -> None:
+        self.steps = _steps(layout.stretches, self._bank, self._dtype)
+        self._before = _by_layer([r for r in layout.readings if not r.capture.spec.after])
+        self._after = _by_layer([r for r in layout.readings if r.capture.spec.after])
+        self.live = frozenset([*self.steps, *self._before, *self._after])
+
+    def __call__(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+        if layer not in self.live:
+            return
+        for reading in self._before.get(layer, ()):
+            _read(reading, hidden, residual, layer)
+        for step in self.steps.get(layer, ()):
+            step(hidden, residual)
+        for reading in self._after.get(layer, ()):
+            _read(reading, hidden, residual, layer)
+
+
+def _by_layer(readings: Sequence[Reading]) -> dict[int, tuple[Reading, ...]]:
+    layers = {layer for reading in readings for layer in reading.capture.spec.layers}
+    return {layer: tuple(r for r in readings if r.capture.wants(layer)) for layer in layers}
+
+
+def _read(reading: Reading, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    span = slice(reading.start, reading.end)
+    x = hidden[span].float()
+    if residual is not None:
+        x = x + residual[span].float()
+    total = x.sum(dim=0, dtype=torch.float64).cpu().numpy()
+    norms = float(x.norm(dim=-1).sum())
+    reading.capture.add(reading.span, layer, total, norms, reading.end - reading.start)
+
+
+def _steps(stretches: Sequence[Stretch], bank: Tensor, dtype: torch.dtype) -> dict[int, tuple[Step, ...]]:
+    layers = sorted({layer for stretch in stretches for layer in stretch.program})
+    return {layer: tuple(_layer_steps(layer, stretches, bank, dtype)) for layer in layers}
+
+
+def _layer_steps(layer: int, stretches: Sequence[Stretch], bank: Tensor, dtype: torch.dtype) -> list[Step]:
+    groups: dict[object, list[tuple[Stretch, tuple[Change, ...]]]] = {}
+    for stretch in stretches:
+        changes = stretch.program.get(layer)
+        if changes is None:
+            continue
+        shape: object = tuple(change.shape for change in changes)
+        if stretch.end - stretch.start > _SHORT:
+            shape = (shape, stretch.start)
+        groups.setdefault(shape, []).append((stretch, changes))
+    return [_step(group, bank, dtype) for group in groups.values()]
+
+
+def _step(group: Sequence[tuple[Stretch, tuple[Change, ...]]], bank: Tensor, dtype: torch.dtype) -> Step:
+    index = _index([stretch for stretch, _ in group], bank.device)
+    if len({changes for _, changes in group}) == 1:
+        columns = tuple((change,) for change in group[0][1])
+    else:
+        rows = [changes for stretch, changes in group for _ in range(stretch.start, stretch.end)]
+        columns = tuple(zip(*rows, strict=True))
+    if all(column[0].operation is Operation.ADD and column[0].gate is None for column in columns):
+        delta = sum(_numbers(column, "strength", bank) * _lines(column, bank) for column in columns)
+        assert isinstance(delta, Tensor)
+        if isinstance(index, Tensor):
+            delta = delta.expand(len(index), -1)
+        return _Addition(index, delta.to(dtype))
+    return _Changes(index, tuple((_change(column, bank), _gate(column, bank)) for column in columns))
+
+
+def _index(stretches: Sequence[Stretch], device: torch.device) -> Index:
+    tokens = [token for stretch in stretches for token in range(stretch.start, stretch.end)]
+    if tokens == list(range(tokens[0], tokens[0] + len(tokens))):
+        return slice(tokens[0], tokens[0] + len(tokens))
+    return torch.tensor(tokens, device=device)
+
+
+def _change(column: Sequence[Change], bank: Tensor) -> Function:
+    first = column[0]
+    strength = _numbers(column, "strength", bank)
+    if first.units is not None:
+        units = first.units
+        latents = ops.Latents(bank[units.read], bank[units.write], units.bias, units.offset, units.threshold)
+        return lambda x: ops.units(x, latents, strength)
+    lines = _lines(column, bank)
+    if first.operation is Operation.ADD:
+        return lambda x: ops.add(x, lines, strength)
+    if first.operation is Operation.NORM_ADD:
+        return lambda x: ops.norm_preserving_add(x, lines, strength)
+    unit = lines / _numbers(column, "norm", bank)
+    low, high = _numbers(column, "low", bank), _numbers(column, "high", bank)
+    return lambda x: ops.clamp(x, unit, strength, low, high)
+
+
+def _gate(column: Sequence[Change], bank: Tensor) -> Function | None:
+    gates = [change.gate for change in column if change.gate is not None]
+    if not gates:
+        return None
+    first, w = gates[0], _lines(gates, bank)
+    bias, slope, threshold = (_numbers(gates, name, bank) for name in ("bias", "slope", "threshold"))
+    kinds: dict[GateKind, Function] = {
+        GateKind.COSINE: lambda x: ops.cosine_gate(x, w, threshold),
+        GateKind.PROBE: lambda x: ops.probe_gate(x, w, bias, slope),
+        GateKind.RAMP: lambda x: ops.ramp_gate(x, w, bias, slope, threshold),
+    }
+    gate = kinds[first.kind]
+    return (lambda x: 1 - gate(x)) if first.inverted else gate
+
+
+def _lines(column: Sequence[Change | GateLine], bank: Tensor) -> Tensor:
+    return bank[torch.tensor([change.line for change in column], device=bank.device)]
+
+
+def _numbers(column: Sequence[Change | GateLine], name: str, bank: Tensor) -> Tensor:
+    values = [[getattr(change, name)] for change in column]
+    return torch.tensor(values, dtype=torch.float32, device=bank.device)

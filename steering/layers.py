@@ -1,0 +1,60 @@
+"""Where the residual stream is: finding a model's decoder blocks, and reading what leaves one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+# (hidden, residual or None, layer) → changes hidden in place; the state is their sum
+Apply = Callable[[Tensor, Tensor | None, int], None]
+
+_NAMES = ("layers", "h", "blocks")  # what architectures call their list of blocks, likeliest first
+
+
+class UnsteerableError(Exception):
+    """This model, or this way of running it, cannot be steered; the message says why."""
+
+
+def decoder_blocks(model: nn.Module, count: int) -> dict[int, nn.Module]:
+    """The `count` decoder blocks by index; on a pipeline stage those that run here.
+
+    Raises UnsteerableError where the model has no single list of them.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    named = {name: blocks for name, blocks in lists.items() if name.rpartition(".")[2] in _NAMES}
+    # A vision tower or a drafter may be as deep; the language model's list has the shortest path.
+    found = sorted(named or lists, key=lambda name: ("vision" in name, name.count(".")))
+    if not found:
+        raise UnsteerableError(f"the model has no list of {count} decoder blocks")
+    blocks = enumerate(lists[found[0]])
+    return {index: block for index, block in blocks if type(block).__name__ != "PPMissingLayer"}
+
+
+def wrap(block: nn.Module, layer: int, apply: Apply) -> None:
+    """Call `apply` on what leaves `block`, from now on."""
+    forward = block.forward
+
+    def steered(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        hidden, residual = residual_stream(output)
+        apply(hidden, residual, layer)
+        return output
+
+    block.forward = steered
+
+
+def residual_stream(output: Any) -> tuple[Tensor, Tensor | None]:
+    """The two addends that a block returns, or the one. Raises UnsteerableError for anything else."""
+    if isinstance(output, Tensor):
+        return output, None
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        second = output[1] if len(output) > 1 else None
+        if isinstance(second, Tensor) and second.shape == output[0].shape:
+            return output[0], second
+        if second is None or len(output) == 1:
+            return output[0], None
+    raise UnsteerableError(f"a decoder block returns {type(output).__name__}, not its hidden states")

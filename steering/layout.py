@@ -1,0 +1,235 @@
+"""Which tokens of the coming forward pass are changed how, and which states are kept.
+
+Filled once per step on the host, from scheduler output alone, so that every rank comes to the same. In a
+steady decode, where nothing but the positions moves on, the last layout is used again.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.capture import Capture
+from steering.program import NotResident, Program, Segment, segments
+from steering.spec import CaptureSpec, SteeringSpec
+from steering.table import VectorTable
+
+Counts = NDArray[np.integer]
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What was done for one request: input tokens steered in each phase, or why it could not be."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Tokens `[start, end)` of the batch run `program`."""
+
+    start: int
+    end: int
+    program: Program
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Tokens `[start, end)` of the batch go to span `span` of `capture`."""
+
+    start: int
+    end: int
+    capture: Capture
+    span: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One forward pass: `stretches` do not overlap and stand in the batch's order."""
+
+    stretches: tuple[Stretch, ...] = ()
+    readings: tuple[Reading, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.stretches or self.readings)
+
+
+@dataclass(slots=True)
+class _Steered:
+    segments: tuple[Segment, ...]
+    prompt_tokens: int
+    evidence: Evidence
+
+
+@dataclass(slots=True)
+class _Steady:
+    """While the batch stays as it was and every position within these bounds, so does the layout."""
+
+    requests: list[str] = field(default_factory=list)
+    scheduled: Counts = field(default_factory=lambda: np.zeros(0, np.int32))
+    low: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    high: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: list[tuple[Evidence, int, int]] = field(default_factory=list)
+    steps: int = 0
+
+    def holds(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
+        return bool(
+            len(scheduled) == len(self.scheduled)
+            and requests == self.requests
+            and np.array_equal(scheduled, self.scheduled)
+            and (computed >= self.low).all()
+            and (computed + scheduled <= self.high).all()
+        )
+
+    def count(self, steered: "_Steered", first: int, count: int) -> None:
+        prompt = generated = 0
+        for segment in steered.segments:
+            low, high = _overlap(segment, first, count)
+            prompt += max(0, min(high, steered.prompt_tokens) - low)
+            generated += max(0, high - max(low, steered.prompt_tokens))
+        if prompt or generated:
+            self.counts.append((steered.evidence, prompt, generated))
+
+    def settle(self) -> None:
+        """Add the steps since the last change to the evidence."""
+        for evidence, prompt, generated in self.counts:
+            evidence.prompt_tokens += prompt * self.steps
+            evidence.generated_tokens += generated * self.steps
+        self.steps = 0
+
+
+_EMPTY = Layout()
+_FAR = int(np.iinfo(np.int64).max)
+
+
+class Batch:
+    """The steered and captured requests of this worker, and the layout of its coming step."""
+
+    def __init__(self, table: VectorTable) -> None:
+        self._table = table
+        self._steered: dict[str, _Steered] = {}
+        self._captures: dict[str, Capture] = {}
+        self._traces: dict[str, list[Evidence]] = {}
+        self._done: dict[str, Capture] = {}
+        self._steady = _Steady()
+        self.layout = _EMPTY
+
+    def admit(self, request: str, spec: SteeringSpec, prompt_tokens: int) -> None:
+        """A vector that is missing becomes evidence: its request fails in the server, the engine runs on."""
+        evidence = Evidence()
+        self._traces.setdefault(spec.trace, []).append(evidence)
+        try:
+            found = segments(spec, self._table, prompt_tokens)
+        except NotResident as error:
+            evidence.problem = str(error)
+            return
+        self._steered[request] = _Steered(found, prompt_tokens, evidence)
+
+    def capture(self, request: str, spec: CaptureSpec) -> None:
+        self._captures[request] = self._done[spec.id] = Capture(spec)
+
+    def retire(self, request: str) -> None:
+        self._steered.pop(request, None)
+        self._captures.pop(request, None)
+
+    def prepare(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
+        """Set `layout` for the batch of `requests` in order; True where it is another than before.
+
+        `scheduled` and `computed` are token counts per request.
+        """
+        if not self._steered and not self._captures:
+            return self.clear()
+        if self._steady.holds(requests, scheduled, computed):
+            self._steady.steps += 1
+            return False
+        self._steady.settle()
+        self._rebuild(list(requests), scheduled.copy(), computed)
+        return True
+
+    def clear(self) -> bool:
+        """No token of the coming step is ours; True where the last layout was not empty."""
+        self._steady.settle()
+        self._steady = _Steady()
+        changed, self.layout = bool(self.layout), _EMPTY
+        return changed
+
+    def evidence(self, traces: Sequence[str]) -> dict[str, Evidence]:
+        """What was done for each trace, over all its engine requests; asking again finds nothing."""
+        self._steady.settle()
+        return {trace: _total(self._traces.pop(trace, ())) for trace in traces}
+
+    def captured(self, identity: str) -> Capture | None:
+        return self._done.pop(identity, None)
+
+    def held(self) -> dict[str, int]:
+        """How much is kept for requests; nothing may remain when all are done."""
+        return {
+            "steered": len(self._steered),
+            "captures": len(self._captures),
+            "traces": len(self._traces),
+            "captured": len(self._done),
+        }
+
+    def _rebuild(self, requests: list[str], scheduled: Counts, computed: Counts) -> None:
+        stretches: list[Stretch] = []
+        readings: list[Reading] = []
+        steady = _Steady(requests, scheduled, steps=1)
+        steady.low = np.zeros(len(requests), np.int64)
+        steady.high = np.full(len(requests), _FAR, np.int64)
+        offset = 0
+        for row, request in enumerate(requests):
+            first, count = int(computed[row]), int(scheduled[row])
+            steered = self._steered.get(request)
+            if steered is not None:
+                stretches += _stretches(steered, first, count, offset)
+                steady.count(steered, first, count)
+                steady.low[row], steady.high[row] = first, _next_cut(steered, first)
+            capture = self._captures.get(request)
+            if capture is not None:
+                readings += _readings(capture, first, count, offset)
+                steady.high[row] = first  # never the same step twice
+            offset += count
+        self._steady, self.layout = steady, Layout(tuple(stretches), tuple(readings))
+
+
+def _stretches(steered: _Steered, first: int, count: int, offset: int) -> list[Stretch]:
+    """Of one request whose tokens at positions `[first, first + count)` begin the batch's token `offset`."""
+    found = []
+    for segment in steered.segments:
+        low, high = _overlap(segment, first, count)
+        if low < high:
+            found.append(Stretch(offset + low - first, offset + high - first, segment.program))
+    return found
+
+
+def _overlap(segment: Segment, first: int, count: int) -> tuple[int, int]:
+    return int(max(first, segment.low)), int(min(first + count, segment.high))
+
+
+def _next_cut(steered: _Steered, position: int) -> int:
+    """The first position where something else begins: a segment, its end, or the generated text."""
+    cuts = [cut for segment in steered.segments for cut in (segment.low, segment.high)]
+    later = [cut for cut in (*cuts, steered.prompt_tokens) if position < cut < math.inf]
+    return int(min(later, default=_FAR))
+
+
+def _readings(capture: Capture, first: int, count: int, offset: int) -> list[Reading]:
+    found = []
+    for index, (start, end) in enumerate(capture.spec.spans):
+        low, high = max(first, start), min(first + count, end)
+        if low < high:
+            found.append(Reading(offset + low - first, offset + high - first, capture, index))
+    return found
+
+
+def _total(parts: Sequence[Evidence]) -> Evidence:
+    problems = [part.problem for part in parts if part.problem]
+    return Evidence(
+        sum(part.prompt_tokens for part in parts),
+        sum(part.generated_tokens for part in parts),
+        problems[0] if problems else (None if parts else "the worker never saw this request"),
+    )

@@ -1,0 +1,117 @@
+"""The vectors that are resident on the device, as lines of one fixed table."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.vector import Array, Layer, SteeringVector, VectorError, tensors
+
+
+class TableFull(Exception):
+    """No room for another vector until one is unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLine:
+    line: int
+    bias: float
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitLines:
+    """Lines of a layer's latents, `[latents]` each; the scalars as in `steering.vector.Units`."""
+
+    read: Tensor
+    write: Tensor
+    bias: Tensor
+    offset: Tensor
+    threshold: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentLayer:
+    """`direction` is a line; `norm` its length."""
+
+    direction: int
+    norm: float
+    probe: ProbeLine | None
+    units: UnitLines | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    layers: dict[int, ResidentLayer]
+    lines: tuple[int, ...]
+
+
+class VectorTable:
+    """`bank` is `[lines, width]` float32, allocated once: captured graphs keep its address.
+
+    Line 0 stays zero and stands for no vector.
+    """
+
+    def __init__(self, lines: int, width: int, device: torch.device) -> None:
+        self.bank = torch.zeros(lines + 1, width, dtype=torch.float32, device=device)
+        self._free = list(range(lines, 0, -1))
+        self._resident: dict[str, Resident] = {}
+
+    @property
+    def free_lines(self) -> int:
+        return len(self._free)
+
+    def __len__(self) -> int:
+        return len(self._resident)
+
+    def find(self, digest: str) -> Resident | None:
+        return self._resident.get(digest)
+
+    def load(self, digest: str, blob: bytes, layers: int) -> None:
+        """Raises VectorError for bytes that are not what `digest` names or do not fit, and TableFull."""
+        if digest in self._resident:
+            return
+        vector = SteeringVector.from_blob(blob)
+        if vector.digest != digest:
+            raise VectorError(f"the bytes received hash to {vector.digest}, not {digest}")
+        if vector.width != self.bank.shape[1]:
+            raise VectorError(f"the vector is {vector.width} wide, the model {self.bank.shape[1]}")
+        if not all(0 <= index < layers for index in vector.layers):
+            raise VectorError(f"the model has layers 0 to {layers - 1}")
+        if vector.rows > len(self._free):
+            raise TableFull(f"{vector.rows} lines wanted, {len(self._free)} free")
+        taken = [self._free.pop() for _ in range(vector.rows)]
+        pending = iter(taken)
+        placed = {index: self._place(layer, pending) for index, layer in vector.layers.items()}
+        self._resident[digest] = Resident(placed, tuple(taken))
+
+    def unload(self, digest: str) -> None:
+        """Requests that still use its lines must be gone. An unknown digest is no error."""
+        resident = self._resident.pop(digest, None)
+        if resident is not None:
+            self._free += reversed(resident.lines)
+
+    def _place(self, layer: Layer, lines: Iterator[int]) -> ResidentLayer:
+        rows = tensors(layer)
+        taken = [next(lines) for _ in rows]
+        stacked = torch.from_numpy(np.stack(rows)).to(self.bank.device)
+        self.bank[torch.tensor(taken, device=self.bank.device)] = stacked
+        norm = float(np.linalg.norm(layer.direction.astype(np.float64)))
+        used = 1
+        probe = units = None
+        if layer.probe:
+            probe = ProbeLine(taken[1], layer.probe.bias, layer.probe.slope)
+            used = 2
+        if layer.units:
+            count = len(layer.units.bias)
+            scalars = [torch.from_numpy(part.copy()).to(self.bank.device) for part in _scalars(layer)]
+            read, write = taken[used : used + count], taken[used + count :]
+            units = UnitLines(torch.tensor(read), torch.tensor(write), *scalars)
+        return ResidentLayer(taken[0], norm, probe, units)
+
+
+def _scalars(layer: Layer) -> tuple[Array, ...]:
+    assert layer.units
+    return layer.units.bias, layer.units.offset, layer.units.threshold

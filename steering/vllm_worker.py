@@ -1,0 +1,214 @@
+"""vLLM's worker with steering in its model runner: `--worker-cls steering.vllm_worker.SteeringWorker`.
+
+After the weights are loaded every decoder block is wrapped; before each forward pass the runner's own
+preparation also fills the layout. Nothing of vLLM is edited or forked.
+"""
+
+import hashlib
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import CompilationMode, VllmConfig
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import direct_register_custom_op
+
+from steering.apply import TorchPass
+from steering.layers import Apply, UnsteerableError, decoder_blocks, wrap
+from steering.layout import Batch
+from steering.spec import CAPTURE_KEY, SCHEMA_VERSION, STEERING_KEY, CaptureSpec, SpecError, SteeringSpec
+from steering.table import TableFull, VectorTable
+from steering.vector import VectorError
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as VllmWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as VllmWorker
+
+logger = init_logger("vllm.steersman")
+
+CONFIG_KEY = "steersman_steering"  # of `--additional-config`, which salts vLLM's compile cache
+DEFAULT_ROWS = 1024
+_LIBRARY = torch.library.Library("steersman", "FRAGMENT")
+_pass: Apply | None = None  # of this process, whose one engine has one model
+
+
+def _steer(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    assert _pass is not None
+    _pass(hidden, residual, layer)
+
+
+def _steer_fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    pass
+
+
+# Opaque to Dynamo, so that compiled graphs hold one node per layer whatever the requests ask for.
+direct_register_custom_op("steer", _steer, ["hidden"], _steer_fake, target_lib=_LIBRARY)
+
+
+def additional_config(rows: int = DEFAULT_ROWS) -> dict[str, Any]:
+    """For `--additional-config`: vLLM's compile cache does not know which worker traced a graph."""
+    return {CONFIG_KEY: {"schema": SCHEMA_VERSION, "rows": rows}}
+
+
+class SteeringWorker(VllmWorker):
+    _steering: "_Steering | None" = None
+    _unsteerable = "the model is not loaded yet"
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        try:
+            self._steering = _Steering(self.model_runner, self.vllm_config, self.device)
+        except UnsteerableError as error:
+            self._unsteerable = str(error)
+            logger.warning("This model cannot be steered: %s", error)
+
+    # What follows is called by name through `collective_rpc`, with values that msgpack carries.
+
+    def steersman_facts(self) -> dict[str, Any]:
+        """The model as steering sees it; `problem` where it cannot be steered."""
+        if self._steering is None:
+            return {"problem": self._unsteerable}
+        return self._steering.facts()
+
+    def steersman_load(self, digest: str, blob: bytes) -> str | None:
+        """None, or why the vector was not loaded. Every rank must come to the same."""
+        if self._steering is None:
+            return self._unsteerable
+        try:
+            self._steering.table.load(digest, blob, self._steering.count)
+        except (VectorError, TableFull) as error:
+            return str(error)
+        return None
+
+    def steersman_unload(self, digests: list[str]) -> None:
+        if self._steering is not None:
+            for digest in digests:
+                self._steering.table.unload(digest)
+
+    def steersman_evidence(self, traces: list[str]) -> dict[str, list[Any]]:
+        """Prompt tokens, generated tokens and problem by trace."""
+        if self._steering is None:
+            return {trace: [0, 0, self._unsteerable] for trace in traces}
+        found = self._steering.batch.evidence(traces)
+        return {t: [e.prompt_tokens, e.generated_tokens, e.problem] for t, e in found.items()}
+
+    def steersman_captured(self, identity: str) -> list[Any] | None:
+        """Shape, means and mean norms as float32 bytes; a number alone counts the states that are missing."""
+        capture = self._steering.batch.captured(identity) if self._steering else None
+        if capture is None:
+            return None
+        if capture.missing:
+            return [capture.missing]
+        means = capture.means()
+        return [list(means.shape), means.tobytes(), capture.norms().tobytes()]
+
+    def steersman_usage(self) -> dict[str, int]:
+        """Lines free, and how many vectors, requests and results are held."""
+        assert self._steering is not None
+        batch, table = self._steering.batch, self._steering.table
+        return {"free_lines": table.free_lines, "vectors": len(table), **batch.held()}
+
+
+class _Steering:
+    """What one worker needs: table, batch, and the hooks in its runner."""
+
+    def __init__(self, runner: Any, config: VllmConfig, device: torch.device) -> None:
+        global _pass  # noqa: PLW0603  # the custom op is a function of the process
+        _refuse_modes(config)
+        text = config.model_config.hf_text_config
+        self.count, self.width = int(text.num_hidden_layers), int(config.model_config.get_hidden_size())
+        blocks = decoder_blocks(runner.get_model(), self.count)
+        rows = config.additional_config.get(CONFIG_KEY, {}).get("rows", DEFAULT_ROWS)
+        self.table = VectorTable(rows, self.width, device)
+        self.batch = Batch(self.table)
+        self._fingerprint = _fingerprint(blocks, self.count, self.width)
+        self._passing = TorchPass(self.table.bank, config.model_config.dtype)
+        _pass = self._passing
+        eager = config.compilation_config.mode == CompilationMode.NONE
+        for layer, block in blocks.items():
+            wrap(block, layer, self._passing if eager else torch.ops.steersman.steer)
+        self._hook(runner)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "problem": None,
+            "layers": self.count,
+            "width": self.width,
+            "fingerprint": self._fingerprint,
+            "rows": self.table.free_lines,
+        }
+
+    def _hook(self, runner: Any) -> None:
+        update, prepare, dummy = runner._update_states, runner._prepare_inputs, runner._dummy_run  # noqa: SLF001
+
+        def update_states(_: Any, scheduled: Any) -> Any:
+            for request in scheduled.finished_req_ids:
+                self.batch.retire(request)
+            for new in scheduled.scheduled_new_reqs:
+                self._admit(new)
+            return update(scheduled)
+
+        def prepare_inputs(runner: Any, scheduled: Any, counts: Any) -> Any:
+            rows = runner.input_batch
+            computed = rows.num_computed_tokens_cpu[: rows.num_reqs]
+            if self.batch.prepare(rows.req_ids, counts, computed):
+                self._passing.take(self.batch.layout)
+            return prepare(scheduled, counts)
+
+        def dummy_run(_: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.batch.clear():
+                self._passing.take(self.batch.layout)
+            return dummy(*args, **kwargs)
+
+        runner._update_states = MethodType(update_states, runner)  # noqa: SLF001
+        runner._prepare_inputs = MethodType(prepare_inputs, runner)  # noqa: SLF001
+        runner._dummy_run = MethodType(dummy_run, runner)  # noqa: SLF001
+
+    def _admit(self, new: Any) -> None:
+        extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
+        try:
+            if STEERING_KEY in extra:
+                self.batch.admit(new.req_id, SteeringSpec.decode(extra[STEERING_KEY]), _length(new))
+            if CAPTURE_KEY in extra:
+                self.batch.capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))
+        except SpecError as error:
+            # The server's specs are sound; a client of plain vLLM finds this line and no evidence.
+            logger.error("Request %s runs unsteered: %s", new.req_id, error)  # noqa: TRY400
+
+
+def _length(new: Any) -> int:
+    if new.prompt_token_ids is not None:
+        return len(new.prompt_token_ids)
+    return len(new.prompt_embeds)
+
+
+def _refuse_modes(config: VllmConfig) -> None:
+    """Raises UnsteerableError for ways of running that were never tried."""
+    parallel = config.parallel_config
+    refused = {
+        "vLLM's second model runner": config.use_v2_model_runner,
+        "micro-batching (DBO)": parallel.use_ubatching,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "sequence-parallel MoE": parallel.use_sequence_parallel_moe,
+    }
+    for mode, on in refused.items():
+        if on:
+            raise UnsteerableError(f"{mode} is on, which steering does not cover")
+
+
+def _fingerprint(blocks: dict[int, torch.nn.Module], count: int, width: int) -> str:
+    """Of the model, whatever its name: shape, and the norm weights of all blocks.
+
+    Those are whole on every tensor-parallel rank and left alone by quantisation; bfloat16 makes them the
+    same in all types that a model is served in.
+    """
+    digest = hashlib.sha256(f"{count}x{width}".encode())
+    for block in blocks.values():
+        for name, weight in sorted(block.named_parameters()):
+            if weight.dim() == 1 and "norm" in name and name.endswith("weight"):
+                raw = weight.detach().to(torch.bfloat16).cpu().view(torch.int16)
+                digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
