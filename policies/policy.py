@@ -5,12 +5,22 @@ so that a policy that asks for it is refused by name and never runs without it.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from policies.constraint import from_json_schema, from_regex
 from policies.sampling import known_method
+from policies.steering import (
+    JSON_PRESET,
+    OWN_EXAMPLES,
+    PRESET_FLOORS,
+    Flat,
+    SteeringEntry,
+    Strength,
+    known_preset,
+    known_training,
+)
 
 
 def _sound_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -27,6 +37,22 @@ def _sound_pattern(pattern: str) -> str:
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"does not compile: {error}") from error
     return pattern
+
+
+# "11", "layers.11", "model.layers.11", "blocks.11.hook_resid_post"
+_LAYER = re.compile(r"(?:.*\.)?(\d{1,4})(?:\.hook_resid_post)?")
+
+
+def _named_layer(name: str) -> str:
+    if _LAYER.fullmatch(name) is None:
+        raise ValueError(f"{name!r} names no layer; write 11 or layers.11")
+    return name
+
+
+def _layer(name: str) -> int:
+    matched = _LAYER.fullmatch(name)
+    assert matched is not None
+    return int(matched[1])
 
 
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -86,16 +112,51 @@ class SamplingControls(Part):
 
 
 class SteeringControls(Part):
-    enabled: Literal[False] = False
-    method: str = "caa"
-    strength: float = 1.0
-    preset: None = None
-    vector_id: None = None
-    vector: None = None
+    """One vector: inline, by id or as a preset; `domain_specific` goes with a vector of one's own.
+
+    `method` says how the vector was made; it changes nothing.
+    """
+
+    enabled: bool = False
+    method: Annotated[str, AfterValidator(known_training)] = "caa"
+    strength: Strength = 1.0
+    preset: Annotated[str, AfterValidator(known_preset)] | None = None
+    vector_id: str | None = None
+    vector: Flat | None = None
     file_url: None = None
-    layer_scope: Empty = []
-    token_start: None = None
-    token_end: None = None
+    layer_scope: list[Annotated[str, AfterValidator(_named_layer)]] = []
+    token_start: int | None = None
+    token_end: int | None = None
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        sources = [name for name in ("vector_id", "vector") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            raise ValueError("vector_id has no effect beside vector; give one")
+        if sources and self.preset not in {None, OWN_EXAMPLES}:
+            raise ValueError(f"{sources[0]} has no effect beside the preset {self.preset}, which has its own")
+        if sources and not self.enabled and self.preset is None:
+            raise ValueError(f"{sources[0]} has no effect while enabled is false")
+        if self.enabled and not sources and self.preset is None:
+            raise ValueError("enabled, but there is nothing to steer by: give vector_id, vector or preset")
+        return self
+
+    @property
+    def entry(self) -> SteeringEntry | None:
+        """What is to be applied; None for nothing."""
+        if self.preset == JSON_PRESET or not (self.enabled or self.preset):
+            return None
+        own = self.vector is not None or self.vector_id is not None
+        floor = PRESET_FLOORS[self.preset] if self.preset else None
+        return SteeringEntry(
+            vector=self.vector,
+            vector_id=self.vector_id,
+            preset=None if own else self.preset,
+            strength=self.strength if floor is None else max(self.strength, floor),
+            layers=[_layer(name) for name in self.layer_scope] or None,
+            token_start=self.token_start,
+            token_end=self.token_end,
+        )
 
 
 class ConstraintControls(Part):
@@ -146,3 +207,21 @@ class RuntimePolicy(Part):
     constraints: ConstraintControls = ConstraintControls()
     verifiers: VerifierControls = VerifierControls()
     optimization: OptimizationControls = OptimizationControls()
+
+    def expanded(self) -> "RuntimePolicy":
+        """With what its steering preset brings beside a vector (Axionic's table)."""
+        preset, groups = self.steering.preset, dict[str, Any]()
+        verifiers = list(self.verifiers.enabled)
+        if preset == JSON_PRESET:
+            groups["constraints"] = self.constraints.model_copy(update={"json_mode": True})
+            verifiers.append("syntax")
+            if self.constraints.json_schema is not None:
+                verifiers.append("json_schema")
+        if preset == "format_rigidity" and self.constraints.regex_pattern is not None:
+            verifiers.append("regex")
+        if preset == "brevity" and "concise" not in self.objective.name.lower():
+            groups["objective"] = self.objective.model_copy(update={"name": "concise response quality"})
+        if len(verifiers) > len(self.verifiers.enabled):
+            named = list(dict.fromkeys(verifiers))
+            groups["verifiers"] = self.verifiers.model_copy(update={"enabled": named})
+        return self.model_copy(update=groups)

@@ -1,8 +1,9 @@
 """Run a policy: rounds of candidates, each judged, until one is accepted."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from policies.policy import RuntimePolicy
 from policies.sampling import Asked, Method, own_fields, resolve
@@ -17,6 +18,7 @@ class Answer:
     tokens: int
     method_used: str
     finish_reason: str | None
+    steering: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,15 @@ HTTP_DURATION = Histogram(
     ["method", "route", "status"],
     buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
+STEERING_REQUESTS = Counter(
+    "steersman_steering_requests", "Vectors applied to requests, by how they act.", ["operation"]
+)
+STEERING_TOKENS = Counter(
+    "steersman_steered_tokens", "Input tokens steered, as the worker counted them.", ["phase"]
+)
+STEERING_ROWS = Gauge(
+    "steersman_steering_rows_used", "Lines of the engine's vector table in use.", multiprocess_mode="livesum"
+)
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )

@@ -18,6 +18,10 @@ class Settings:
     max_body_bytes: int = 8 * 1024 * 1024
     key_cache_seconds: float = 2.0
     constraint_seconds: float = 10.0
+    steering_rows: int = 1024
+    steering_wait_seconds: float = 30.0
+    steering_safe_dose: float = 1.0
+    steering_max_dose: float = 2.0
 
     @classmethod
     def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -28,9 +32,17 @@ class Settings:
             return flag if flag is not None else environ.get(f"STEERSMAN_{name.upper()}")
 
         home = Path(value("home") or user_data_path("steersman")).expanduser().absolute()
-        kinds = {"max_body_bytes": int, "key_cache_seconds": float, "constraint_seconds": float}
+        kinds: dict[str, type[int | float]] = {
+            "max_body_bytes": int,
+            "key_cache_seconds": float,
+            "constraint_seconds": float,
+            "steering_rows": int,
+            "steering_wait_seconds": float,
+            "steering_safe_dose": float,
+            "steering_max_dose": float,
+        }
         numbers = {
-            name: _positive(name, kind, text)
+            name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
             for name, kind in kinds.items()
             if (text := value(name)) is not None
         }
@@ -41,11 +53,14 @@ class Settings:
         )
 
 
-def _positive(name: str, kind: type[int] | type[float], text: str) -> int | float:
+_MAY_BE_ZERO = {"steering_wait_seconds"}
+
+
+def _positive(name: str, kind: type[int] | type[float], text: str, *, zero: bool = False) -> int | float:
     try:
         number = kind(text)
     except ValueError:
-        number = kind(0)
-    if not 0 < number < float("inf"):
+        number = kind(-1)
+    if not 0 < number < float("inf") and not (zero and number == 0):
         raise ValueError(f"{name} (--{name.replace('_', '-')}) must be a positive number, not {text!r}")
     return number

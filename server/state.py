@@ -4,11 +4,15 @@ from dataclasses import dataclass
 
 from server.auth import KeyRing
 from server.constraints import ConstraintChecker
+from server.jobs import Jobs
 from server.judge import JudgeProcess
 from server.settings import Settings
+from server.steering import SteeredModel
 from server.store import Store
 from server.usage import UsageMeter
+from server.vectors import Vectors
 from server.vllm_serving import ServedModels, Serving
+from server.vllm_studio import Studio, Unsteerable
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +25,10 @@ class ServerState:
     checker: ConstraintChecker
     serving: Serving
     judge: JudgeProcess
+    vectors: Vectors
+    jobs: Jobs
+    studio: Studio | Unsteerable
+
+    @property
+    def steered_model(self) -> SteeredModel | None:
+        return self.studio.model if isinstance(self.studio, Studio) else None

@@ -122,25 +122,25 @@ class Store:
 
     def __init__(self, database_url: str) -> None:
         """Opens no connection yet. Raises ValueError for a database that is not supported."""
-        self._database = Database(database_url)
+        self.database = Database(database_url)
 
     def migrate(self) -> None:
         """Bring the schema up to date: once, before the launch, outside of any event loop."""
-        self._database.migrate()
+        self.database.migrate()
 
     async def close(self) -> None:
-        await self._database.close()
+        await self.database.close()
 
     async def first_key(self) -> str | None:
         """Make a first key if there never was one, and return it in plain."""
-        async with self._database.writing(alone=True) as connection:
+        async with self.database.writing(alone=True) as connection:
             if (await connection.execute(select(ApiKeyRow.id).limit(1))).first() is not None:
                 return None
             return (await _insert_key(connection, DEFAULT_ACCOUNT, "first key")).key
 
     async def create_key(self, account_id: str | None, name: str | None) -> NewKey:
         """Without an account the key belongs to the default one. Raises NotFound for an unknown account."""
-        async with self._database.writing(alone=True) as connection:
+        async with self.database.writing(alone=True) as connection:
             return await _insert_key(connection, account_id or DEFAULT_ACCOUNT, name)
 
     async def list_keys(self, account_id: str | None) -> list[KeyRecord]:
@@ -148,7 +148,7 @@ class Store:
         query = select(*ApiKeyRow.__table__.columns).order_by(ApiKeyRow.created_at, ApiKeyRow.id)
         if account_id is not None:
             query = query.where(ApiKeyRow.account_id == account_id)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
         return [
             KeyRecord(
@@ -174,7 +174,7 @@ class Store:
         )
         if account_id is not None:
             change = change.where(ApiKeyRow.account_id == account_id)
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             if (await connection.execute(change)).rowcount == 0:
                 raise NotFound(f"There is no API key {key_id!r}.")
 
@@ -185,7 +185,7 @@ class Store:
         query = select(
             ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, ApiKeyRow.selected_model
         ).where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
         digest = key_digest(key)
         matching = (Principal(*row[1:]) for row in rows if hmac.compare_digest(row.hash, digest))
@@ -194,7 +194,7 @@ class Store:
     async def set_model(self, key_id: str, model: str | None) -> None:
         """Bind the key to a model; None unbinds it. Raises NotFound."""
         change = update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(selected_model=model)
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             if (await connection.execute(change)).rowcount == 0:
                 raise NotFound(f"There is no API key {key_id!r}.")
 
@@ -223,13 +223,13 @@ class Store:
             # in one order everywhere, or two processes could each hold a row that the other waits for
             for key_id, used in sorted(usage.items())
         ]
-        async with self._database.writing() as connection:
+        async with self.database.writing() as connection:
             await connection.execute(change, values)
 
     async def usage(self, key_id: str) -> Usage:
         """Raises NotFound."""
         query = select(ApiKeyRow.requests, ApiKeyRow.prompt_tokens, ApiKeyRow.completion_tokens)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             row = (await connection.execute(query.where(ApiKeyRow.id == key_id))).first()
         if row is None:
             raise NotFound(f"There is no API key {key_id!r}.")
@@ -238,7 +238,7 @@ class Store:
     async def account(self, account_id: str) -> Account:
         """Raises NotFound."""
         query = select(AccountRow.id, AccountRow.email, AccountRow.created_at)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             row = (await connection.execute(query.where(AccountRow.id == account_id))).first()
         if row is None:
             raise NotFound(f"There is no account {account_id!r}.")
@@ -246,7 +246,7 @@ class Store:
 
 
 async def _insert_key(connection: AsyncConnection, account_id: str, name: str | None) -> NewKey:
-    await _require_account(connection, account_id)
+    await require_account(connection, account_id)
     created = NewKey(id=str(uuid.uuid4()), key=new_key())
     await connection.execute(
         insert(ApiKeyRow).values(
@@ -261,7 +261,7 @@ async def _insert_key(connection: AsyncConnection, account_id: str, name: str | 
     return created
 
 
-async def _require_account(connection: AsyncConnection, account_id: str) -> None:
+async def require_account(connection: AsyncConnection, account_id: str) -> None:
     found = await connection.execute(select(AccountRow.id).where(AccountRow.id == account_id))
     if found.first() is not None:
         return

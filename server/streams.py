@@ -4,9 +4,10 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from server.candidates import counts_prompt
+from server.errors import SteersmanError
 
 
 async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, None]:
@@ -28,6 +29,56 @@ async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, 
     if include_usage:
         yield _event({**head, "choices": [], "usage": answer.usage.model_dump(exclude_none=True)})
     yield "data: [DONE]\n\n"
+
+
+class Steered(Protocol):
+    """What was applied to the requests behind a stream."""
+
+    async def count(self) -> None:
+        """Raises SteersmanError where the engine did not apply it."""
+
+    def described(self) -> dict[str, Any]: ...
+    def release(self) -> None: ...
+
+
+async def with_evidence(stream: AsyncGenerator[str, None], steered: Steered) -> AsyncGenerator[str, None]:
+    """`stream` with what was applied in its last event before `[DONE]`, and released after it.
+
+    Only an event that ends a choice or tells the usage is held back, until it is known whether it is the
+    last.
+    """
+    held = ""
+    try:
+        async with aclosing(stream):
+            async for event in stream:
+                if held and not event.startswith("data: [DONE]"):
+                    yield held
+                    held = ""
+                if event.startswith("data: [DONE]"):
+                    yield await _evidence(held, steered)
+                    yield event
+                elif _may_be_last(event):
+                    held = event
+                else:
+                    yield event
+    finally:
+        steered.release()
+
+
+def _may_be_last(event: str) -> bool:
+    return event.startswith("data: {") and ('"finish_reason":"' in event or '"choices":[]' in event)
+
+
+async def _evidence(held: str, steered: Steered) -> str:
+    try:
+        await steered.count()
+    except SteersmanError as error:
+        return held + _event({"error": {"message": error.message, "type": error.type, "code": error.status}})
+    if not held:
+        return ""  # an error ended the stream
+    chunk = _payload(held)
+    assert chunk is not None
+    return _event({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})
 
 
 async def interleave(

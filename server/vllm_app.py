@@ -6,6 +6,7 @@ as it is, behind our authentication and error shapes.
 """
 
 import asyncio
+import logging
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator
@@ -32,17 +33,23 @@ from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.jobs import Jobs
 from server.judge import JudgeProcess
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.refusal import refusal
-from server.routes import keys, native, openai, policies
+from server.routes import keys, native, openai, policies, steering, steering_vectors
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
 from server.usage import UsageMeter
+from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_serving import ServedModels, Serving, translated
+from server.vllm_steering import steered
+from server.vllm_studio import Studio, Unsteerable, open_studio
+
+logger = logging.getLogger("vllm.steersman")
 
 _FLUSH_SECONDS = 5.0
 _JUDGE_SECONDS = 2.0
@@ -63,7 +70,7 @@ class SteersmanPlugin:
         drain = Drain()
         self._app, self._doors = app, _Doors(settings, store, keyring, drain)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
-        for routes in (openai, native, policies, keys):
+        for routes in (openai, native, policies, steering, steering_vectors, keys):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -78,7 +85,12 @@ class SteersmanPlugin:
         meter = UsageMeter()
         checker = ConstraintChecker(engine_client.vllm_config, doors.settings.constraint_seconds)
         models = ServedModels(state.openai_serving_models, int(time.time()))
+        vectors, jobs = Vectors(doors.store.database), Jobs(doors.store.database)
+        studio = await open_studio(
+            engine_client, models.default, doors.settings, doors.store, processes=args.api_server_count or 1
+        )
         _meter_engine(engine_client, state, meter)
+        engine_client.generate = steered(engine_client.generate)
         _drain_engine(engine_client, doors.drain)
         serving = Serving(
             chat=state.openai_serving_chat,
@@ -88,6 +100,8 @@ class SteersmanPlugin:
             facts=_facts(engine_client),
             has_chat_template=bool(getattr(engine_client.renderer.tokenizer, "chat_template", None)),
             keep_alive=float(getattr(args, "sse_keep_alive_interval", 0)),
+            steering=studio.steering if isinstance(studio, Studio) else None,
+            unsteerable=studio.problem if isinstance(studio, Unsteerable) else None,
             ranks=_ranks(engine_client),
         )
         state.steersman = ServerState(
@@ -99,7 +113,12 @@ class SteersmanPlugin:
             checker,
             serving,
             JudgeProcess(_JUDGE_SECONDS),
+            vectors,
+            jobs,
+            studio,
         )
+        if isinstance(studio, Unsteerable):
+            logger.warning("Requests that ask for steering get 501: %s", studio.problem)
         record_build()
         _handle_errors(app)
         _run_beside(app, state.steersman)
@@ -178,12 +197,15 @@ def _run_beside(app: FastAPI, server: ServerState) -> None:
         async with inner(app) as shared:
             flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
             server.checker.start()
+            beside = [flushing]
+            if isinstance(server.studio, Studio):
+                beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:
                 yield shared
             finally:
-                flushing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await flushing
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
                 await server.checker.close()
                 await server.judge.close()
                 await server.store.close()

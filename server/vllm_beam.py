@@ -33,6 +33,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
 
 from server.vllm_grammar import GrammarCompiler, Refused
+from server.vllm_steering import prompt_end
 
 _LISTED = 256  # log-probabilities to ask for where the engine gives as many: they save requests
 _ALLOWED = 1024  # ids that a first request names as allowed; more cost more than they tell
@@ -221,7 +222,12 @@ class _Asker:
         prompt = BeamSearchSequence(orig_prompt=self.prompt, tokens=ids, logprobs=[]).get_prompt()
         request_id = f"{self.request_id}-{self.asked}"
         answer: dict[int, Logprob] = {}
-        async for output in self.engine.generate(prompt, params, request_id, **self.options):
+        end = prompt_end.set(len(self.prompt_ids))
+        try:
+            outputs = self.engine.generate(prompt, params, request_id, **self.options)
+        finally:
+            prompt_end.reset(end)
+        async for output in outputs:
             (part,) = output.outputs
             if part.finish_reason in {"abort", "error"}:
                 raise _EngineStopped(part.finish_reason)

@@ -24,8 +24,10 @@ from server import embedded
 from server.banner import announce
 from server.settings import Settings
 from server.store import Store
+from steering.spec import additional_config
 
 LOGITS_PROCESSOR = "processors.vllm_logits:SteersmanLogits"
+WORKER = "steering.vllm_worker.SteeringWorker"
 _TITLE = "Steersman"
 _EPILOG = "--help=all lists every flag, --help=GROUP one group, --help=WORD those whose name holds the word."
 
@@ -39,7 +41,7 @@ def serve(argv: list[str]) -> int:
         _embedded(args, settings)
     if Path(args.model_tag).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    _complete(args)
+    _complete(args, settings)
     validate_parsed_serve_args(args)
     _require_plugin()
     store = Store(settings.database_url)
@@ -96,6 +98,28 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "S",
         "help": "How long a schema, regex or grammar may take to compile.",
     },
+    "--steering-rows": {
+        "type": int,
+        "metavar": "N",
+        "help": "Lines of the engine's vector table, hidden size x 4 bytes each; a vector takes one a layer "
+        "(1024).",
+    },
+    "--steering-wait-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long a request waits for free lines before it gets 503; 0: not at all (30).",
+    },
+    "--steering-safe-dose": {
+        "type": float,
+        "metavar": "D",
+        "help": "Relative dose above which a response carries a warning (1).",
+    },
+    "--steering-max-dose": {
+        "type": float,
+        "metavar": "D",
+        "help": "Relative dose above which a request is refused (2).",
+    },
+    "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",
         "help": "On a CPU: torch.compile the model. 1.2 to 1.5 times the throughput at few concurrent "
@@ -141,7 +165,7 @@ def _defaults() -> dict[str, object]:
     return defaults
 
 
-def _complete(args: Namespace) -> None:
+def _complete(args: Namespace, settings: Settings) -> None:
     """What follows from the flags."""
     if current_platform.is_cpu() and args.enable_chunked_prefill:
         sys.exit("--enable-chunked-prefill: on a CPU, vLLM's engine dies of a seeded request's second chunk")
@@ -153,6 +177,13 @@ def _complete(args: Namespace) -> None:
         outputs.backend = "xgrammar"
         # Small models fill JSON with white space until max_tokens; compact JSON leaves them no room to.
         outputs.disable_any_whitespace = True
+    if args.worker_cls == "auto" and not args.steersman_disable_steering:
+        args.worker_cls = WORKER
+        # Of its hash vLLM's compile cache makes its key, and the worker's class is not in it otherwise.
+        args.additional_config = {
+            **(args.additional_config or {}),
+            **additional_config(settings.steering_rows),
+        }
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
         args.logits_processors = [*(args.logits_processors or []), LOGITS_PROCESSOR]

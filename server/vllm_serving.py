@@ -7,7 +7,7 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import functools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -19,11 +19,14 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 
 from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, UnavailableError, plan
+from policies.steering import JSON_PRESET, SteeringEntry
 from processors.args import fresh_group
 from server import candidates, streams
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
+from server.steering import Applied, Steering
+from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import HostedModel, NativeSampling
 
@@ -45,6 +48,7 @@ class Decoded:
     model: str
     response: Any = None
     stream: AsyncGenerator[str, None] | None = None
+    steered: Applied | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,13 @@ class Serving:
     facts: EngineFacts
     has_chat_template: bool
     keep_alive: float
+    steering: Steering | None
+    unsteerable: str | None = None  # why there is no `steering`
     ranks: int = 1  # data-parallel engines behind this process
 
-    async def decode(self, request: Decodable, raw: Request, planned: Plan | None = None) -> Decoded:
+    async def decode(
+        self, request: Decodable, raw: Request, planned: Plan | None = None, *, steering_field: str = ""
+    ) -> Decoded:
         """Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`."""
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
@@ -133,13 +141,30 @@ class Serving:
         await self._constrain(request)
         request.plan_as(planned)
         SAMPLING_REQUESTS.labels(planned.method_used).inc()
-        result = await self._run(request, raw, planned)
         model = requested or request.model
-        if hasattr(result, "choices"):
-            result.model = model
-            return Decoded(planned, model, response=result)
-        stream = result if model == self._answering(request.model) else _renamed(result, model)
-        return Decoded(planned, model, stream=with_sse_keep_alive(stream, self.keep_alive))
+        entries = [entry for entry in request.steering_entries() if entry.preset != JSON_PRESET]
+        steered = await self.steer(entries, raw, steering_field or request.steering_field)
+        with during(steered) as kept:
+            result = await self._run(request, raw, planned)
+            if hasattr(result, "choices"):
+                if steered is not None:
+                    await steered.count()
+                result.model = model
+                return Decoded(planned, model, response=result, steered=steered)
+            stream = result if model == self._answering(request.model) else _renamed(result, model)
+            if steered is not None:
+                stream = streams.with_evidence(stream, steered)
+                kept.open = True
+        kept_alive = with_sse_keep_alive(stream, self.keep_alive)
+        return Decoded(planned, model, stream=kept_alive, steered=steered)
+
+    async def steer(self, entries: Sequence[SteeringEntry], raw: Request, field: str) -> Applied | None:
+        """Load what `entries` name. Raises NotSupported where this model cannot be steered."""
+        if not entries:
+            return None
+        if self.steering is None:
+            raise NotSupported(f"steering is not available here: {self.unsteerable}", param=field)
+        return await self.steering.apply(entries, raw.state.principal.account_id, field)
 
     def plan(self, asked: Asked, names: Mapping[str, str] = MappingProxyType({})) -> Plan:
         """Raises InvalidRequest and NotSupported; `names` says what the request calls a field of Asked."""

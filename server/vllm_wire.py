@@ -25,6 +25,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
+import processors.args
+import steering.spec
 from policies.constraint import (
     Constraint,
     ConstraintError,
@@ -36,7 +38,8 @@ from policies.constraint import (
     json_object,
 )
 from policies.sampling import GREEDY_TEMPERATURE, Asked, Plan
-from processors.args import MAX_SIBLINGS, RESERVED_KEYS, AdsArgs, ProcessorArgs, TypicalArgs, fresh_group
+from policies.steering import JSON_PRESET
+from processors.args import MAX_SIBLINGS, AdsArgs, ProcessorArgs, TypicalArgs, fresh_group
 from server.errors import InvalidRequest
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
@@ -62,6 +65,7 @@ _NOT_FOR_BEAMS = (
     "allowed_token_ids",
     "min_tokens",
 )
+_RESERVED_KEYS = processors.args.RESERVED_KEYS | steering.spec.RESERVED_KEYS
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
@@ -112,10 +116,14 @@ class Planned(AxionicFields, _VllmFields):
             data = {name: value for name, value in data.items() if name != "stream_options"}
         if data.get("n", 1) is None:
             data = {**data, "n": 1}
-        reserved = RESERVED_KEYS.intersection(data.get("vllm_xargs") or ())
+        if _wants_json(data):
+            data = {**data, "response_format": {"type": "json_object"}}
+        reserved = _RESERVED_KEYS.intersection(data.get("vllm_xargs") or ())
         if reserved:
             names = ", ".join(sorted(reserved))
-            raise ValueError(f"vllm_xargs: {names} are set by the server; use sampling_method and its fields")
+            raise ValueError(
+                f"vllm_xargs: {names} are set by the server; use sampling_method, steering and their fields"
+            )
         return data
 
     @model_validator(mode="wrap")
@@ -238,6 +246,16 @@ class Planned(AxionicFields, _VllmFields):
             stop_token_ids=list(self.stop_token_ids or ()),
             watermarking=self.watermarking,
         )
+
+
+def _wants_json(data: dict[str, Any]) -> bool:
+    """Whether the preset that is a constraint alone is the only one to set one."""
+    presets = data.get("steering_preset")
+    named = presets if isinstance(presets, list) else [presets]
+    own = ("response_format", "structured_outputs", *_BUILDERS)
+    return any(isinstance(name, str) and name.lower() == JSON_PRESET for name in named) and not any(
+        data.get(field) is not None for field in own
+    )
 
 
 def _fits(model: type[BaseModel], name: str, value: Any) -> bool:

@@ -1,13 +1,18 @@
 """Request and response models that need no engine: Axionic's fields on /v1, and its native routes."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked, known_method
+from policies.steering import Flat, SteeringEntry, Strength
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
+from server.errors import InvalidRequest
+from steering.spec import MAX_TERMS
 
 INT32_MAX = 2**31 - 1
+_T = TypeVar("_T")
+Several = Annotated[list[_T], Field(min_length=1, max_length=MAX_TERMS)]
 NATIVE_TEMPERATURE = 0.7  # Axionic's own routes; /v1 follows the model's generation config
 
 MethodName = Annotated[str, AfterValidator(known_method)]
@@ -32,7 +37,71 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class AxionicFields(BaseModel):
+class SteeringFields(BaseModel):
+    """How a request is steered. One vector or several, by id, inline or as a preset; `steering` says more.
+
+    `steering_strength` is one for all of them or one for each, in the order ids, inline vectors, presets.
+    """
+
+    steering_vector_id: str | Several[str] | None = None
+    steering_vector: str | Flat | Several[str | Flat] | None = Field(
+        default=None, description="{layer: [floats]}, as Axionic's clients save it, or an id"
+    )
+    steering_preset: str | Several[str] | None = None
+    steering_strength: Strength | Several[Strength] | None = Field(default=None, description="absent: 1")
+    steering: SteeringEntry | Several[SteeringEntry] | None = None
+
+    def steering_entries(self) -> list[SteeringEntry]:
+        """Raises InvalidRequest where the fields do not fit each other."""
+        sources: list[tuple[str, str, Any]] = [
+            ("steering_vector_id", "vector_id", one) for one in _listed(self.steering_vector_id)
+        ]
+        sources += [
+            ("steering_vector", "vector_id" if isinstance(one, str) else "vector", one)
+            for one in _listed(self.steering_vector)
+        ]
+        sources += [("steering_preset", "preset", one) for one in _listed(self.steering_preset)]
+        strengths = _listed(self.steering_strength) or [None]
+        if len(strengths) not in {1, len(sources)}:
+            raise InvalidRequest(
+                f"give one strength, or one for each of the {len(sources)} vectors", param="steering_strength"
+            )
+        if not sources and any(strengths):
+            raise InvalidRequest(
+                "there is nothing to steer by: give steering_vector_id, steering_vector or steering_preset",
+                param="steering_strength",
+            )
+        each = strengths * len(sources) if len(strengths) == 1 else strengths
+        pairs = zip(sources, each, strict=True)
+        return [*(_entry(*source, strength) for source, strength in pairs), *_listed(self.steering)]
+
+    def steering_fields(self) -> dict[str, Any]:
+        """What was given, for a request of another kind."""
+        given = self.model_fields_set & SteeringFields.model_fields.keys()
+        return {name: getattr(self, name) for name in given}
+
+    @property
+    def steering_field(self) -> str:
+        """The field that errors about a vector name."""
+        named = ("steering_vector_id", "steering_vector", "steering_preset")
+        return next((name for name in named if getattr(self, name) is not None), "steering")
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _entry(field: str, name: str, source: Any, strength: float | None) -> SteeringEntry:
+    try:
+        return SteeringEntry.model_validate({name: source, "strength": strength})
+    except ValidationError as error:
+        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise InvalidRequest(message, param=field) from error
+
+
+class AxionicFields(SteeringFields):
     """What Axionic's /v1 routes take beside OpenAI's and vLLM's fields."""
 
     sampling_method: MethodName | None = Field(
@@ -90,8 +159,8 @@ class NativeSampling(Strict):
         )
 
 
-class GenerateRequest(NativeSampling):
-    """POST /generate. `steering_*` are accepted at their neutral values, which mechanex always sends."""
+class GenerateRequest(NativeSampling, SteeringFields):
+    """POST /generate. mechanex always sends a `steering_strength`, 0 unless told otherwise: no effect."""
 
     prompt: str = Field(min_length=1)
     model: str | None = None
@@ -102,7 +171,7 @@ class GenerateRequest(NativeSampling):
     stream: bool | None = Field(default=None, description="true: SSE; absent: as the Accept header says")
 
 
-class SamplingRequest(Strict):
+class SamplingRequest(Strict, SteeringFields):
     """POST /sampling/generate."""
 
     prompt: str = Field(min_length=1)
@@ -123,6 +192,7 @@ class SamplingRequest(Strict):
 class SamplingResponse(BaseModel):
     output: str
     method_used: str
+    steering: dict[str, Any] | None = None
 
 
 class HostedModel(BaseModel):

@@ -1,4 +1,4 @@
-"""Steering vectors as files: the Axionic SDK's JSON, safetensors, and repeng's GGUF, told apart by content."""
+"""Steering vectors as files: Axionic's JSON, safetensors, and repeng's GGUF, told apart by their content."""
 
 import json
 import re
@@ -29,7 +29,7 @@ class Format(StrEnum):
 
 
 class Point(StrEnum):
-    """Where a key that names no hook is in its block: after it, or before it, which is after the one below."""
+    """Where a key without a hook stands: after its block, or before it, which is after the block below."""
 
     RESID_POST = "resid_post"
     RESID_PRE = "resid_pre"
@@ -64,7 +64,9 @@ def read_flat(flat: Mapping[str, Any], *, source: Point = Point.RESID_POST) -> S
     for key, value in flat.items():
         layer = layer_of(key, source)
         if layer in directions:
-            raise VectorError(f"{_quoted(keys[layer])} and {_quoted(key)} both mean the output of block {layer}")
+            raise VectorError(
+                f"{_quoted(keys[layer])} and {_quoted(key)} both mean the output of block {layer}"
+            )
         directions[layer], keys[layer] = _row(key, value), key
     return _vector(directions, [_quoted(key) for key in keys.values()])
 
@@ -90,9 +92,7 @@ def layer_of(key: str, source: Point = Point.RESID_POST) -> int:
     return layer - 1
 
 
-def write_vector(
-    vector: SteeringVector, format: Format, metadata: Mapping[str, Any] | None = None
-) -> bytes:
+def write_vector(vector: SteeringVector, format: Format, metadata: Mapping[str, Any] | None = None) -> bytes:
     """Layers by number. `metadata` is JSON; safetensors and GGUF keep it."""
     match format:
         case Format.JSON:
@@ -198,17 +198,42 @@ def _plausible(vector: SteeringVector) -> SteeringVector:
     for index, layer in vector.layers.items():
         if np.abs(layer.direction).max() > MAX_VALUE:
             raise VectorError(f"layer {index}: the direction holds a value beyond {MAX_VALUE:g}")
+        if layer.probe and layer.probe.weight.ndim != 1:
+            raise VectorError(
+                f"layer {index}: probe.weight has {layer.probe.weight.ndim} dimensions, not one"
+            )
+        for name in _UNIT_DIMENSIONS if layer.units else ():
+            dimensions = getattr(layer.units, name).ndim
+            if dimensions != _UNIT_DIMENSIONS[name]:
+                raise VectorError(f"layer {index}: units.{name} has {dimensions} dimensions")
     return vector
 
 
+_UNIT_DIMENSIONS: Final = {"read": 2, "write": 2, "bias": 1, "offset": 1, "threshold": 1}
+
+
 def _read_safetensors(data: bytes) -> VectorFile:
+    header = _header(data)
+    for name, entry in header.items():
+        kind = entry.get("dtype", "F32") if isinstance(entry, dict) else "F32"
+        if name != "__metadata__" and kind not in ("F32", "F16", "F64"):
+            raise VectorError(f"the tensor {_quoted(name)} is {kind!r}: vectors are F32, F16 or F64")
     try:
         with np.errstate(over="ignore"):
             vector = _plausible(SteeringVector.from_blob(data))
     except (IndexError, TypeError, AttributeError) as error:  # from tensors of unforeseen shapes
         raise VectorError(f"a tensor in the file has a shape that no vector has: {error}") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return VectorFile(vector, Format.SAFETENSORS, _metadata(header.get("__metadata__", {}).get(_METADATA_KEY)))
+    return VectorFile(
+        vector, Format.SAFETENSORS, _metadata(header.get("__metadata__", {}).get(_METADATA_KEY))
+    )
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (ValueError, RecursionError) as error:
+        raise VectorError(f"not a safetensors file: its header is not JSON: {error}") from error
+    return header
 
 
 def _read_gguf(data: bytes) -> VectorFile:

@@ -18,10 +18,17 @@ CAPTURE_KEY: Final = "steersman_capture"
 # Only the server may set these: what they name was checked and uploaded by it.
 RESERVED_KEYS: Final = frozenset({STEERING_KEY, CAPTURE_KEY})
 
+CONFIG_KEY: Final = "steersman_steering"  # of vLLM's additional config
+DEFAULT_ROWS: Final = 1024
 SCHEMA_VERSION: Final = 1  # of the custom op and this wire form; salts vLLM's compile cache
 MAX_TERMS: Final = 16
 MAX_RANGES: Final = 4
 MAX_SPANS: Final = 64
+
+
+def additional_config(rows: int = DEFAULT_ROWS) -> dict[str, Any]:
+    """For `--additional-config`: vLLM's compile cache does not know which worker traced a graph."""
+    return {CONFIG_KEY: {"schema": SCHEMA_VERSION, "rows": rows}}
 
 
 class SpecError(ValueError):
@@ -61,6 +68,12 @@ class Tokens:
     phase: Phase = Phase.ALL
     start: int | None = None
     end: int | None = None
+
+    @property
+    def relative(self) -> bool:
+        """Whether the prompt's length matters."""
+        bounds = (bound for bound in (self.start, self.end) if bound is not None)
+        return self.phase is not Phase.ALL or any(bound < 0 for bound in bounds)
 
     def interval(self, prompt_tokens: int) -> tuple[float, float]:
         """Half-open interval of absolute positions; empty where low >= high."""
@@ -109,10 +122,15 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class SteeringSpec:
-    """All terms of one request, in the order in which they act within a layer. `trace` names its evidence."""
+    """All terms of one request, in the order in which they act within a layer. `trace` names its evidence.
+
+    `prompt_tokens` says where the prompt ends if not at the end of what the engine is given as one: a beam's
+    engine request begins with generated tokens.
+    """
 
     terms: tuple[Term, ...]
     trace: str = ""
+    prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.terms) > MAX_TERMS:
@@ -139,20 +157,28 @@ class SteeringSpec:
         text = json.dumps([SCHEMA_VERSION, terms], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def cache_salt(self, callers: str | None) -> str:
-        """Separates the prefix-cache blocks of this request from all that are steered otherwise, or not."""
-        return hashlib.sha256(f"{self.fingerprint()}\n{callers or ''}".encode()).hexdigest()
+    def cache_salt(self, callers: str | None, prompt_tokens: int = 0) -> str:
+        """Separates the prefix-cache blocks of this request from all that are steered otherwise, or not.
+
+        Where the prompt's length decides what is steered, prompts of other lengths are otherwise too: one
+        request's generated text is part of the next one's prompt.
+        """
+        relative = any(term.tokens.relative for term in self.terms)
+        length = prompt_tokens if relative else ""
+        return hashlib.sha256(f"{self.fingerprint()}\n{length}\n{callers or ''}".encode()).hexdigest()
 
     def encode(self) -> str:
         terms = [{name: _finite(value) for name, value in asdict(term).items()} for term in self.terms]
-        return json.dumps({"terms": terms, "trace": self.trace}, separators=(",", ":"))
+        parts = {"terms": terms, "trace": self.trace, "prompt_tokens": self.prompt_tokens}
+        return json.dumps(parts, separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str) -> "SteeringSpec":
         """Raises SpecError for what `encode` does not write."""
         try:
             data = json.loads(text)
-            return cls(tuple(_term(item) for item in data["terms"]), str(data.get("trace", "")))
+            terms = tuple(_term(item) for item in data["terms"])
+            return cls(terms, str(data.get("trace", "")), data.get("prompt_tokens"))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, SpecError):
                 raise

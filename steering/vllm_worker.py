@@ -18,7 +18,15 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from steering.apply import TorchPass
 from steering.layers import Apply, UnsteerableError, decoder_blocks, wrap
 from steering.layout import Batch
-from steering.spec import CAPTURE_KEY, SCHEMA_VERSION, STEERING_KEY, CaptureSpec, SpecError, SteeringSpec
+from steering.spec import (
+    CAPTURE_KEY,
+    CONFIG_KEY,
+    DEFAULT_ROWS,
+    STEERING_KEY,
+    CaptureSpec,
+    SpecError,
+    SteeringSpec,
+)
 from steering.table import TableFull, VectorTable
 from steering.vector import VectorError
 
@@ -29,8 +37,6 @@ else:
 
 logger = init_logger("vllm.steersman")
 
-CONFIG_KEY = "steersman_steering"  # of `--additional-config`, which salts vLLM's compile cache
-DEFAULT_ROWS = 1024
 _LIBRARY = torch.library.Library("steersman", "FRAGMENT")
 _pass: Apply | None = None  # of this process, whose one engine has one model
 
@@ -46,11 +52,6 @@ def _steer_fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
 
 # Opaque to Dynamo, so that compiled graphs hold one node per layer whatever the requests ask for.
 direct_register_custom_op("steer", _steer, ["hidden"], _steer_fake, target_lib=_LIBRARY)
-
-
-def additional_config(rows: int = DEFAULT_ROWS) -> dict[str, Any]:
-    """For `--additional-config`: vLLM's compile cache does not know which worker traced a graph."""
-    return {CONFIG_KEY: {"schema": SCHEMA_VERSION, "rows": rows}}
 
 
 class SteeringWorker(VllmWorker):
@@ -171,7 +172,8 @@ class _Steering:
         extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
         try:
             if STEERING_KEY in extra:
-                self.batch.admit(new.req_id, SteeringSpec.decode(extra[STEERING_KEY]), _length(new))
+                spec = SteeringSpec.decode(extra[STEERING_KEY])
+                self.batch.admit(new.req_id, spec, spec.prompt_tokens or _length(new))
             if CAPTURE_KEY in extra:
                 self.batch.capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))
         except SpecError as error:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.sampling import own_fields
 from server.candidates import text_of
-from server.errors import NotSupported, SteersmanError
+from server.errors import SteersmanError
 from server.routes.body import JsonRoute
 from server.routes.openai import evidence
 from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
@@ -26,12 +26,11 @@ router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
 @router.post("/generate", responses={200: {"content": {"text/event-stream": {}}}})
 @guarded
 async def generate(request: GenerateRequest, raw_request: Request) -> Response:
-    if request.steering_vector_id is not None or request.steering_strength != 0:
-        raise NotSupported("steering is not served by this version", param="steering_vector_id")
     serving: Serving = raw_request.app.state.steersman.serving
     planned = serving.plan(own_fields(request.asked(request.sampling_method)))
-    streams = _streams(request, raw_request)
-    sent = serving.prompted(request.prompt, request.model, request.max_tokens, request, stream=streams)
+    events = wants_events(request.stream, raw_request)
+    more = {"stream": events, **request.steering_fields()}
+    sent = serving.prompted(request.prompt, request.model, request.max_tokens, request, **more)
     decoded = await serving.decode(sent, raw_request, planned)
     if decoded.stream is not None:
         return StreamingResponse(
@@ -40,17 +39,24 @@ async def generate(request: GenerateRequest, raw_request: Request) -> Response:
     return JSONResponse(_result(decoded), headers=evidence(decoded))
 
 
-def _streams(request: GenerateRequest, raw: Request) -> bool:
+def wants_events(asked: bool | None, raw: Request) -> bool:
     """Events unless JSON is asked for: Axionic's client names no media type and reads nothing but events."""
-    if request.stream is not None:
-        return request.stream
+    if asked is not None:
+        return asked
     accept = raw.headers.get("accept", "")
     return "text/event-stream" in accept or "application/json" not in accept
 
 
 def _result(decoded: Decoded) -> dict[str, Any]:
     text = text_of(decoded.response.choices[0])
-    return {"output": text, "text": text, "method_used": decoded.plan.method_used}
+    return _final(decoded, text)
+
+
+def _final(decoded: Decoded, text: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"output": text, "text": text, "method_used": decoded.plan.method_used}
+    if decoded.steered is not None:
+        result["steering"] = decoded.steered.described()
+    return result
 
 
 async def _events(decoded: Decoded, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
@@ -74,8 +80,7 @@ async def _events(decoded: Decoded, stream: AsyncGenerator[str, None]) -> AsyncG
         yield _event({"status": "error", "message": error.message})
         return
     text = "".join(pieces)
-    result = {"output": text, "text": text, "method_used": decoded.plan.method_used}
-    yield _event({"status": "complete", "result": result})
+    yield _event({"status": "complete", "result": _final(decoded, text)})
 
 
 def _piece(choice: dict[str, Any]) -> str:
@@ -114,12 +119,15 @@ async def sampling_generate(request: SamplingRequest, raw_request: Request) -> R
         draft_model=request.draft_model,
     )
     planned = serving.plan(own_fields(asked), _SAMPLING_NAMES)
-    sent = serving.prompted(request.prompt, request.model, request.max_new_tokens, fields, **constraints)
+    more = {**constraints, **request.steering_fields()}
+    sent = serving.prompted(request.prompt, request.model, request.max_new_tokens, fields, **more)
     decoded = await serving.decode(sent, raw_request, planned)
     answer = SamplingResponse(
-        output=text_of(decoded.response.choices[0]), method_used=decoded.plan.method_used
+        output=text_of(decoded.response.choices[0]),
+        method_used=decoded.plan.method_used,
+        steering=decoded.steered.described() if decoded.steered else None,
     )
-    return JSONResponse(answer.model_dump(), headers=evidence(decoded))
+    return JSONResponse(answer.model_dump(exclude_none=True), headers=evidence(decoded))
 
 
 @router.get("/models")

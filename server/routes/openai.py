@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from server.routes.body import JsonRoute
+from server.vllm_responses import SteeredResponses, respond
 from server.vllm_serving import Decodable, Decoded, ServedModels, guarded
 from server.vllm_wire import ChatRequest, CompletionRequest
 
@@ -26,6 +27,12 @@ async def create_completion(request: CompletionRequest, raw_request: Request) ->
     return await _answer(request, raw_request)
 
 
+@router.post("/v1/responses", responses=_STREAMS)
+@guarded
+async def create_response(request: SteeredResponses, raw_request: Request) -> Response:
+    return await respond(request, raw_request)
+
+
 async def _answer(request: Decodable, raw: Request) -> Response:
     decoded: Decoded = await raw.app.state.steersman.serving.decode(request, raw)
     headers = evidence(decoded)
@@ -35,6 +42,8 @@ async def _answer(request: Decodable, raw: Request) -> Response:
     content["steersman"] = {"method_used": decoded.plan.method_used}
     if decoded.plan.warning:
         content["steersman"]["warning"] = decoded.plan.warning
+    if decoded.steered is not None:
+        content["steersman"]["steering"] = decoded.steered.described()
     return JSONResponse(content, headers=headers)
 
 
@@ -43,6 +52,8 @@ def evidence(decoded: Decoded) -> dict[str, str]:
     headers = {"x-steersman-method": decoded.plan.method_used.value}
     if decoded.plan.warning:
         headers["x-steersman-warning"] = decoded.plan.warning
+    for name, value in decoded.steered.headers().items() if decoded.steered else ():
+        headers[name] = f"{headers[name]}; {value}" if name in headers else value
     return headers
 
 

@@ -45,16 +45,17 @@ async def run_policy(request: PolicyRunRequest, raw_request: Request) -> Respons
         raise NotSupported("stored policies are not served by this version; send `policy`", param="policy_id")
     if request.policy is None:
         raise InvalidRequest("send a `policy`", param="policy")
-    constraints = request.policy.constraints
+    policy = request.policy.expanded()
+    constraints = policy.constraints
     own = constraints.json_schema is not None or constraints.regex_pattern is not None
     outcome = await run(
-        request.policy,
-        functools.partial(_generate, request, request.policy, raw_request),
+        policy,
+        functools.partial(_generate, request, policy, raw_request),
         raw_request.app.state.steersman.judge if own else judge_here,
     )
     body = _response(outcome)
     if request.include_trace:
-        body["trace"] = _trace(request.policy, outcome)
+        body["trace"] = _trace(policy, outcome)
     return JSONResponse(body)
 
 
@@ -73,11 +74,15 @@ async def _generate(
     sent = serving.prompted(
         request.prompt, model, request.max_new_tokens, fields, n=asked.n, **_constraint(policy)
     )
-    decoded = await serving.decode(sent, raw, serving.plan(asked, _NAMES))
+    entry = policy.steering.entry
+    sent.steering = [entry] if entry else None
+    decoded = await serving.decode(sent, raw, serving.plan(asked, _NAMES), steering_field="policy.steering")
+    steering = decoded.steered.described() if decoded.steered else None
     choices = decoded.response.choices
     tokens = decoded.response.usage.completion_tokens // len(choices)
     return [
-        Answer(text_of(choice), tokens, decoded.plan.method_used, choice.finish_reason) for choice in choices
+        Answer(text_of(choice), tokens, decoded.plan.method_used, choice.finish_reason, steering)
+        for choice in choices
     ]
 
 
@@ -96,7 +101,9 @@ def _constraint(policy: RuntimePolicy) -> dict[str, Any]:
 
 def _response(outcome: Outcome) -> dict[str, Any]:
     winner = outcome.winner
+    steering = {"steering": winner.answer.steering} if winner.answer.steering else {}
     return {
+        **steering,
         "output": winner.answer.text,
         "accepted": winner.verdict.accepted,
         "policy_id": None,

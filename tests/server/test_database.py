@@ -16,6 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
+from server import jobs, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -42,7 +43,9 @@ def tables(connection):
 def test_the_migrations_make_the_schema_that_the_code_expects(database_url):
     """After `migrate` there is nothing left for Alembic to change, and running it again changes nothing."""
     Store(database_url).migrate()
-    assert {"accounts", "api_keys"} <= on_connection(database_url, tables)
+    assert {"accounts", "api_keys", "steering_vectors", "steering_jobs"} <= on_connection(
+        database_url, tables
+    )
     assert on_connection(database_url, differences) == []
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
@@ -152,7 +155,7 @@ def test_the_alembic_command_works_on_the_database_of_the_settings(tmp_path):
 async def test_foreign_keys_are_enforced(store):
     """Deleting an account deletes its keys."""
     await store.first_key()
-    async with store._database.writing() as connection:
+    async with store.database.writing() as connection:
         await connection.execute(text("DELETE FROM accounts"))
     assert await store.list_keys(None) == []
 
@@ -162,7 +165,7 @@ async def test_sqlite_readers_do_not_wait_for_a_writer(tmp_path):
     store = Store(f"sqlite:///{tmp_path / 'a.db'}")
     await asyncio.to_thread(store.migrate)
     created = await store.create_key(None, None)
-    async with store._database.writing() as connection:
+    async with store.database.writing() as connection:
         await connection.execute(text("UPDATE api_keys SET name = 'new'"))
         assert (await asyncio.wait_for(store.find_key(created.key), 2)).name is None
         second = asyncio.create_task(store.set_model(created.id, "m"))

@@ -98,7 +98,7 @@ async def test_listed_keys_are_masked(client):
 async def test_keys_of_other_accounts_are_out_of_reach(client):
     """A key of another account is not in the list and cannot be revoked."""
     made = (await client.post("/auth/api-keys")).json()
-    async with client.state.store._database.writing() as connection:
+    async with client.state.store.database.writing() as connection:
         await connection.exec_driver_sql(
             "INSERT INTO accounts VALUES ('other', 'other@localhost', '2026-01-01 00:00:00+00')"
         )

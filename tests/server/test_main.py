@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from server import __main__ as command
-from server import embedded, keys
+from server import embedded, keys, vectors_cli
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def test_plugins_in_use_are_kept(serving, before, after):
     assert serving.calls[0][1]["VLLM_PLUGINS"] == after
 
 
-@pytest.mark.parametrize(("name", "module"), [("keys", keys), ("model", embedded)])
+@pytest.mark.parametrize(("name", "module"), [("keys", keys), ("vectors", vectors_cli), ("model", embedded)])
 def test_administration(monkeypatch, name, module):
-    """`keys` and `model` run their own module, whose exit status is the command's."""
+    """`keys`, `vectors` and `model` run their own module, whose exit status is the command's."""
     seen = []
 
     def add_parser(subparsers) -> None:
@@ -89,12 +89,12 @@ def test_unknown_commands(argv, capsys):
 
 
 def test_help_lists_every_command(capsys):
-    """`steersman --help` names serve, keys and model."""
+    """`steersman --help` names serve, keys, vectors and model."""
     with pytest.raises(SystemExit) as ended:
         command.main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"\n    {name} " in shown for name in ("serve", "keys", "model"))
+    assert all(f"\n    {name} " in shown for name in ("serve", "keys", "vectors", "model"))
 
 
 def test_version(monkeypatch, capsys):

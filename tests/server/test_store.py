@@ -14,7 +14,7 @@ from server.usage import Usage
 
 
 async def rows(store, query):
-    async with store._database.reading() as connection:
+    async with store.database.reading() as connection:
         return (await connection.execute(text(query))).all()
 
 
@@ -49,7 +49,7 @@ async def test_the_plain_key_is_not_in_the_database_file(tmp_path):
 
 async def test_the_first_key_is_made_once(store):
     """Only the first of several processes gets a key, even if they ask at the same time."""
-    others = [Store(store._database.url.render_as_string(hide_password=False)) for _ in range(6)]
+    others = [Store(store.database.url.render_as_string(hide_password=False)) for _ in range(6)]
     for each in others:
         await each.list_keys(None)  # so that all have a connection when it begins
     made = await asyncio.gather(*(each.first_key() for each in others))
@@ -87,7 +87,7 @@ async def test_keys_that_share_a_prefix_are_told_apart(store):
     one = await store.create_key(None, "one")
     two = "ax_" + one.key[3:11] + "f" * 40
     other = await store.create_key(None, "two")
-    async with store._database.writing() as connection:
+    async with store.database.writing() as connection:
         await connection.execute(
             text("UPDATE api_keys SET prefix = :prefix, hash = :hash WHERE id = :id"),
             {"prefix": two[3:11], "hash": hashlib.sha256(two.encode()).hexdigest(), "id": other.id},
@@ -136,7 +136,7 @@ async def test_a_model_can_be_bound_and_unbound(store):
 async def test_concurrent_increments_all_count(store):
     """Usage recorded by many writers at once, in opposite orders, adds up without loss or deadlock."""
     first, second = [(await store.create_key(None, None)).id for _ in range(2)]
-    other = Store(store._database.url.render_as_string(hide_password=False))
+    other = Store(store.database.url.render_as_string(hide_password=False))
     now = datetime.now(UTC)
 
     async def record(writer: Store, turn: int) -> None:

@@ -1,0 +1,184 @@
+"""What a request may say about steering, and the terms it comes to. Pure: of vectors it knows a few facts."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from steering.spec import Gate, GateKind, Operation, Phase, SpecError, Term, Tokens
+
+Strength = Annotated[float, Field(allow_inf_nan=False, ge=-1000, le=1000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Flat = Annotated[
+    dict[str, list[Finite]], Field(min_length=1)
+]  # layer → direction, as Axionic's clients save it
+
+# A preset is never weaker than this (Axionic's table); None: it has no vector, only constraints.
+PRESET_FLOORS: dict[str, float | None] = {
+    "brevity": 0.35,
+    "truthfulness": 0.45,
+    "json_compliance": None,
+    "format_rigidity": 0.50,
+    "refusal_strength": 0.65,
+    "safety_style": 0.55,
+    "domain_specific": 0.40,
+    "tone_control": 0.25,
+}
+TRAINING_METHODS = ("caa", "few-shot", "asas", "steering-perceptrons")
+JSON_PRESET = "json_compliance"
+OWN_EXAMPLES = "domain_specific"  # the preset whose pairs a user brings
+
+
+def known_preset(name: str) -> str:
+    """The preset's own spelling. Raises ValueError, listing what there is."""
+    lowered = name.lower()
+    if lowered not in PRESET_FLOORS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESET_FLOORS)}")
+    return lowered
+
+
+def known_training(name: str) -> str:
+    """Raises ValueError, listing how vectors are made."""
+    if name not in TRAINING_METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(TRAINING_METHODS)}")
+    return name
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GateEntry(_Strict):
+    """Let a vector act only on tokens whose state passes a test.
+
+    `cosine`: where cos(state, vector) > threshold. `probe`: by the probability of the trained unit stored
+    with the vector. The vector tested is the entry's own unless `vector_id` names another.
+    """
+
+    kind: Literal["cosine", "probe"] = "cosine"
+    vector_id: str | None = None
+    threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
+    inverted: bool = False
+
+
+class SteeringEntry(_Strict):
+    """One vector and how it acts; exactly one of `vector_id`, `vector` and `preset`."""
+
+    vector_id: str | None = None
+    vector: Flat | None = None
+    preset: str | None = None
+    strength: Strength | None = Field(default=None, description="absent: 1")
+    operation: Literal["add", "norm-preserving-add", "project-out", "clamp", "replace", "latents"] | None = (
+        Field(default=None, description="absent: as the vector's method defines")
+    )
+    low: Finite | None = Field(default=None, description="clamp: the component's lower bound")
+    high: Finite | None = Field(default=None, description="clamp: the component's upper bound")
+    value: Finite | None = Field(default=None, description="replace: what the component becomes")
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=512)] | None = None
+    tokens: Literal["all", "prompt", "generated"] = "all"
+    token_start: int | None = Field(default=None, description="negative: from the end of the prompt")
+    token_end: int | None = None
+    gate: GateEntry | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [name for name in ("vector_id", "vector", "preset") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of vector_id, vector and preset")
+        if self.preset is not None:
+            known_preset(self.preset)
+        wanted = {"clamp": ("low", "high"), "replace": ("value",)}.get(self.operation or "", ())
+        for name in ("low", "high", "value"):
+            if getattr(self, name) is not None and name not in wanted:
+                raise ValueError(f"{name} has no effect on operation {self.operation or 'add'}")
+        if wanted and all(getattr(self, name) is None for name in wanted):
+            raise ValueError(f"operation {self.operation} needs {' or '.join(wanted)}")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError("low must not exceed high")
+        return self
+
+    @property
+    def effective_strength(self) -> float:
+        strength = 1.0 if self.strength is None else self.strength
+        floor = PRESET_FLOORS[known_preset(self.preset)] if self.preset else None
+        return strength if floor is None else max(strength, floor)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What planning knows of a vector: its digest, and the layers that have each part."""
+
+    digest: str
+    layers: tuple[int, ...]
+    probes: bool = False
+    latents: bool = False
+    low: dict[int, float] | None = None  # of a perceptron in margin mode
+
+
+def term(entry: SteeringEntry, own: Material, tested: Material | None = None) -> Term:
+    """What the worker is told; `tested` is the vector of the entry's gate, if it names one.
+
+    Raises SpecError for a part that the vector does not have.
+    """
+    layers = tuple(entry.layers) if entry.layers is not None else own.layers
+    missing = [layer for layer in layers if layer not in own.layers]
+    if missing:
+        has = ", ".join(map(str, own.layers))
+        raise SpecError("layers", f"the vector has no layer {missing[0]}; it has {has}")
+    if len(set(layers)) != len(layers):
+        raise SpecError("layers", "names a layer twice")
+    strength = entry.effective_strength
+    low, high = _bounds(entry)
+    return Term(
+        vector=own.digest,
+        layers=layers,
+        operation=_operation(entry, own),
+        strength=strength,
+        low=low,
+        high=high,
+        tokens=Tokens(Phase(entry.tokens), entry.token_start, entry.token_end),
+        gate=_gate(entry, own, tested, strength),
+    )
+
+
+def _operation(entry: SteeringEntry, own: Material) -> Operation:
+    if entry.operation is None:
+        return Operation.UNITS if own.latents else Operation.ADD
+    if entry.operation == "latents" and not own.latents:
+        raise SpecError("operation", "this vector has no latents; method asas makes such")
+    return _OPERATIONS[entry.operation]
+
+
+_OPERATIONS = {
+    "add": Operation.ADD,
+    "norm-preserving-add": Operation.NORM_ADD,
+    "project-out": Operation.CLAMP,
+    "clamp": Operation.CLAMP,
+    "replace": Operation.CLAMP,
+    "latents": Operation.UNITS,
+}
+
+
+def _bounds(entry: SteeringEntry) -> tuple[float, float]:
+    if entry.operation == "project-out":
+        return 0.0, 0.0
+    if entry.operation == "replace":
+        assert entry.value is not None
+        return entry.value, entry.value
+    low = -math.inf if entry.low is None else entry.low
+    return low, math.inf if entry.high is None else entry.high
+
+
+def _gate(entry: SteeringEntry, own: Material, tested: Material | None, strength: float) -> Gate | None:
+    if entry.gate is None:
+        if not own.probes or entry.operation is not None:
+            return None
+        if own.latents:  # asas: less, the nearer the trait is already
+            return Gate(GateKind.RAMP, own.digest, threshold=1.0, slope=0.5)
+        # steering-perceptrons: add where the trait is missing, take away where it is there
+        return Gate(GateKind.PROBE, own.digest, inverted=strength > 0)
+    read = tested or own
+    if entry.gate.kind == "probe" and not read.probes:
+        raise SpecError("gate", "this vector has no probe; method steering-perceptrons makes such")
+    return Gate(GateKind(entry.gate.kind), read.digest, entry.gate.threshold, inverted=entry.gate.inverted)

@@ -1,0 +1,58 @@
+"""How well a vector works: what it does to the margin between answers, and what it costs on neutral text."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steering.spec import SteeringSpec
+from steering.train.pairs import Answer, EncodedPair
+
+_CONCURRENT = 16
+
+
+class Engine(Protocol):
+    async def score(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """At one strength: `margins` per pair, in nats per token, and the cost on neutral text in the same unit.
+
+    A margin is the mean log-probability of the positive answer's tokens minus that of the negative's.
+    """
+
+    strength: float
+    margins: NDArray[np.float64]
+    neutral: float
+
+    @property
+    def margin(self) -> float:
+        return float(self.margins.mean())
+
+
+async def effect(
+    engine: Engine,
+    pairs: Sequence[EncodedPair],
+    neutral: Sequence[Sequence[int]],
+    spec: SteeringSpec | None,
+    strength: float,
+) -> Effect:
+    """Score both answers of every pair and the neutral texts under `spec`."""
+    slots = asyncio.Semaphore(_CONCURRENT)
+
+    async def scored(tokens: Sequence[int], start: int) -> float:
+        async with slots:
+            return float(np.mean((await engine.score(tokens, spec))[start:]))
+
+    async def answered(answer: Answer | None) -> float:
+        assert answer is not None
+        return await scored(answer.tokens[: answer.end + 1], answer.start)
+
+    texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
+    scores = await asyncio.gather(*(answered(text) for text in texts), *(scored(ids, 0) for ids in neutral))
+    positive, negative = np.array(scores[: len(pairs)]), np.array(scores[len(pairs) : 2 * len(pairs)])
+    return Effect(strength, positive - negative, -float(np.mean(scores[2 * len(pairs) :])))

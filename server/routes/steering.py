@@ -1,0 +1,167 @@
+"""Making and trying steering vectors: `/steering/*` of the Axionic API, but for what is stored."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import Field
+
+from policies.steering import OWN_EXAMPLES, PRESET_FLOORS, Strength, known_preset
+from server.auth import Principal, caller
+from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
+from server.jobs import JobRecord, Status
+from server.routes.body import JsonRoute
+from server.routes.native import generate, wants_events
+from server.state import ServerState
+from server.training import TrainRequest
+from server.vector_wire import VectorDetail
+from server.vllm_serving import guarded
+from server.vllm_studio import Studio
+from server.wire import GenerateRequest
+
+_POLL_SECONDS = 0.25
+_KEEP_ALIVE_SECONDS = 15.0
+
+router = APIRouter(route_class=JsonRoute, tags=["steering"])
+
+
+def _state(request: Request) -> ServerState:
+    state: ServerState = request.app.state.steersman
+    return state
+
+
+def opened(state: Annotated[ServerState, Depends(_state)]) -> Studio:
+    """Raises NotSupported where this server cannot steer."""
+    if isinstance(state.studio, Studio):
+        return state.studio
+    raise NotSupported(f"steering is not available here: {state.studio.problem}")
+
+
+State = Annotated[ServerState, Depends(_state)]
+Open = Annotated[Studio, Depends(opened)]
+Caller = Annotated[Principal, Depends(caller)]
+
+
+class Train(TrainRequest):
+    stream: bool | None = Field(default=None, description="true: SSE; absent: as the Accept header says")
+    background: bool = Field(default=False, description="answer 202 at once; look the job up")
+
+
+@router.post("/steering/generate", responses={200: {"content": {"text/event-stream": {}}}})
+async def train_vector(
+    request: Train, raw_request: Request, principal: Caller, state: State, studio: Open
+) -> Response:
+    """A job, which goes on whether or not the client waits for it."""
+    wanted = TrainRequest.model_validate(request.model_dump(exclude={"stream", "background"}))
+    job = await studio.workshop.submit(wanted, principal.account_id)
+    headers = {"x-steersman-job": job}
+    if request.background:
+        return JSONResponse({"job_id": job, "status": Status.QUEUED}, status_code=202, headers=headers)
+    if wants_events(request.stream, raw_request):
+        events = _events(state, principal.account_id, job)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    record = await _ended(state, principal.account_id, job)
+    if record.status is not Status.COMPLETE:
+        raise InvalidRequest(record.error or f"the job was {record.status}", param="prompts")
+    return JSONResponse({**(record.result or {}), "job_id": job}, headers=headers)
+
+
+async def _ended(state: ServerState, account_id: str, job: str) -> JobRecord:
+    while True:
+        record = await state.jobs.get(account_id, job)
+        if record.status.ended:
+            return record
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _events(state: ServerState, account_id: str, job: str) -> AsyncGenerator[str, None]:
+    """`processing` with what is new, a comment now and then, `complete` or `error`."""
+    told: Any = object()
+    quiet = 0.0
+    while True:
+        try:
+            record = await state.jobs.get(account_id, job)
+        except SteersmanError as error:
+            yield _event({"status": "error", "message": error.message})
+            return
+        if record.status.ended:
+            break
+        if record.progress != told:
+            told, quiet = record.progress, 0.0
+            yield _event({"status": "processing", "job_id": job, "progress": _progress(record)})
+        elif quiet >= _KEEP_ALIVE_SECONDS:
+            quiet = 0.0
+            yield ": still working\n\n"
+        quiet += _POLL_SECONDS
+        await asyncio.sleep(_POLL_SECONDS)
+    if record.status is Status.COMPLETE:
+        yield _event({"status": "complete", "result": {**(record.result or {}), "job_id": job}})
+    else:
+        yield _event({"status": "error", "message": record.error or f"the job was {record.status}"})
+
+
+def _progress(record: JobRecord) -> Mapping[str, Any]:
+    return record.progress or {"stage": record.status.value}
+
+
+def _event(payload: dict[str, Any]) -> str:
+    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
+
+
+class Run(GenerateRequest):
+    multiplier: Strength = 1.0
+
+
+@router.post("/steering/run", responses={200: {"content": {"text/event-stream": {}}}})
+@guarded
+async def run(request: Run, raw_request: Request) -> Response:
+    """As /generate, with every strength times `multiplier`."""
+    entries = request.steering_entries()
+    if not entries:
+        raise InvalidRequest("name a vector to steer by", param="steering_vector_id")
+    scaled = [
+        entry.model_copy(update={"strength": entry.effective_strength * request.multiplier})
+        for entry in entries
+    ]
+    asked = request.model_dump(exclude={"multiplier", "steering", *_SHORT}, exclude_unset=True)
+    answer: Response = await generate(GenerateRequest(**asked, steering=scaled), raw_request)
+    return answer
+
+
+_SHORT = {"steering_vector_id", "steering_vector", "steering_preset", "steering_strength"}
+
+
+@router.get("/steering/presets")
+async def list_presets(principal: Caller, state: State, studio: Open) -> list[dict[str, Any]]:
+    """Every preset, its least strength, and the vector behind it where it was made already."""
+    found = []
+    for name, floor in PRESET_FLOORS.items():
+        owner = principal.account_id if name == OWN_EXAMPLES else None
+        record = await state.vectors.preset(name, studio.model.fingerprint, owner) if floor else None
+        found.append({"name": name, "minimum_strength": floor, "vector_id": record and record.id})
+    return found
+
+
+class Examples(TrainRequest):
+    """A user's own pairs for a preset."""
+
+
+@router.post("/steering/presets/{preset}")
+async def build_preset(
+    preset: str, principal: Caller, studio: Open, examples: Examples | None = None
+) -> VectorDetail:
+    """Make a preset's vector ahead of its first use; `domain_specific` from the examples in the body."""
+    try:
+        name = known_preset(preset)
+    except ValueError as error:
+        raise NotFound(str(error)) from error
+    if name != OWN_EXAMPLES:
+        if examples is not None:
+            raise InvalidRequest(f"{name} is made from its own pairs; only {OWN_EXAMPLES} takes examples")
+        return VectorDetail.of(await studio.presets.vector(name, principal.account_id))
+    if examples is None or examples.negative_answers is None or len(examples.prompts) < 4:
+        raise InvalidRequest("send at least 4 prompts with positive and negative answers", param="prompts")
+    return VectorDetail.of(await studio.presets.build(name, examples.pairs, principal.account_id))

@@ -1,0 +1,276 @@
+"""From what a request says about steering to what the engine is told, and what the answer says of it."""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.steering import Material, SteeringEntry, known_preset, term
+from server.errors import InvalidRequest
+from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
+from server.residency import Lease, Residency
+from server.vectors import VectorRecord, Vectors, require_model
+from steering.files import read_flat
+from steering.spec import Operation, SpecError, SteeringSpec, Term
+from steering.vector import SteeringVector, VectorError
+
+_CACHED_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredModel:
+    """The served model; `norms` is `[layers]`, the mean length of the states that leave each block."""
+
+    name: str
+    fingerprint: str
+    layers: int
+    width: int
+    norms: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Input tokens that the worker steered, by phase."""
+
+    prompt_tokens: int
+    generated_tokens: int
+
+
+class Engine(Protocol):
+    async def evidence(self, trace: str) -> Counted: ...
+
+
+class Presets(Protocol):
+    async def vector(self, preset: str, account_id: str) -> VectorRecord: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedVector:
+    """One entry of a request as it took effect; `doses` are |s| ‖v‖ / ‖h‖ by layer."""
+
+    id: str | None
+    name: str | None
+    term: Term
+    doses: Mapping[int, float]
+
+    def described(self) -> dict[str, Any]:
+        tokens = self.term.tokens
+        described = {
+            "id": self.id,
+            "name": self.name,
+            "digest": self.term.vector,
+            "operation": self.term.operation.value,
+            "strength": self.term.strength,
+            "layers": list(self.term.layers),
+            "tokens": tokens.phase.value,
+            "token_start": tokens.start,
+            "token_end": tokens.end,
+            "gate": self.term.gate and self.term.gate.kind.value,
+            "relative_dose": {str(layer): round(dose, 4) for layer, dose in self.doses.items()},
+        }
+        return {name: value for name, value in described.items() if value is not None}
+
+
+@dataclass(slots=True)
+class Applied:
+    """How one request is steered, until `release`. `dose` is the largest of the residual stream's shifts:
+    at each layer the sum of all that was added up to there, against the state's own length.
+    """
+
+    spec: SteeringSpec
+    vectors: tuple[AppliedVector, ...]
+    dose: float
+    warning: str | None
+    engine: Engine
+    lease: Lease | None = None
+    counted: Counted | None = None
+
+    async def count(self) -> None:
+        """Have the worker say what it did. Raises Unavailable where it did nothing."""
+        if not self.spec.terms:
+            return
+        self.counted = counted = await self.engine.evidence(self.spec.trace)
+        STEERING_TOKENS.labels("prompt").inc(counted.prompt_tokens)
+        STEERING_TOKENS.labels("generated").inc(counted.generated_tokens)
+        for vector in self.vectors:
+            STEERING_REQUESTS.labels(vector.term.operation.value).inc()
+
+    def release(self) -> None:
+        if self.lease is not None:
+            self.lease.release()
+
+    def headers(self) -> dict[str, str]:
+        """What is known before the first token."""
+        headers = {"x-steersman-steering": self.spec.fingerprint()}
+        return headers | ({"x-steersman-warning": self.warning} if self.warning else {})
+
+    def described(self) -> dict[str, Any]:
+        counted = self.counted or Counted(0, 0)
+        described: dict[str, Any] = {
+            "fingerprint": self.spec.fingerprint(),
+            "vectors": [vector.described() for vector in self.vectors],
+            "dose": round(self.dose, 4),
+            "prompt_tokens": counted.prompt_tokens,
+            "generated_tokens": counted.generated_tokens,
+        }
+        if self.warning:
+            described["warning"] = self.warning
+        return described
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A vector behind an entry, with what is known of where it came from."""
+
+    vector: SteeringVector
+    id: str | None = None
+    name: str | None = None
+
+
+class Steering:
+    """`model` None: `problem` says why this server cannot steer.
+
+    Above `safe_dose` an answer carries a warning, above `max_dose` the request is refused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vectors: Vectors,
+        presets: Presets,
+        residency: Residency,
+        model: SteeredModel,
+        *,
+        safe_dose: float,
+        max_dose: float,
+    ) -> None:
+        self._engine, self._vectors, self._presets = engine, vectors, presets
+        self._residency, self.model = residency, model
+        self._safe_dose, self._max_dose = safe_dose, max_dose
+        self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
+
+    async def apply(self, entries: Sequence[SteeringEntry], account_id: str, field: str) -> Applied:
+        """Resolve, check and load; the caller must `release` what it gets.
+
+        Raises InvalidRequest naming `field`, NotFound, Conflict, Unavailable.
+        """
+        found: list[tuple[SteeringEntry, _Found, Term]] = []
+        vectors: list[SteeringVector] = []
+        for index, entry in enumerate(entries):
+            where = f"{field}.{index}" if len(entries) > 1 else field
+            own = await self._find(entry, account_id, where)
+            tested = None
+            if entry.gate is not None and entry.gate.vector_id is not None:
+                tested = await self._stored(entry.gate.vector_id, account_id)
+                vectors.append(tested.vector)
+            try:
+                made = term(entry, _material(own.vector), _material(tested.vector) if tested else None)
+            except SpecError as error:
+                raise InvalidRequest(str(error), param=f"{where}.{error.field}") from error
+            if made.strength != 0:
+                found.append((entry, own, made))
+                vectors.append(own.vector)
+        applied = self._dosed(found, field)
+        if vectors and applied.spec.terms:
+            applied.lease = await self._residency.hold(vectors)
+        return applied
+
+    async def record(self, vector_id: str, account_id: str) -> tuple[VectorRecord, SteeringVector]:
+        """Raises NotFound, and Conflict for a vector of another model."""
+        record = await self._vectors.get(account_id, vector_id)
+        require_model(record, self.model)
+        return record, await self._vector(record)
+
+    def doses(self, vector: SteeringVector) -> dict[int, float]:
+        """Relative doses at strength 1."""
+        return {layer: norm / float(self.model.norms[layer]) for layer, norm in vector.norms.items()}
+
+    async def _find(self, entry: SteeringEntry, account_id: str, where: str) -> _Found:
+        if entry.vector_id is not None:
+            return await self._stored(entry.vector_id, account_id)
+        if entry.preset is not None:
+            preset = known_preset(entry.preset)
+            record = await self._presets.vector(preset, account_id)
+            return _Found(await self._vector(record), record.id, preset)
+        assert entry.vector is not None
+        try:
+            vector = read_flat(entry.vector)
+            self.fits(vector)
+        except VectorError as error:
+            raise InvalidRequest(str(error), param=f"{where}.vector") from error
+        return _Found(vector)
+
+    def fits(self, vector: SteeringVector) -> None:
+        """Raises VectorError for a vector of another width or with layers that the model has not."""
+        model = self.model
+        if vector.width != model.width:
+            raise VectorError(f"the vector is {vector.width} wide; {model.name} is {model.width}")
+        beyond = [layer for layer in vector.layers if layer >= model.layers]
+        if beyond:
+            raise VectorError(f"{model.name} has layers 0 to {model.layers - 1}, not {beyond[0]}")
+
+    async def _stored(self, vector_id: str, account_id: str) -> _Found:
+        record, vector = await self.record(vector_id, account_id)
+        return _Found(vector, record.id, record.label or record.name)
+
+    async def _vector(self, record: VectorRecord) -> SteeringVector:
+        cached = self._cache.get(record.digest)
+        if cached is None:
+            cached = SteeringVector.from_blob(await self._vectors.blob(record.id))
+            self._cache[record.digest] = cached
+        self._cache.move_to_end(record.digest)
+        excess = sum(len(vector.blob) for vector in self._cache.values()) - _CACHED_BYTES
+        while excess > 0 and len(self._cache) > 1:
+            excess -= len(self._cache.popitem(last=False)[1].blob)
+        return cached
+
+    def _dosed(self, found: Sequence[tuple[SteeringEntry, _Found, Term]], field: str) -> Applied:
+        try:
+            spec = SteeringSpec(tuple(made for _, _, made in found), secrets.token_hex(8))
+        except SpecError as error:
+            raise InvalidRequest(str(error), param=field) from error
+        norms = self.model.norms
+        shift = np.zeros((self.model.layers, self.model.width), np.float32)
+        vectors = []
+        for _, own, made in found:
+            doses = {layer: _moved(made, own.vector, layer) / float(norms[layer]) for layer in made.layers}
+            vectors.append(AppliedVector(own.id, own.name, made, doses))
+            if made.operation is not Operation.CLAMP:
+                for layer in made.layers:
+                    shift[layer] += made.strength * own.vector.layers[layer].direction
+        summed = np.linalg.norm(np.cumsum(shift, axis=0), axis=1) / norms
+        alone = [dose for vector in vectors for dose in vector.doses.values()]
+        dose = float(max([*summed, *alone], default=0.0))
+        if dose > self._max_dose:
+            raise InvalidRequest(
+                f"the relative dose would be {dose:.2f}: the vectors are that much of the states' own length;"
+                f" this server's limit is {self._max_dose:g}. Lower the strength, or name fewer layers.",
+                param=field,
+                code="dose_too_high",
+            )
+        warning = None
+        if dose > self._safe_dose:
+            warning = f"relative dose {dose:.2f} is above {self._safe_dose:g}: the text may degrade"
+        return Applied(spec, tuple(vectors), dose, warning, self._engine)
+
+
+def _material(vector: SteeringVector) -> Material:
+    layers = vector.layers.values()
+    return Material(
+        digest=vector.digest,
+        layers=tuple(sorted(vector.layers)),
+        probes=all(layer.probe for layer in layers),
+        latents=all(layer.units for layer in layers),
+    )
+
+
+def _moved(made: Term, vector: SteeringVector, layer: int) -> float:
+    """How far a state can move, as a length; a clamp's bound stands for the move to it."""
+    if made.operation is Operation.CLAMP:
+        bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
+        return abs(made.strength) * max(bounds, default=0.0)
+    return abs(made.strength) * vector.norms[layer]

@@ -1,0 +1,272 @@
+"""From pairs of answers to a stored vector: states from the engine, a method's own arithmetic, a record."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, Self
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from server.errors import InvalidRequest
+from server.steering import SteeredModel
+from server.vectors import NewVector
+from steering.spec import MAX_SPANS, SpecError, checked_layers, default_layers
+from steering.train import few_shot
+from steering.train.caa import caa
+from steering.train.method import METHODS, States, checked
+from steering.train.optimised import Options, Step
+from steering.train.pairs import Answer, EncodedPair, Pair, digest, encoded
+from steering.train.result import Trained
+from steering.train.states import TokenStates
+from steering.vector import Array
+
+_CONCURRENT = 16  # texts in the engine at once, beside whatever is being served
+_MAX_PAIRS = 5000
+_TOKENS_PER_TEXT = 24  # states kept of each answer by the methods that learn from single tokens
+
+Text = Annotated[str, Field(min_length=1, max_length=32_768)]
+Label = Annotated[str, Field(max_length=200)]
+Answers = Annotated[list[Text], Field(min_length=1, max_length=_MAX_PAIRS)]
+Progress = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+def _known_method(name: str) -> str:
+    lowered = name.strip().lower()
+    if lowered not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {name!r}")
+    return lowered
+
+
+class TrainRequest(BaseModel):
+    """POST /steering/generate. Lists of equal length; negatives may be null where the method allows it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: Annotated[
+        list[Annotated[str, Field(max_length=32_768)]], Field(min_length=1, max_length=_MAX_PAIRS)
+    ]
+    positive_answers: Answers
+    negative_answers: Answers | None = None
+    method: Annotated[str, AfterValidator(_known_method)] = "caa"
+    layer_idxs: Annotated[list[int], Field(min_length=1, max_length=512)] | None = None
+    name: Label | None = None
+    label: Label | None = None
+    category: Label | None = None
+    fewshot_iterations: Annotated[int, Field(ge=1, le=1000)] | None = None
+    fewshot_lr: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    refine_lr: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    refine_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
+    sparsity_threshold: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    chat_template: bool = Field(
+        default=True, description="prompts are a user's messages, where the model has a chat template"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lengths = {len(self.prompts), len(self.positive_answers), len(self.negative_answers or self.prompts)}
+        if len(lengths) > 1:
+            raise ValueError("prompts, positive_answers and negative_answers must be lists of equal length")
+        for names, method in _METHOD_FIELDS.items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and self.method != method:
+                raise ValueError(f"{given[0]} has no effect on method {self.method}, only on {method}")
+        checked(self.method, self.pairs)
+        return self
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        negatives: Sequence[str | None] = self.negative_answers or [None] * len(self.prompts)
+        return tuple(
+            Pair(*texts) for texts in zip(self.prompts, self.positive_answers, negatives, strict=True)
+        )
+
+
+_METHOD_FIELDS = {
+    ("fewshot_iterations", "fewshot_lr"): "few-shot",
+    ("refine_lr", "refine_steps", "sparsity_threshold"): "asas",
+}
+
+
+class CapturedStates(Protocol):
+    @property
+    def means(self) -> Array: ...
+
+
+class Engine(Protocol):
+    async def capture(
+        self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
+    ) -> CapturedStates: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """`encode` is without special tokens; `render` puts a user's message into the chat template."""
+
+    encode: Callable[[str], list[int]]
+    encode_raw: Callable[[str], list[int]]
+    render: Callable[[str], str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """`weights` is the folder or Hub name of the model, for the one method that needs gradients."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    model: SteeredModel
+    weights: str
+    background: Sequence[str]
+
+    def layers(self, request: TrainRequest) -> tuple[int, ...]:
+        """Raises InvalidRequest for layers that the model has not."""
+        if request.layer_idxs is None:
+            return default_layers(self.model.layers)
+        try:
+            return checked_layers(request.layer_idxs, self.model.layers)
+        except SpecError as error:
+            raise InvalidRequest(str(error), param="layer_idxs") from error
+
+    async def train(self, request: TrainRequest, account_id: str | None, progress: Progress) -> NewVector:
+        """Raises InvalidRequest for pairs that cannot be learnt from."""
+        layers = self.layers(request)
+        try:
+            trained = await self._trained(request, layers, progress)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="prompts") from error
+        doses = {layer: norm / float(self.model.norms[layer]) for layer, norm in trained.vector.norms.items()}
+        return NewVector(
+            account_id=account_id,
+            vector=trained.vector,
+            method=request.method,
+            model_name=self.model.name,
+            model_fingerprint=self.model.fingerprint,
+            name=request.name,
+            label=request.label,
+            category=request.category,
+            doses=doses,
+            scale=None,
+            dataset_digest=digest(request.pairs),
+            evidence={str(layer): evidence.known() for layer, evidence in trained.evidence.items()},
+        )
+
+    def prompted(self, request: TrainRequest) -> tuple[tuple[Pair, ...], Callable[[str], list[int]]]:
+        """The pairs as the model reads them, and the encoding that fits."""
+        render = self.tokenizer.render if request.chat_template else None
+        if render is None:
+            return request.pairs, self.tokenizer.encode
+        pairs = tuple(Pair(render(pair.prompt), pair.positive, pair.negative) for pair in request.pairs)
+        return pairs, self.tokenizer.encode_raw
+
+    async def _trained(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
+        pairs, encode = self.prompted(request)
+        if METHODS[request.method].states is States.NONE:
+            return await self._optimised(request, pairs, layers, progress)
+        texts = await asyncio.to_thread(encoded, encode, pairs)
+        norms = [float(self.model.norms[layer]) for layer in layers]
+        if METHODS[request.method].states is States.MEAN:
+            positive, negative = await self._means(texts, layers, progress)
+            return await asyncio.to_thread(caa, positive, negative, layers, norms)
+        above, below = await self._tokens(texts, layers, progress)
+        learn = self._sparse if request.method == "asas" else self._perceptron
+        return await asyncio.to_thread(learn, request, above, below)
+
+    async def _means(
+        self, texts: Sequence[EncodedPair], layers: tuple[int, ...], progress: Progress
+    ) -> tuple[Array, Array]:
+        answers = [pair.positive for pair in texts]
+        answers += [pair.negative for pair in texts if pair.negative is not None]
+        spans = [[(answer.start, answer.end)] for answer in answers]
+        states = await self._captured(answers, spans, layers, progress)
+        means = np.stack([rows[0] for rows in states])
+        return means[: len(texts)], means[len(texts) :]
+
+    async def _tokens(
+        self, texts: Sequence[EncodedPair], layers: tuple[int, ...], progress: Progress
+    ) -> tuple[dict[int, TokenStates], dict[int, TokenStates]]:
+        """States of single positions by class and layer; background texts stand in for missing negatives."""
+        positives = [pair.positive for pair in texts]
+        negatives = [pair.negative for pair in texts if pair.negative is not None]
+        if not negatives:
+            tokens = [self.tokenizer.encode(text) for text in self.background]
+            negatives = [Answer(tuple(ids[:128]), 1, min(len(ids), 128)) for ids in tokens]
+        answers = [*positives, *negatives]
+        states = await self._captured(answers, [_single(answer) for answer in answers], layers, progress)
+        above, below = states[: len(positives)], states[len(positives) :]
+        return _by_layer(above, layers), _by_layer(below, layers)
+
+    async def _captured(
+        self,
+        answers: Sequence[Answer],
+        spans: Sequence[Sequence[tuple[int, int]]],
+        layers: tuple[int, ...],
+        progress: Progress,
+    ) -> list[Array]:
+        """`[spans, layers, hidden]` of each text, from ordinary prefills among the requests being served."""
+        slots, done = asyncio.Semaphore(_CONCURRENT), 0
+
+        async def one(answer: Answer, wanted: Sequence[tuple[int, int]]) -> Array:
+            nonlocal done
+            async with slots:
+                states = await self.engine.capture(answer.tokens, wanted, layers)
+            done += 1
+            await progress({"stage": "states", "done": done, "total": len(answers)})
+            return states.means
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*each)) for each in zip(answers, spans, strict=True)]
+        return [task.result() for task in tasks]
+
+    async def _optimised(
+        self, request: TrainRequest, pairs: tuple[Pair, ...], layers: tuple[int, ...], progress: Progress
+    ) -> Trained:
+        options = Options()
+        options = Options(
+            iterations=request.fewshot_iterations or options.iterations,
+            lr=request.fewshot_lr or options.lr,
+        )
+        loop, waiting = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        def report(step: Step) -> None:
+            task = loop.create_task(_reported(progress, step))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+
+        return await few_shot.run(
+            few_shot.Request(
+                model=self.weights,
+                pairs=pairs,
+                layers=layers,
+                max_norms={layer: float(self.model.norms[layer]) for layer in layers},
+                options=options,
+                add_special_tokens=not (request.chat_template and self.tokenizer.render),
+            ),
+            report,
+        )
+
+    def _sparse(
+        self, request: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]
+    ) -> Trained:
+        raise NotImplementedError
+
+    def _perceptron(
+        self, _: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]
+    ) -> Trained:
+        raise NotImplementedError
+
+
+async def _reported(progress: Progress, step: Step) -> None:
+    told = {"stage": "optimising", "layers": list(step.layers), "iteration": step.iteration}
+    await progress({**told, "loss": step.loss, "done": step.done, "total": step.total})
+
+
+def _single(answer: Answer) -> list[tuple[int, int]]:
+    """Spans of one position each, spread over the answer; never the first position, an attention sink."""
+    positions = range(max(1, answer.start), answer.end)
+    kept = min(len(positions), _TOKENS_PER_TEXT, MAX_SPANS)
+    chosen = np.linspace(0, len(positions) - 1, kept).round().astype(int).tolist()
+    return [(positions[index], positions[index] + 1) for index in chosen]
+
+
+def _by_layer(states: Sequence[Array], layers: tuple[int, ...]) -> dict[int, TokenStates]:
+    return {layer: TokenStates.of([rows[:, axis] for rows in states]) for axis, layer in enumerate(layers)}

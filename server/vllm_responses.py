@@ -1,0 +1,82 @@
+"""OpenAI's Responses API: vLLM's own handler, under the steering that a request asks for."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import model_validator
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
+
+from server.errors import InvalidRequest, NotSupported, SteersmanError
+from server.steering import Applied
+from server.vllm_serving import Serving, translated
+from server.vllm_steering import during
+from server.wire import AxionicFields, SteeringFields
+
+_LAST = {"response.completed", "response.incomplete"}
+
+
+class SteeredResponses(SteeringFields, ResponsesRequest):
+    """vLLM's request with steering; Axionic's other fields are for the chat and completion routes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        elsewhere = AxionicFields.model_fields.keys() - cls.model_fields.keys()
+        for field in elsewhere.intersection(data if isinstance(data, dict) else ()):
+            raise VLLMValidationError(f"`{field}` is not taken on /v1/responses", parameter=field)
+        return data
+
+
+async def respond(request: SteeredResponses, raw: Request) -> Response:
+    """Raises SteersmanError."""
+    handler = raw.app.state.openai_serving_responses
+    if handler is None:
+        raise NotSupported("this model does not support the Responses API")
+    serving: Serving = raw.app.state.steersman.serving
+    request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
+    entries = request.steering_entries()
+    if entries and request.background:
+        raise InvalidRequest("a steered response cannot run in the background", param="background")
+    steered = await serving.steer(entries, raw, request.steering_field)
+    with during(steered) as kept:
+        result = await handler.create_responses(request, raw)
+        if isinstance(result, ErrorResponse):
+            raise translated(result)
+        headers = {} if steered is None else steered.headers()
+        if not isinstance(result, ResponsesResponse):
+            kept.open = steered is not None
+            return StreamingResponse(
+                _events(result, steered), media_type="text/event-stream", headers=headers
+            )
+        content = result.model_dump(mode="json", by_alias=True)
+        if steered is not None:
+            await steered.count()
+            content["steersman"] = {"steering": steered.described()}
+        return JSONResponse(content, headers=headers)
+
+
+async def _events(events: AsyncGenerator[Any, None], steered: Applied | None) -> AsyncIterator[str]:
+    """What was applied stands in the event that ends the response."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                payload = event.model_dump(mode="json", by_alias=True)
+                if steered is not None and event.type in _LAST:
+                    await steered.count()
+                    payload["response"]["steersman"] = {"steering": steered.described()}
+                yield _event(event.type, payload)
+    except SteersmanError as error:
+        yield _event("error", {"type": "error", "code": str(int(error.status)), "message": error.message})
+    finally:
+        if steered is not None:
+            steered.release()
+
+
+def _event(kind: str, payload: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(payload, ensure_ascii=False)}\n\n"

@@ -1,0 +1,196 @@
+"""The engine as steering needs it: what workers offer by RPC, and the one seam where requests get specs."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from server.errors import SteersmanError, Unavailable
+from server.steering import Applied, Counted
+from steering.spec import CAPTURE_KEY, STEERING_KEY, CaptureSpec, SteeringSpec
+
+Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
+
+# The spec of the requests that this context sends to the engine.
+current_spec: ContextVar[SteeringSpec | None] = ContextVar("current_spec", default=None)
+# Where a beam's prompt ended, before its own tokens were added.
+prompt_end: ContextVar[int | None] = ContextVar("prompt_end", default=None)
+
+
+def steered(generate: Generate) -> Generate:
+    """`generate` with this context's spec, and the salt that keeps its prefix-cache blocks apart.
+
+    Not a generator itself: the context is the one that calls, whoever iterates.
+    """
+
+    def steering(
+        prompt: Any, params: SamplingParams, request_id: str, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        spec = current_spec.get()
+        if spec is not None and spec.terms:
+            end = prompt_end.get()
+            spec = replace(spec, prompt_tokens=end)
+            salt = spec.cache_salt(prompt.get("cache_salt"), end or len(prompt["prompt_token_ids"]))
+            prompt = {**prompt, "cache_salt": salt}
+            params = params.clone()
+            params.extra_args = {**(params.extra_args or {}), STEERING_KEY: spec.encode()}
+        return generate(prompt, params, request_id, *args, **kwargs)
+
+    return steering
+
+
+@dataclass(slots=True)
+class Kept:
+    """`open`: a stream goes on with what was applied, and releases it."""
+
+    open: bool = False
+
+
+@contextmanager
+def during(applied: Applied | None) -> Iterator[Kept]:
+    """Requests made within are steered as `applied` says, which is released at the end unless kept open."""
+    kept = Kept()
+    token = current_spec.set(applied.spec if applied else None)
+    try:
+        yield kept
+    finally:
+        current_spec.reset(token)
+        if applied is not None and not kept.open:
+            applied.release()
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """`means` is `[spans, layers, hidden]`, `norms` `[spans, layers]`: the mean length of the states."""
+
+    means: NDArray[np.float32]
+    norms: NDArray[np.float32]
+
+
+class SteeringEngine:
+    """Calls into the workers, through the engine's own ordered queue: what is loaded is there for the next
+    request that is sent."""
+
+    def __init__(self, client: Any, generate: Generate) -> None:
+        self._client, self._generate = client, generate
+        self._asked: dict[str, asyncio.Future[list[Any]]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def facts(self) -> Mapping[str, Any]:
+        """See `SteeringWorker.steersman_facts`."""
+        facts: Mapping[str, Any] = (await self._all("steersman_facts"))[0]
+        return facts
+
+    async def load(self, digest: str, blob: bytes) -> None:
+        """Raises SteersmanError where any rank does not hold the vector afterwards."""
+        problems = [problem for problem in await self._all("steersman_load", digest, blob) if problem]
+        if problems:
+            raise SteersmanError(f"the engine did not load the vector: {problems[0]}")
+
+    async def unload(self, digests: Sequence[str]) -> None:
+        await self._all("steersman_unload", list(digests))
+
+    async def usage(self) -> Mapping[str, int]:
+        usage: Mapping[str, int] = (await self._all("steersman_usage"))[0]
+        return usage
+
+    async def evidence(self, trace: str) -> Counted:
+        """What the worker did for a request that has ended. Raises Unavailable where it did nothing.
+
+        Requests that end while one RPC is on its way share the next.
+        """
+        future = self._asked.setdefault(trace, asyncio.get_running_loop().create_future())
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        prompt, generated, problem = await future
+        if problem:
+            raise Unavailable(f"the request ran unsteered: {problem}", retry_after=1)
+        return Counted(prompt, generated)
+
+    async def _ask(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            try:
+                # Every data-parallel engine is asked: the request ran on one of them.
+                replies = await self._everywhere("steersman_evidence", list(asked))
+            except Exception as error:  # noqa: BLE001  # whoever waits raises it
+                for future in asked.values():
+                    future.set_exception(error)
+                continue
+            for trace, future in asked.items():
+                if not future.done():
+                    future.set_result(_added([reply[trace] for reply in replies]))
+
+    async def capture(
+        self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
+    ) -> States:
+        """States of one ordinary, unsteered prefill; `tokens` are the whole text. Raises SteersmanError.
+
+        Looks nothing up in the prefix cache, since what is found there is not computed.
+        """
+        spec = CaptureSpec(secrets.token_hex(8), tuple(layers), tuple(spans))
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            detokenize=False,
+            skip_reading_prefix_cache=True,
+            extra_args={CAPTURE_KEY: spec.encode()},
+        )
+        prompt = tokens_input(list(tokens))
+        # RPC results come from the first engine alone.
+        rank = {"data_parallel_rank": 0} if self._ranks > 1 else {}
+        async for _ in self._generate(prompt, params, f"capture-{spec.id}", **rank):
+            pass
+        found = (await self._all("steersman_captured", spec.id))[0]
+        if found is None or len(found) == 1:
+            missing = "all" if found is None else found[0]
+            raise SteersmanError(f"a capture came back short: {missing} states are missing")
+        shape, means, norms = found
+        return States(
+            np.frombuffer(means, np.float32).reshape(shape),
+            np.frombuffer(norms, np.float32).reshape(shape[:2]),
+        )
+
+    async def score(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]:
+        """Log-probability in nats of each of `tokens` but the first, steered as `spec` says."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0)
+        prompt: Any = tokens_input(list(tokens))
+        token = current_spec.set(spec)
+        try:
+            outputs = steered(self._generate)(prompt, params, f"score-{secrets.token_hex(8)}")
+        finally:
+            current_spec.reset(token)
+        async for output in outputs:
+            scored = output.prompt_logprobs
+        return [step[t].logprob for step, t in zip(scored[1:], tokens[1:], strict=True)]
+
+    @property
+    def _ranks(self) -> int:
+        return int(self._client.vllm_config.parallel_config.data_parallel_size)
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        """The results of all ranks of the first engine; every engine runs it."""
+        return list(await self._client.collective_rpc(method, args=args))
+
+    async def _everywhere(self, method: str, *args: Any) -> list[Any]:
+        """The first rank's result of each engine."""
+        core = self._client.engine_core
+        if self._ranks == 1 or not hasattr(core, "call_utility_all_async"):
+            return (await self._all(method, *args))[:1]
+        replies = await core.call_utility_all_async("collective_rpc", method, None, args, None)
+        return [reply[0] for reply in replies]
+
+
+def _added(parts: Sequence[list[Any]]) -> list[Any]:
+    """Over engines: those that never saw the request do not count."""
+    known = [part for part in parts if part[2] is None] or list(parts)
+    return [sum(part[0] for part in known), sum(part[1] for part in known), known[0][2]]

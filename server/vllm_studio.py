@@ -1,0 +1,83 @@
+"""All of steering of one API process, put together when its engine is up."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from server.calibration import SelfTestFailed, neutral_texts, self_test, state_norms
+from server.jobs import Jobs
+from server.presets import Presets
+from server.residency import Residency
+from server.settings import Settings
+from server.steering import SteeredModel, Steering
+from server.store import Store
+from server.training import Tokenizer, Trainer
+from server.vectors import Vectors
+from server.vllm_steering import SteeringEngine
+from server.workshop import Workshop
+
+logger = logging.getLogger("vllm.steersman")
+
+
+@dataclass(frozen=True, slots=True)
+class Studio:
+    model: SteeredModel
+    engine: SteeringEngine
+    steering: Steering
+    trainer: Trainer
+    presets: Presets
+    workshop: Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class Unsteerable:
+    """Why this server cannot steer, for its log and for whoever asks it to."""
+
+    problem: str
+
+
+async def open_studio(
+    client: Any, name: str, settings: Settings, store: Store, *, processes: int
+) -> Studio | Unsteerable:
+    """Steer a dummy request and measure the model first; `processes` API servers share the engine."""
+    config = client.vllm_config
+    if not config.parallel_config.worker_cls.startswith("steering."):
+        return Unsteerable(f"the engine runs the worker {config.parallel_config.worker_cls}")
+    engine = SteeringEngine(client, client.generate)
+    facts = await engine.facts()
+    if facts["problem"]:
+        return Unsteerable(facts["problem"])
+    vectors, jobs = Vectors(store.database), Jobs(store.database)
+    tokenizer = _tokenizer(client.renderer.tokenizer)
+    norms = await state_norms(engine, tokenizer.encode, facts["layers"])
+    try:
+        await self_test(engine, tokenizer.encode, norms, facts["width"])
+    except SelfTestFailed as error:
+        return Unsteerable(str(error))
+    model = SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms)
+    residency = Residency(engine, settings.steering_rows // processes, settings.steering_wait_seconds)
+    trainer = Trainer(engine, tokenizer, model, config.model_config.model, neutral_texts())
+    presets = Presets(vectors, trainer, engine, residency)
+    steering = Steering(
+        engine,
+        vectors,
+        presets,
+        residency,
+        model,
+        safe_dose=settings.steering_safe_dose,
+        max_dose=settings.steering_max_dose,
+    )
+    logger.info("Steering works at all %d layers", model.layers)
+    return Studio(model, engine, steering, trainer, presets, Workshop(jobs, vectors, trainer))
+
+
+def _tokenizer(tokenizer: Any) -> Tokenizer:
+    def raw(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    def render(prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    return Tokenizer(lambda text: list(tokenizer.encode(text)), raw, render if has_template else None)

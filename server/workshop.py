@@ -1,0 +1,100 @@
+"""Runs the jobs that make vectors, one at a time in each process, whoever still waits for them."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+
+from server.errors import SteersmanError, Unavailable
+from server.jobs import ClaimedJob, Jobs
+from server.training import Trainer, TrainRequest
+from server.vectors import Vectors
+
+logger = logging.getLogger(__name__)
+
+KIND = "vector"
+_IDLE_SECONDS = 2.0  # between looks at the queue: another process may have filled it, or died
+_BEAT_SECONDS = 5.0
+_PROGRESS_SECONDS = 0.5
+
+
+class Workshop:
+    def __init__(self, jobs: Jobs, vectors: Vectors, trainer: Trainer) -> None:
+        self._jobs, self._vectors, self._trainer = jobs, vectors, trainer
+        self._owner = str(uuid.uuid4())
+        self._submitted = asyncio.Event()
+
+    async def submit(self, request: TrainRequest, account_id: str) -> str:
+        """Returns the job's id. Raises InvalidRequest for what could not succeed."""
+        self._trainer.layers(request)
+        fingerprint = self._trainer.model.fingerprint
+        job = await self._jobs.submit(account_id, KIND, request.model_dump(), fingerprint)
+        self._submitted.set()
+        return job
+
+    async def run(self) -> None:
+        """Until cancelled, which puts the job at hand back into the queue."""
+        while True:
+            try:
+                job = await self._jobs.claim(self._owner, self._trainer.model.fingerprint)
+            except Unavailable:  # the database is away for a while
+                job = None
+            if job is not None:
+                await self._work(job)
+                continue
+            self._submitted.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._submitted.wait(), _IDLE_SECONDS)
+
+    async def _work(self, job: ClaimedJob) -> None:
+        training = asyncio.create_task(self._train(job))
+        beating = asyncio.create_task(self._beat(job, training))
+        try:
+            await asyncio.wait([training])
+            await self._finish(job, training)
+        except asyncio.CancelledError:
+            training.cancel()
+            await asyncio.wait([training])
+            await self._jobs.release(job.id, self._owner)
+            raise
+        finally:
+            beating.cancel()
+
+    async def _train(self, job: ClaimedJob) -> str:
+        told = 0.0
+
+        async def progress(what: Mapping[str, Any]) -> None:
+            nonlocal told
+            if time.monotonic() - told > _PROGRESS_SECONDS:
+                told = time.monotonic()
+                await self._jobs.heartbeat(job.id, self._owner, what)
+
+        request = TrainRequest.model_validate(job.request)
+        return await self._vectors.add(await self._trainer.train(request, job.account_id, progress))
+
+    async def _beat(self, job: ClaimedJob, training: "asyncio.Task[str]") -> None:
+        while True:
+            await asyncio.sleep(_BEAT_SECONDS)
+            with suppress(Unavailable):
+                if not await self._jobs.heartbeat(job.id, self._owner):
+                    training.cancel()
+                    return
+
+    async def _finish(self, job: ClaimedJob, training: "asyncio.Task[str]") -> None:
+        try:
+            vector_id = training.result()
+        except asyncio.CancelledError:
+            logger.info("Job %s was cancelled", job.id)
+        except (SteersmanError, ValidationError) as error:
+            await self._jobs.finish(job.id, self._owner, error=str(error))
+        except Exception:
+            logger.exception("Job %s failed", job.id)
+            message = "internal error; the server's log has the details"
+            await self._jobs.finish(job.id, self._owner, error=message)
+        else:
+            await self._jobs.finish(job.id, self._owner, result={"steering_vector_id": vector_id})
