@@ -20,6 +20,7 @@ from policies.steering import (
     Strength,
     known_preset,
     known_training,
+    require_tokens,
 )
 
 
@@ -40,7 +41,9 @@ def _sound_pattern(pattern: str) -> str:
 
 
 # "11", "layers.11", "model.layers.11", "blocks.11.hook_resid_post"
-_LAYER = re.compile(r"(?:.*\.)?(\d{1,4})(?:\.hook_resid_post)?")
+_LAYER = re.compile(
+    r"(?:(?:[A-Za-z_]\w*\.)*(?:layers?|blocks|h)\.)?(\d{1,4})(?:\.hook_resid_post)?", re.ASCII
+)
 
 
 def _named_layer(name: str) -> str:
@@ -124,7 +127,7 @@ class SteeringControls(Part):
     vector_id: str | None = None
     vector: Flat | None = None
     file_url: None = None
-    layer_scope: list[Annotated[str, AfterValidator(_named_layer)]] = []
+    layer_scope: Annotated[list[Annotated[str, AfterValidator(_named_layer)]], Field(max_length=512)] = []
     token_start: int | None = None
     token_end: int | None = None
 
@@ -139,6 +142,11 @@ class SteeringControls(Part):
             raise ValueError(f"{sources[0]} has no effect while enabled is false")
         if self.enabled and not sources and self.preset is None:
             raise ValueError("enabled, but there is nothing to steer by: give vector_id, vector or preset")
+        if self.preset == JSON_PRESET or not (self.enabled or self.preset):
+            for name in ("layer_scope", "token_start", "token_end"):
+                if getattr(self, name) not in (None, []):
+                    raise ValueError(f"{name} has no effect while no vector acts")
+        require_tokens(self.token_start, self.token_end)
         return self
 
     @property

@@ -45,6 +45,15 @@ def known_training(name: str) -> str:
     return name
 
 
+def require_tokens(start: int | None, end: int | None, phase: str = "all") -> None:
+    """Raises ValueError for a token range that is empty whatever the prompt's length."""
+    if end is None:
+        return
+    before_generated = phase == "generated" and end <= 1  # a prompt has a token
+    if end == 0 or before_generated or (start is not None and (start < 0) == (end < 0) and start >= end):
+        raise ValueError(f"token_end {end} leaves no token to act on")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,6 +69,12 @@ class GateEntry(_Strict):
     vector_id: str | None = None
     threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.0
     inverted: bool = False
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if self.kind == "probe" and self.threshold != 0:
+            raise ValueError("threshold has no effect on a probe, which has its own")
+        return self
 
 
 class SteeringEntry(_Strict):
@@ -96,6 +111,7 @@ class SteeringEntry(_Strict):
             raise ValueError(f"operation {self.operation} needs {' or '.join(wanted)}")
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError("low must not exceed high")
+        require_tokens(self.token_start, self.token_end, self.tokens)
         return self
 
     @property
@@ -113,7 +129,6 @@ class Material:
     layers: tuple[int, ...]
     probes: bool = False
     latents: bool = False
-    low: dict[int, float] | None = None  # of a perceptron in margin mode
 
 
 def term(entry: SteeringEntry, own: Material, tested: Material | None = None) -> Term:
@@ -138,7 +153,7 @@ def term(entry: SteeringEntry, own: Material, tested: Material | None = None) ->
         low=low,
         high=high,
         tokens=Tokens(Phase(entry.tokens), entry.token_start, entry.token_end),
-        gate=_gate(entry, own, tested, strength),
+        gate=_gate(entry, own, tested, strength, layers),
     )
 
 
@@ -170,15 +185,20 @@ def _bounds(entry: SteeringEntry) -> tuple[float, float]:
     return low, math.inf if entry.high is None else entry.high
 
 
-def _gate(entry: SteeringEntry, own: Material, tested: Material | None, strength: float) -> Gate | None:
+def _gate(
+    entry: SteeringEntry, own: Material, tested: Material | None, strength: float, layers: tuple[int, ...]
+) -> Gate | None:
     if entry.gate is None:
         if not own.probes or entry.operation is not None:
             return None
-        if own.latents:  # asas: less, the nearer the trait is already
-            return Gate(GateKind.RAMP, own.digest, threshold=1.0, slope=0.5)
+        if own.latents:  # asas: in full up to 12 % probability of the trait, not at all from 88 % on
+            return Gate(GateKind.RAMP, own.digest, threshold=2.0, slope=0.25)
         # steering-perceptrons: add where the trait is missing, take away where it is there
         return Gate(GateKind.PROBE, own.digest, inverted=strength > 0)
     read = tested or own
+    missing = [layer for layer in layers if layer not in read.layers]
+    if missing:
+        raise SpecError("gate", f"its vector has no layer {missing[0]}, where it would be tested")
     if entry.gate.kind == "probe" and not read.probes:
         raise SpecError("gate", "this vector has no probe; method steering-perceptrons makes such")
     return Gate(GateKind(entry.gate.kind), read.digest, entry.gate.threshold, inverted=entry.gate.inverted)

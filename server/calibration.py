@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.errors import SteersmanError
 from steering.spec import SteeringSpec, Term
 from steering.vector import SteeringVector
 
@@ -63,11 +64,13 @@ async def self_test(engine: Engine, encode: Encode, norms: NDArray[np.float32], 
     noise *= (norms / np.linalg.norm(noise, axis=1))[:, None]
     vectors = [SteeringVector.of({layer: row}) for layer, row in enumerate(noise)]
     specs = [SteeringSpec((Term(vector.digest, (layer,)),)) for layer, vector in enumerate(vectors)]
-    for vector in vectors:
-        await engine.load(vector.digest, vector.blob)
     try:
+        for vector in vectors:
+            await engine.load(vector.digest, vector.blob)
         # All in one batch: only rows that differ by their steering are compared.
         plain, *steered = await asyncio.gather(*(engine.score(tokens, spec) for spec in [None, *specs]))
+    except SteersmanError as error:
+        raise SelfTestFailed(error.message) from error
     finally:
         await engine.unload([vector.digest for vector in vectors])
     for layer, scores in enumerate(steered):

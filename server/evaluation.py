@@ -1,6 +1,7 @@
 """How well a vector works: what it does to the margin between answers, and what it costs on neutral text."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,7 @@ class Effect:
     """At one strength: `margins` per pair, in nats per token, and the cost on neutral text in the same unit.
 
     A margin is the mean log-probability of the positive answer's tokens minus that of the negative's.
+    `neutral` is NaN where there was no neutral text.
     """
 
     strength: float
@@ -55,4 +57,5 @@ async def effect(
     texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
     scores = await asyncio.gather(*(answered(text) for text in texts), *(scored(ids, 0) for ids in neutral))
     positive, negative = np.array(scores[: len(pairs)]), np.array(scores[len(pairs) : 2 * len(pairs)])
-    return Effect(strength, positive - negative, -float(np.mean(scores[2 * len(pairs) :])))
+    lost = -float(np.mean(scores[2 * len(pairs) :])) if neutral else math.nan
+    return Effect(strength, positive - negative, lost)

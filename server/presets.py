@@ -4,9 +4,9 @@ A preset's vector is scaled so that strength 1 is the safe strength: as far as n
 """
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -17,16 +17,15 @@ from server.errors import InvalidRequest
 from server.evaluation import Effect, Engine, effect
 from server.residency import Residency
 from server.training import Trainer, TrainRequest
-from server.vectors import NewVector, VectorRecord, Vectors
+from server.vectors import VectorRecord, Vectors
 from steering.spec import SteeringSpec, Term
 from steering.train.pairs import Pair, encoded, read_jsonl
 from steering.vector import SteeringVector
 
-logger = logging.getLogger(__name__)
-
 TRAINING_PAIRS = 64  # the others of a shipped set are held out
-SAFE_COST = 0.15  # nats per token that neutral text may lose at strength 1
-_DOSES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)  # relative doses tried, largest of all layers
+SAFE_COST = 0.25  # nats per token that neutral text may lose at strength 1
+_DOSES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # relative doses, the first of them at every candidate
+_DEPTHS = (0.35, 0.45, 0.55, 0.65)  # of the model: where single layers steer most for what they cost
 _CALIBRATION_PAIRS = 16
 _NEUTRAL_TOKENS = 96
 
@@ -60,73 +59,75 @@ class Presets:
             return await self.build(preset, shipped(preset), None)
 
     async def build(self, preset: str, pairs: Sequence[Pair], account_id: str | None) -> VectorRecord:
-        """Train on the first pairs, calibrate on the rest, store. Raises InvalidRequest."""
+        """Train on the first pairs, choose layer and strength by the others, store. Raises InvalidRequest."""
         if PRESET_FLOORS.get(preset) is None:
             raise InvalidRequest(f"{preset} has no vector", param="steering_preset")
+        made = await self._trainer.train(
+            _request(preset, pairs[:TRAINING_PAIRS], self._candidates()), account_id, _quiet
+        )
         held = pairs[TRAINING_PAIRS:] or pairs[-max(2, len(pairs) // 4) :]
-        request = _request(preset, pairs[:TRAINING_PAIRS])
-        made = await self._trainer.train(request, account_id, _quiet)
-        safe, effects = await self.calibrate(made.vector, _request(preset, held))
-        logger.info("Preset %s: safe strength %.3g of the raw vector", preset, safe)
-        vector = made.vector.scaled(safe)
+        best, effects = await self._calibrated(made.vector, _request(preset, held, None))
+        (layer,) = best.layers
         return await self._vectors.put_preset(
-            NewVector(
-                account_id=account_id,
-                vector=vector,
-                method=made.method,
-                model_name=made.model_name,
-                model_fingerprint=made.model_fingerprint,
+            replace(
+                made,
+                vector=best,
                 name=preset,
                 category="preset",
-                doses={layer: dose * safe for layer, dose in (made.doses or {}).items()},
+                doses=self._trainer.doses(best),
                 scale=1.0,
-                dataset_digest=made.dataset_digest,
-                evidence={**(made.evidence or {}), "calibration": [_plain(each) for each in effects]},
+                evidence={str(layer): (made.evidence or {})[str(layer)], "calibration": effects},
                 preset=preset,
             )
         )
 
-    async def calibrate(self, vector: SteeringVector, held_out: TrainRequest) -> tuple[float, list[Effect]]:
-        """The largest strength that costs neutral text at most SAFE_COST, and what was measured."""
+    def _candidates(self) -> tuple[int, ...]:
+        count = self._trainer.model.layers
+        return tuple(dict.fromkeys(min(count - 1, round(count * depth)) for depth in _DEPTHS))
+
+    async def _calibrated(
+        self, vector: SteeringVector, held_out: TrainRequest
+    ) -> tuple[SteeringVector, list[dict[str, float]]]:
+        """The layer that moves the margin most at one dose, scaled to what neutral text can bear."""
         pairs, encode = self._trainer.prompted(held_out)
         texts = encoded(encode, pairs[:_CALIBRATION_PAIRS])
-        neutral = [
-            self._trainer.tokenizer.encode(text)[:_NEUTRAL_TOKENS] for text in self._trainer.background
-        ]
-        layers = tuple(sorted(vector.layers))
-        norms = self._trainer.model.norms
-        summed = np.cumsum([vector.layers[layer].direction for layer in layers], axis=0)
-        unit = max(
-            np.linalg.norm(row) / float(norms[layer]) for layer, row in zip(layers, summed, strict=True)
-        )
-        plain = await effect(self._engine, texts, neutral, None, 0.0)
-        found, safe = [plain], 0.0
+        tokenizer = self._trainer.tokenizer
+        neutral = [tokenizer.encode(text)[:_NEUTRAL_TOKENS] for text in self._trainer.background]
+        measured: list[dict[str, float]] = []
+
+        async def at(layer: int, dose: float) -> Effect:
+            strength = dose * float(self._trainer.model.norms[layer]) / vector.norms[layer]
+            spec = SteeringSpec((Term(vector.digest, (layer,), strength=strength),))
+            found = await effect(self._engine, texts, neutral, spec, dose)
+            measured.append({"layer": layer, "dose": dose, "margin": found.margin, "neutral": found.neutral})
+            return found
+
         lease = await self._residency.hold([vector])
         try:
-            for dose in _DOSES:
-                strength = float(dose / unit)
-                spec = SteeringSpec((Term(vector.digest, layers, strength=strength),))
-                found.append(await effect(self._engine, texts, neutral, spec, strength))
-                if found[-1].neutral - plain.neutral > SAFE_COST:
+            plain = await effect(self._engine, texts, neutral, None, 0.0)
+            measured.append({"dose": 0.0, "margin": plain.margin, "neutral": plain.neutral})
+            tried = {layer: await at(layer, _DOSES[0]) for layer in sorted(vector.layers)}
+            layer = max(tried, key=lambda layer: tried[layer].margin)
+            safe = _DOSES[0]
+            for dose in _DOSES[1:]:
+                if (await at(layer, dose)).neutral - plain.neutral > SAFE_COST:
                     break
-                safe = strength
+                safe = dose
         finally:
             lease.release()
-        return safe or float(_DOSES[0] / unit), found
+        factor = safe * float(self._trainer.model.norms[layer]) / vector.norms[layer]
+        return SteeringVector.of({layer: vector.layers[layer].direction * np.float32(factor)}), measured
 
 
-def _request(preset: str, pairs: Sequence[Pair]) -> TrainRequest:
+def _request(preset: str, pairs: Sequence[Pair], layers: Sequence[int] | None) -> TrainRequest:
     return TrainRequest(
         prompts=[pair.prompt for pair in pairs],
         positive_answers=[pair.positive for pair in pairs],
         negative_answers=[pair.negative or "" for pair in pairs],
         method="caa",
         name=preset,
+        layer_idxs=list(layers) if layers else None,
     )
-
-
-def _plain(measured: Effect) -> dict[str, float]:
-    return {"strength": measured.strength, "margin": measured.margin, "neutral": measured.neutral}
 
 
 async def _quiet(_: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ class Residency:
         self._loader, self._rows, self._wait_seconds = loader, rows, wait_seconds
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # longest unused first
         self._freed = asyncio.Condition()
+        self._waiting: set[asyncio.Task[Lease]] = set()
         self._used = 0
         self._loop = asyncio.get_running_loop()
 
@@ -48,13 +49,18 @@ class Residency:
         needed = sum(vector.rows for vector in distinct.values())
         if needed > self._rows:
             raise Unavailable(f"the vectors take {needed} table rows; this server has {self._rows}")
-        # On its own: a client that leaves in the middle must not leave our count and the table at odds.
+        # On its own: a client that leaves while it loads must not leave our count and the table at odds.
         holding = asyncio.create_task(self._hold(distinct))
+        self._waiting.add(holding)
         try:
             return await asyncio.shield(holding)
         except asyncio.CancelledError:
+            if holding in self._waiting:
+                holding.cancel()
             holding.add_done_callback(_give_back)
             raise
+        finally:
+            self._waiting.discard(holding)
 
     async def _hold(self, distinct: dict[str, SteeringVector]) -> "Lease":
         async with self._freed:
@@ -66,6 +72,7 @@ class Residency:
                     raise Unavailable(
                         "all steering table rows are in use; try again", retry_after=1
                     ) from None
+            self._waiting -= {asyncio.current_task()}
             await self._load(distinct)
             for digest in distinct:
                 self._entries[digest].holders += 1
@@ -83,12 +90,14 @@ class Residency:
         missing = {digest: vector for digest, vector in distinct.items() if digest not in self._entries}
         if not missing:
             return
-        await self._make_room(sum(vector.rows for vector in missing.values()), keep=distinct)
-        for digest, vector in missing.items():
-            await self._loader.load(digest, vector.blob)
-            self._entries[digest] = _Entry(vector.rows)
-            self._used += vector.rows
-        STEERING_ROWS.set(self._used)
+        try:
+            await self._make_room(sum(vector.rows for vector in missing.values()), keep=distinct)
+            for digest, vector in missing.items():
+                await self._loader.load(digest, vector.blob)
+                self._entries[digest] = _Entry(vector.rows)
+                self._used += vector.rows
+        finally:
+            STEERING_ROWS.set(self._used)
 
     async def _make_room(self, rows: int, keep: dict[str, SteeringVector]) -> None:
         victims: list[str] = []

@@ -42,6 +42,7 @@ class Counted:
 
 class Engine(Protocol):
     async def evidence(self, trace: str) -> Counted: ...
+    def forget(self, trace: str) -> None: ...
 
 
 class Presets(Protocol):
@@ -88,11 +89,13 @@ class Applied:
     engine: Engine
     lease: Lease | None = None
     counted: Counted | None = None
+    asked: bool = False
 
     async def count(self) -> None:
         """Have the worker say what it did. Raises Unavailable where it did nothing."""
         if not self.spec.terms:
             return
+        self.asked = True
         self.counted = counted = await self.engine.evidence(self.spec.trace)
         STEERING_TOKENS.labels("prompt").inc(counted.prompt_tokens)
         STEERING_TOKENS.labels("generated").inc(counted.generated_tokens)
@@ -100,6 +103,9 @@ class Applied:
             STEERING_REQUESTS.labels(vector.term.operation.value).inc()
 
     def release(self) -> None:
+        if self.spec.terms and not self.asked:  # the client left: nobody wants to know what was done
+            self.asked = True
+            self.engine.forget(self.spec.trace)
         if self.lease is not None:
             self.lease.release()
 
@@ -166,14 +172,13 @@ class Steering:
             tested = None
             if entry.gate is not None and entry.gate.vector_id is not None:
                 tested = await self._stored(entry.gate.vector_id, account_id)
-                vectors.append(tested.vector)
             try:
                 made = term(entry, _material(own.vector), _material(tested.vector) if tested else None)
             except SpecError as error:
                 raise InvalidRequest(str(error), param=f"{where}.{error.field}") from error
             if made.strength != 0:
                 found.append((entry, own, made))
-                vectors.append(own.vector)
+                vectors += [own.vector, *([tested.vector] if tested else [])]
         applied = self._dosed(found, field)
         if vectors and applied.spec.terms:
             applied.lease = await self._residency.hold(vectors)
@@ -184,10 +189,6 @@ class Steering:
         record = await self._vectors.get(account_id, vector_id)
         require_model(record, self.model)
         return record, await self._vector(record)
-
-    def doses(self, vector: SteeringVector) -> dict[int, float]:
-        """Relative doses at strength 1."""
-        return {layer: norm / float(self.model.norms[layer]) for layer, norm in vector.norms.items()}
 
     async def _find(self, entry: SteeringEntry, account_id: str, where: str) -> _Found:
         if entry.vector_id is not None:

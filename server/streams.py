@@ -45,22 +45,25 @@ async def with_evidence(stream: AsyncGenerator[str, None], steered: Steered) -> 
     """`stream` with what was applied in its last event before `[DONE]`, and released after it.
 
     Only an event that ends a choice or tells the usage is held back, until it is known whether it is the
-    last.
+    last. A stream that an error ended has no evidence.
     """
     held = ""
     try:
         async with aclosing(stream):
             async for event in stream:
-                if held and not event.startswith("data: [DONE]"):
+                if held and event.startswith("data: [DONE]"):
+                    for last in await _evidence(held, steered):
+                        yield last
+                    held = ""
+                elif held:
                     yield held
                     held = ""
-                if event.startswith("data: [DONE]"):
-                    yield await _evidence(held, steered)
-                    yield event
-                elif _may_be_last(event):
+                if _may_be_last(event):
                     held = event
                 else:
                     yield event
+            if held:
+                yield held
     finally:
         steered.release()
 
@@ -69,16 +72,15 @@ def _may_be_last(event: str) -> bool:
     return event.startswith("data: {") and ('"finish_reason":"' in event or '"choices":[]' in event)
 
 
-async def _evidence(held: str, steered: Steered) -> str:
+async def _evidence(held: str, steered: Steered) -> list[str]:
     try:
         await steered.count()
     except SteersmanError as error:
-        return held + _event({"error": {"message": error.message, "type": error.type, "code": error.status}})
-    if not held:
-        return ""  # an error ended the stream
+        failed = {"message": error.message, "type": error.type, "code": error.status}
+        return [held, _event({"error": failed})]
     chunk = _payload(held)
     assert chunk is not None
-    return _event({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})
+    return [_event({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})]
 
 
 async def interleave(

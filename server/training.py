@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
@@ -12,14 +12,14 @@ from server.errors import InvalidRequest
 from server.steering import SteeredModel
 from server.vectors import NewVector
 from steering.spec import MAX_SPANS, SpecError, checked_layers, default_layers
-from steering.train import few_shot
+from steering.train import few_shot, perceptron, sparse
 from steering.train.caa import caa
 from steering.train.method import METHODS, States, checked
 from steering.train.optimised import Options, Step
 from steering.train.pairs import Answer, EncodedPair, Pair, digest, encoded
 from steering.train.result import Trained
 from steering.train.states import TokenStates
-from steering.vector import Array
+from steering.vector import Array, SteeringVector
 
 _CONCURRENT = 16  # texts in the engine at once, beside whatever is being served
 _MAX_PAIRS = 5000
@@ -134,7 +134,6 @@ class Trainer:
             trained = await self._trained(request, layers, progress)
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompts") from error
-        doses = {layer: norm / float(self.model.norms[layer]) for layer, norm in trained.vector.norms.items()}
         return NewVector(
             account_id=account_id,
             vector=trained.vector,
@@ -144,11 +143,15 @@ class Trainer:
             name=request.name,
             label=request.label,
             category=request.category,
-            doses=doses,
+            doses=self.doses(trained.vector),
             scale=None,
             dataset_digest=digest(request.pairs),
             evidence={str(layer): evidence.known() for layer, evidence in trained.evidence.items()},
         )
+
+    def doses(self, vector: SteeringVector) -> dict[int, float]:
+        """Relative doses at strength 1."""
+        return {layer: norm / float(self.model.norms[layer]) for layer, norm in vector.norms.items()}
 
     def prompted(self, request: TrainRequest) -> tuple[tuple[Pair, ...], Callable[[str], list[int]]]:
         """The pairs as the model reads them, and the encoding that fits."""
@@ -168,7 +171,8 @@ class Trainer:
             positive, negative = await self._means(texts, layers, progress)
             return await asyncio.to_thread(caa, positive, negative, layers, norms)
         above, below = await self._tokens(texts, layers, progress)
-        learn = self._sparse if request.method == "asas" else self._perceptron
+        await progress({"stage": "learning"})
+        learn = _sparse if request.method == "asas" else _perceptron
         return await asyncio.to_thread(learn, request, above, below)
 
     async def _means(
@@ -213,8 +217,11 @@ class Trainer:
             await progress({"stage": "states", "done": done, "total": len(answers)})
             return states.means
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*each)) for each in zip(answers, spans, strict=True)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(*each)) for each in zip(answers, spans, strict=True)]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures  # a client is told by its type
         return [task.result() for task in tasks]
 
     async def _optimised(
@@ -244,15 +251,23 @@ class Trainer:
             report,
         )
 
-    def _sparse(
-        self, request: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]
-    ) -> Trained:
-        raise NotImplementedError
 
-    def _perceptron(
-        self, _: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]
-    ) -> Trained:
-        raise NotImplementedError
+def _sparse(request: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]) -> Trained:
+    options = sparse.Options()
+    return sparse.asas(
+        above,
+        below,
+        replace(
+            options,
+            sparsity_threshold=request.sparsity_threshold or options.sparsity_threshold,
+            refine_steps=request.refine_steps or options.refine_steps,
+            refine_lr=request.refine_lr or options.refine_lr,
+        ),
+    )
+
+
+def _perceptron(_: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]) -> Trained:
+    return perceptron.perceptrons(above, below)
 
 
 async def _reported(progress: Progress, step: Step) -> None:

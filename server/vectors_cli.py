@@ -1,4 +1,7 @@
-"""`steersman vectors`: list, import, export and delete steering vectors in the database of the settings."""
+"""`steersman vectors`: list, import, export and delete steering vectors in the database of the settings.
+
+The commands that need a running server are in `vectors_remote`.
+"""
 
 import asyncio
 import json
@@ -8,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server import vectors_remote
+from server.columns import columns
 from server.database import Database
 from server.errors import SteersmanError
 from server.settings import Settings
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParser:
     """Add `vectors` to the command line; its namespace goes to `run`."""
-    parser = subparsers.add_parser("vectors", help="list, import, export and delete steering vectors")
+    parser = subparsers.add_parser("vectors", help="steering vectors: stored ones, and how well they work")
     parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
     parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
     commands = parser.add_subparsers(dest="vectors_command", required=True)
@@ -52,11 +57,14 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
     exporting.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     deleting = commands.add_parser("delete", help="delete vectors")
     deleting.add_argument("ids", metavar="ID", nargs="+")
+    vectors_remote.add_parsers(commands)
     return parser
 
 
 def run(args: Namespace) -> int:
     """Exit status: 0 done, 1 not possible and standard error says why."""
+    if args.vectors_command in vectors_remote.COMMANDS:
+        return vectors_remote.run(args)
     try:
         database = Database(Settings.read(args).database_url)
         database.migrate()
@@ -154,9 +162,7 @@ def _as_table(records: Sequence[VectorRecord]) -> str:
         )
         for record in records
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return columns(rows)
 
 
 def _layers(layers: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from server.errors import InvalidRequest, NotSupported, SteersmanError
 from server.steering import Applied
 from server.vllm_serving import Serving, translated
-from server.vllm_steering import during
+from server.vllm_steering import current_spec, during
 from server.wire import AxionicFields, SteeringFields
 
 _LAST = {"response.completed", "response.incomplete"}
@@ -63,6 +63,8 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
 
 async def _events(events: AsyncGenerator[Any, None], steered: Applied | None) -> AsyncIterator[str]:
     """What was applied stands in the event that ends the response."""
+    # vLLM's handler asks the engine when the stream is first read, which is in this context.
+    current_spec.set(steered.spec if steered else None)
     try:
         async with aclosing(events):
             async for event in events:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,13 +108,21 @@ class SteeringEngine:
 
         Requests that end while one RPC is on its way share the next.
         """
-        future = self._asked.setdefault(trace, asyncio.get_running_loop().create_future())
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-        prompt, generated, problem = await future
+        prompt, generated, problem = await self._asked_for(trace)
         if problem:
             raise Unavailable(f"the request ran unsteered: {problem}", retry_after=1)
         return Counted(prompt, generated)
+
+    def forget(self, trace: str) -> None:
+        """Have the worker drop the evidence of a request that was aborted."""
+        with suppress(RuntimeError):  # the loop has ended, and so does the engine
+            self._asked_for(trace).add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _asked_for(self, trace: str) -> "asyncio.Future[list[Any]]":
+        future = self._asked.setdefault(trace, asyncio.get_running_loop().create_future())
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return future
 
     async def _ask(self) -> None:
         while self._asked:
@@ -122,13 +130,15 @@ class SteeringEngine:
             try:
                 # Every data-parallel engine is asked: the request ran on one of them.
                 replies = await self._everywhere("steersman_evidence", list(asked))
+                found = {trace: _added([reply[trace] for reply in replies]) for trace in asked}
             except Exception as error:  # noqa: BLE001  # whoever waits raises it
                 for future in asked.values():
-                    future.set_exception(error)
+                    if not future.done():
+                        future.set_exception(error)
                 continue
             for trace, future in asked.items():
                 if not future.done():
-                    future.set_result(_added([reply[trace] for reply in replies]))
+                    future.set_result(found[trace])
 
     async def capture(
         self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
@@ -161,7 +171,12 @@ class SteeringEngine:
         )
 
     async def score(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]:
-        """Log-probability in nats of each of `tokens` but the first, steered as `spec` says."""
+        """Log-probability in nats of each of `tokens` but the first, steered as `spec` says.
+
+        Raises Unavailable where the worker did not steer it.
+        """
+        if spec is not None:
+            spec = replace(spec, trace=secrets.token_hex(8))
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0)
         prompt: Any = tokens_input(list(tokens))
         token = current_spec.set(spec)
@@ -171,6 +186,8 @@ class SteeringEngine:
             current_spec.reset(token)
         async for output in outputs:
             scored = output.prompt_logprobs
+        if spec is not None and spec.terms:
+            await self.evidence(spec.trace)
         return [step[t].logprob for step, t in zip(scored[1:], tokens[1:], strict=True)]
 
     @property

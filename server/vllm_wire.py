@@ -250,12 +250,19 @@ class Planned(AxionicFields, _VllmFields):
 
 def _wants_json(data: dict[str, Any]) -> bool:
     """Whether the preset that is a constraint alone is the only one to set one."""
-    presets = data.get("steering_preset")
-    named = presets if isinstance(presets, list) else [presets]
+    named = [*_listed(data.get("steering_preset")), *map(_preset, _listed(data.get("steering")))]
     own = ("response_format", "structured_outputs", *_BUILDERS)
     return any(isinstance(name, str) and name.lower() == JSON_PRESET for name in named) and not any(
         data.get(field) is not None for field in own
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _preset(entry: Any) -> Any:
+    return entry.get("preset") if isinstance(entry, dict) else getattr(entry, "preset", None)
 
 
 def _fits(model: type[BaseModel], name: str, value: Any) -> bool:

@@ -166,8 +166,6 @@ class GenerateRequest(NativeSampling, SteeringFields):
     model: str | None = None
     max_tokens: MaxTokens = 50
     sampling_method: MethodName = "top-k"
-    steering_vector_id: str | None = None
-    steering_strength: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     stream: bool | None = Field(default=None, description="true: SSE; absent: as the Accept header says")
 
 

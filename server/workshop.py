@@ -40,14 +40,16 @@ class Workshop:
     async def run(self) -> None:
         """Until cancelled, which puts the job at hand back into the queue."""
         while True:
+            self._submitted.clear()
             try:
                 job = await self._jobs.claim(self._owner, self._trainer.model.fingerprint)
-            except Unavailable:  # the database is away for a while
-                job = None
-            if job is not None:
-                await self._work(job)
-                continue
-            self._submitted.clear()
+                if job is not None:
+                    await self._work(job)
+                    continue
+            except Unavailable:
+                logger.warning("The database is away; a job at hand begins anew when it is back")
+            except Exception:
+                logger.exception("A job could not be run; others are")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._submitted.wait(), _IDLE_SECONDS)
 
@@ -60,7 +62,8 @@ class Workshop:
         except asyncio.CancelledError:
             training.cancel()
             await asyncio.wait([training])
-            await self._jobs.release(job.id, self._owner)
+            with suppress(Unavailable):
+                await self._jobs.release(job.id, self._owner)
             raise
         finally:
             beating.cancel()
@@ -72,7 +75,8 @@ class Workshop:
             nonlocal told
             if time.monotonic() - told > _PROGRESS_SECONDS:
                 told = time.monotonic()
-                await self._jobs.heartbeat(job.id, self._owner, what)
+                with suppress(Unavailable):
+                    await self._jobs.heartbeat(job.id, self._owner, what)
 
         request = TrainRequest.model_validate(job.request)
         return await self._vectors.add(await self._trainer.train(request, job.account_id, progress))
@@ -97,4 +101,6 @@ class Workshop:
             message = "internal error; the server's log has the details"
             await self._jobs.finish(job.id, self._owner, error=message)
         else:
-            await self._jobs.finish(job.id, self._owner, result={"steering_vector_id": vector_id})
+            if not await self._jobs.finish(job.id, self._owner, result={"steering_vector_id": vector_id}):
+                # It was cancelled, or taken over, since the last heartbeat.
+                await self._vectors.delete(job.account_id, vector_id)

@@ -1,6 +1,7 @@
 """A layout carried out by torch, on the host's word: CPUs, and GPUs that run without graphs."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from steering import ops
 from steering.layout import Layout, Reading, Stretch
 from steering.program import Change, GateLine
-from steering.spec import GateKind, Operation
+from steering.spec import CaptureSpec, GateKind, Operation
 
 _SHORT = 8  # longer stretches run by themselves: their one line need not be copied per token
 
@@ -65,6 +66,13 @@ class TorchPass:
         self._before = _by_layer([r for r in layout.readings if not r.capture.spec.after])
         self._after = _by_layer([r for r in layout.readings if r.capture.spec.after])
         self.live = frozenset([*self.steps, *self._before, *self._after])
+
+    def collect(self) -> None:
+        """Nothing is left to move: states were added as they were read."""
+
+    def free_capture_lines(self, live: Iterable[CaptureSpec] = ()) -> int:  # noqa: ARG002
+        """No end of them: sums are kept on the host."""
+        return sys.maxsize
 
     def __call__(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
         if layer not in self.live:

@@ -9,11 +9,12 @@ from steering.spec import CaptureSpec
 class Capture:
     """Fills as the prompt's chunks pass; exact over any split, since it adds by absolute position.
 
-    A token that is computed again, after preemption, is counted again: sums and counts alike.
+    Positions below `read` were seen: a token that is computed again, after preemption, is not read again.
     """
 
     def __init__(self, spec: CaptureSpec) -> None:
         self.spec = spec
+        self.read = 0
         self._slots = {layer: slot for slot, layer in enumerate(spec.layers)}
         self._sums: NDArray[np.float64] | None = None  # [spans, layers, hidden]
         self._norms = np.zeros((len(spec.spans), len(spec.layers)))

@@ -48,13 +48,20 @@ def wrap(block: nn.Module, layer: int, apply: Apply) -> None:
 
 
 def residual_stream(output: Any) -> tuple[Tensor, Tensor | None]:
-    """The two addends that a block returns, or the one. Raises UnsteerableError for anything else."""
-    if isinstance(output, Tensor):
-        return output, None
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        second = output[1] if len(output) > 1 else None
-        if isinstance(second, Tensor) and second.shape == output[0].shape:
-            return output[0], second
-        if second is None or len(output) == 1:
-            return output[0], None
+    """The two addends that a block returns, or the one, as `[tokens, hidden]` views.
+
+    Raises UnsteerableError for anything else.
+    """
+    parts = output if isinstance(output, tuple) else (output,)
+    hidden, residual = (*parts, None, None)[:2]
+    if isinstance(hidden, Tensor) and hidden.dim() in (2, 3):
+        if residual is None:
+            return _rows(hidden), None
+        if isinstance(residual, Tensor) and residual.shape == hidden.shape:
+            return _rows(hidden), _rows(residual)
     raise UnsteerableError(f"a decoder block returns {type(output).__name__}, not its hidden states")
+
+
+def _rows(x: Tensor) -> Tensor:
+    # Transformers' own models, which vLLM runs for want of its own, count batches: all is one.
+    return x[0] if x.dim() == 3 else x

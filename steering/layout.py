@@ -103,6 +103,7 @@ class _Steady:
 
 
 _EMPTY = Layout()
+_MAX_RESULTS = 1024
 _FAR = int(np.iinfo(np.int64).max)
 
 
@@ -121,7 +122,8 @@ class Batch:
     def admit(self, request: str, spec: SteeringSpec, prompt_tokens: int) -> None:
         """A vector that is missing becomes evidence: its request fails in the server, the engine runs on."""
         evidence = Evidence()
-        self._traces.setdefault(spec.trace, []).append(evidence)
+        if spec.trace:  # else nobody asks, and it would stay for good
+            self._traces.setdefault(spec.trace, []).append(evidence)
         try:
             found = segments(spec, self._table, prompt_tokens)
         except NotResident as error:
@@ -130,11 +132,21 @@ class Batch:
         self._steered[request] = _Steered(found, prompt_tokens, evidence)
 
     def capture(self, request: str, spec: CaptureSpec) -> None:
+        while len(self._done) >= _MAX_RESULTS:  # of requests that were aborted, whose states nobody asks for
+            del self._done[next(iter(self._done))]
         self._captures[request] = self._done[spec.id] = Capture(spec)
+
+    @property
+    def capturing(self) -> list[CaptureSpec]:
+        """Of the requests that are not gone."""
+        return [capture.spec for capture in self._captures.values()]
 
     def retire(self, request: str) -> None:
         self._steered.pop(request, None)
         self._captures.pop(request, None)
+        if request in self._steady.requests:  # another of its name may be next
+            self._steady.settle()
+            self._steady = _Steady()
 
     def prepare(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
         """Set `layout` for the batch of `requests` in order; True where it is another than before.
@@ -191,7 +203,7 @@ class Batch:
             capture = self._captures.get(request)
             if capture is not None:
                 readings += _readings(capture, first, count, offset)
-                steady.high[row] = first  # never the same step twice
+                steady.low[row] = _FAR  # never the same step twice
             offset += count
         self._steady, self.layout = steady, Layout(tuple(stretches), tuple(readings))
 
@@ -214,13 +226,14 @@ def _next_cut(steered: _Steered, position: int) -> int:
     """The first position where something else begins: a segment, its end, or the generated text."""
     cuts = [cut for segment in steered.segments for cut in (segment.low, segment.high)]
     later = [cut for cut in (*cuts, steered.prompt_tokens) if position < cut < math.inf]
-    return int(min(later, default=_FAR))
+    return int(min([*later, _FAR]))
 
 
 def _readings(capture: Capture, first: int, count: int, offset: int) -> list[Reading]:
-    found = []
+    found, new = [], max(first, capture.read)
+    capture.read = max(new, first + count)
     for index, (start, end) in enumerate(capture.spec.spans):
-        low, high = max(first, start), min(first + count, end)
+        low, high = max(new, start), min(first + count, end)
         if low < high:
             found.append(Reading(offset + low - first, offset + high - first, capture, index))
     return found

@@ -16,6 +16,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from steering.apply import TorchPass
+from steering.kernel import GraphPass, lines_of
 from steering.layers import Apply, UnsteerableError, decoder_blocks, wrap
 from steering.layout import Batch
 from steering.spec import (
@@ -98,7 +99,10 @@ class SteeringWorker(VllmWorker):
 
     def steersman_captured(self, identity: str) -> list[Any] | None:
         """Shape, means and mean norms as float32 bytes; a number alone counts the states that are missing."""
-        capture = self._steering.batch.captured(identity) if self._steering else None
+        if self._steering is None:
+            return None
+        self._steering.passing.collect()
+        capture = self._steering.batch.captured(identity)
         if capture is None:
             return None
         if capture.missing:
@@ -126,12 +130,23 @@ class _Steering:
         self.table = VectorTable(rows, self.width, device)
         self.batch = Batch(self.table)
         self._fingerprint = _fingerprint(blocks, self.count, self.width)
-        self._passing = TorchPass(self.table.bank, config.model_config.dtype)
-        _pass = self._passing
+        self.passing = self._make_pass(config, device)
+        _pass = self.passing
         eager = config.compilation_config.mode == CompilationMode.NONE
         for layer, block in blocks.items():
-            wrap(block, layer, self._passing if eager else torch.ops.steersman.steer)
+            wrap(block, layer, self.passing if eager else torch.ops.steersman.steer)
         self._hook(runner)
+
+    def _make_pass(self, config: VllmConfig, device: torch.device) -> TorchPass | GraphPass:
+        if device.type != "cuda":
+            return TorchPass(self.table.bank, config.model_config.dtype)
+        scheduler = config.scheduler_config
+        return GraphPass(
+            self.table.bank,
+            layers=self.count,
+            max_tokens=scheduler.max_num_batched_tokens,
+            max_requests=scheduler.max_num_seqs,
+        )
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -156,12 +171,12 @@ class _Steering:
             rows = runner.input_batch
             computed = rows.num_computed_tokens_cpu[: rows.num_reqs]
             if self.batch.prepare(rows.req_ids, counts, computed):
-                self._passing.take(self.batch.layout)
+                self.passing.take(self.batch.layout)
             return prepare(scheduled, counts)
 
         def dummy_run(_: Any, *args: Any, **kwargs: Any) -> Any:
             if self.batch.clear():
-                self._passing.take(self.batch.layout)
+                self.passing.take(self.batch.layout)
             return dummy(*args, **kwargs)
 
         runner._update_states = MethodType(update_states, runner)  # noqa: SLF001
@@ -175,10 +190,16 @@ class _Steering:
                 spec = SteeringSpec.decode(extra[STEERING_KEY])
                 self.batch.admit(new.req_id, spec, spec.prompt_tokens or _length(new))
             if CAPTURE_KEY in extra:
-                self.batch.capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))
+                self._capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))
         except SpecError as error:
             # The server's specs are sound; a client of plain vLLM finds this line and no evidence.
             logger.error("Request %s runs unsteered: %s", new.req_id, error)  # noqa: TRY400
+
+    def _capture(self, request: str, spec: CaptureSpec) -> None:
+        """Every rank decides alike; where there is no room the request runs, and its states are missing."""
+        if lines_of(spec) > self.passing.free_capture_lines(self.batch.capturing):
+            raise SpecError(CAPTURE_KEY, "too many states are captured at once")
+        self.batch.capture(request, spec)
 
 
 def _length(new: Any) -> int:
@@ -195,6 +216,7 @@ def _refuse_modes(config: VllmConfig) -> None:
         "micro-batching (DBO)": parallel.use_ubatching,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "sequence-parallel MoE": parallel.use_sequence_parallel_moe,
+        "sequence parallelism": bool(config.compilation_config.pass_config.enable_sp),
     }
     for mode, on in refused.items():
         if on:

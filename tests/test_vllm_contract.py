@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = sorted(path for part in ("server", "processors") for path in (ROOT / part).glob("vllm_*.py"))
+ADAPTERS = sorted(path for part in ("server", "processors", "steering") for path in (ROOT / part).glob("vllm_*.py"))
 
 
 def found(dotted):
@@ -91,6 +91,23 @@ CALLS = {
     ),
     "vllm.entrypoints.generate.beam_search.utils:BeamSearchSequence.get_prompt": (1, ()),
     "vllm.v1.structured_output.backend_xgrammar:XgrammarGrammar": (3, ()),
+    "vllm.utils.torch_utils:direct_register_custom_op": (4, ("target_lib",)),
+    "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc": (2, ("args",)),
+    "vllm.config:ModelConfig.get_hidden_size": (1, ()),
+    **{
+        f"{worker}_worker:{name}.load_model": (1, ())
+        for worker, name in (("vllm.v1.worker.cpu", "CPUWorker"), ("vllm.v1.worker.gpu", "Worker"))
+    },
+    **{
+        f"vllm.v1.worker.{runner}.{method}": (count, ())
+        for runner in ("gpu_model_runner:GPUModelRunner", "cpu_model_runner:CPUModelRunner")
+        for method, count in (
+            ("get_model", 1),
+            ("_update_states", 2),
+            ("_prepare_inputs", 3),
+            ("_dummy_run", 2),
+        )
+    },
 }
 
 
@@ -127,10 +144,16 @@ FIELDS = {
     "vllm.v1.structured_output.backend_xgrammar:XgrammarGrammar": "vocab_size matcher ctx",
     "vllm.v1.structured_output.backend_guidance:GuidanceGrammar": "ll_matcher",
     "vllm.config:VllmConfig": "model_config parallel_config scheduler_config speculative_config"
-    " additional_config structured_outputs_config",
-    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config max_logprobs",
+    " additional_config structured_outputs_config compilation_config use_v2_model_runner",
+    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config max_logprobs dtype",
     "vllm.config:SchedulerConfig": "max_num_seqs",
-    "vllm.config:ParallelConfig": "data_parallel_size data_parallel_external_lb data_parallel_hybrid_lb",
+    "vllm.config:ParallelConfig": "data_parallel_size data_parallel_external_lb data_parallel_hybrid_lb"
+    " use_ubatching pipeline_parallel_size use_sequence_parallel_moe worker_cls",
+    "vllm.config:CompilationConfig": "mode",
+    "vllm.config:CompilationMode": "NONE",
+    "vllm.v1.core.sched.output:SchedulerOutput": "finished_req_ids scheduled_new_reqs num_scheduled_tokens",
+    "vllm.v1.core.sched.output:NewRequestData": "req_id prompt_token_ids prompt_embeds sampling_params",
+    "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids num_reqs",
     "vllm.config:StructuredOutputsConfig": "backend",
     "vllm.v1.sample.logits_processor.interface:BatchUpdate": "removed added moved",
     "vllm.entrypoints.openai.models.protocol:BaseModelPath": "name model_path",
@@ -210,12 +233,28 @@ def test_the_plugin_is_one():
         ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
         ("vllm.v1.engine.async_llm", ["self.renderer"]),
+        ("vllm.v1.worker.gpu_input_batch", ["self.num_computed_tokens_cpu ="]),
+        ("vllm.v1.worker.gpu_model_runner", ["self.input_batch ="]),
+        ("vllm.v1.worker.gpu_worker", ["self.model_runner", "self.device ="]),
+        ("vllm.v1.worker.cpu_worker", ["self.model_runner", "self.device ="]),
     ],
 )
 def test_state_stands_where_we_find_it(module, texts):
     """What vLLM keeps in attributes set at run time: the assignment or use is still in its source."""
     source = inspect.getsource(importlib.import_module(module))
     assert [text for text in texts if text not in source] == []
+
+
+def test_the_runner_prepares_in_the_order_that_steering_needs():
+    """A step updates the runner's states, then prepares its inputs once, by these attributes of the runner."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    source = inspect.getsource(GPUModelRunner.execute_model)
+    calls = ["self._update_states(scheduler_output)", "self._prepare_inputs(scheduler_output,"]
+    assert [source.count(call) for call in calls] == [1, 1]
+    assert source.index(calls[0]) < source.index(calls[1])
+    named = list(inspect.signature(GPUModelRunner._prepare_inputs).parameters)
+    assert named == ["self", "scheduler_output", "num_scheduled_tokens"]
 
 
 def test_the_flags_we_set_exist():

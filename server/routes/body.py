@@ -66,15 +66,16 @@ class JsonRoute(APIRoute):
 
         async def strict(request: Request) -> Response:
             if takes_body:
-                media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if media_type != "application/json":
-                    raise InvalidRequest("send the body as application/json", param="content-type")
                 request = JsonRequest(request.scope, request.receive)
                 try:
-                    if await request.body():
-                        await request.json()  # here, because FastAPI answers any error of its own read alike
+                    sent = await request.body()
                 except ClientDisconnect as error:
                     raise InvalidRequest("the connection closed before the body was complete") from error
+                media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if media_type != "application/json" and (sent or media_type):
+                    raise InvalidRequest("send the body as application/json", param="content-type")
+                if sent:
+                    await request.json()  # here, because FastAPI answers any error of its own read alike
             return await handle(request)
 
         return strict

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from policies.steering import OWN_EXAMPLES, PRESET_FLOORS, Strength, known_preset
 from server.auth import Principal, caller
@@ -21,6 +21,7 @@ from server.vector_wire import VectorDetail
 from server.vllm_serving import guarded
 from server.vllm_studio import Studio
 from server.wire import GenerateRequest
+from steering.spec import MAX_TERMS
 
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
@@ -122,6 +123,8 @@ async def run(request: Run, raw_request: Request) -> Response:
     entries = request.steering_entries()
     if not entries:
         raise InvalidRequest("name a vector to steer by", param="steering_vector_id")
+    if len(entries) > MAX_TERMS:
+        raise InvalidRequest(f"name at most {MAX_TERMS} vectors", param=request.steering_field)
     scaled = [
         entry.model_copy(update={"strength": entry.effective_strength * request.multiplier})
         for entry in entries
@@ -146,7 +149,16 @@ async def list_presets(principal: Caller, state: State, studio: Open) -> list[di
 
 
 class Examples(TrainRequest):
-    """A user's own pairs for a preset."""
+    """A user's own pairs for a preset, which decides by itself how it learns from them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs_alone(cls, data: Any) -> Any:
+        wanted = ("prompts", "positive_answers", "negative_answers")
+        beyond = [name for name in data if name not in wanted] if isinstance(data, dict) else []
+        if beyond:
+            raise ValueError(f"{beyond[0]} has no effect here; send {', '.join(wanted)}")
+        return data
 
 
 @router.post("/steering/presets/{preset}")

@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 REPO = HERE.parent.parent
-ENGINE_FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "64", "--enforce-eager"]
+ENGINE_FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "64"]
 CPU_FLAGS = [
     "--no-enable-chunked-prefill",
     "--gpu-memory-utilization",
@@ -125,11 +125,11 @@ def main() -> None:
     lines = [f"## {datetime.now(UTC):%Y-%m-%d}, {_machine()}, {model.name}\n"]
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _steersman(model, Path(scratch)) as ours,
+        _steersman(model, Path(scratch), ["--enforce-eager"]) as ours,
         closing(Load(model, ours.key, Path(scratch) / "load.log")) as load,
     ):
         if args.only != "methods":
-            with _stock(model, Path(scratch)) as stock:
+            with _stock(model, Path(scratch), ["--enforce-eager"]) as stock:
                 lines += _against_stock(ours, stock, load, args)
         if args.only != "stock":
             lines += _methods(ours, load, args)
@@ -200,10 +200,20 @@ def _ratio(pairs: Sequence[Sequence[Result]], field: str) -> str:
 
 
 @contextmanager
-def _steersman(model: Path, scratch: Path) -> Iterator[Served]:
+def servers(model: Path, scratch: Path, compiled: bool) -> Iterator[tuple[Served, Served]]:
+    """Ours and stock vLLM, both compiled or both eager."""
+    with (
+        _steersman(model, scratch, ["--compile"] if compiled else ["--enforce-eager"]) as ours,
+        _stock(model, scratch, [] if compiled else ["--enforce-eager"]) as stock,
+    ):
+        yield ours, stock
+
+
+@contextmanager
+def _steersman(model: Path, scratch: Path, more: list[str]) -> Iterator[Served]:
     flags = ["-m", "server", "serve", str(model), "--served-model-name", "bench"]
     flags += ["--database-url", f"sqlite+aiosqlite:///{scratch / 'bench.db'}"]
-    with _running("steersman", [*flags, *ENGINE_FLAGS], scratch) as (url, log):
+    with _running("steersman", [*flags, *more, *ENGINE_FLAGS], scratch) as (url, log):
         while "API key" not in log.read_text():
             time.sleep(0.2)
         key = next(line for line in log.read_text().splitlines() if line.startswith("API key")).split()[-1]
@@ -211,9 +221,12 @@ def _steersman(model: Path, scratch: Path) -> Iterator[Served]:
 
 
 @contextmanager
-def _stock(model: Path, scratch: Path) -> Iterator[Served]:
+def _stock(model: Path, scratch: Path, more: list[str]) -> Iterator[Served]:
     flags = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model)]
-    with _running("stock", [*flags, "--served-model-name", "bench", *ENGINE_FLAGS], scratch) as (url, _):
+    with _running("stock", [*flags, "--served-model-name", "bench", *more, *ENGINE_FLAGS], scratch) as (
+        url,
+        _,
+    ):
         yield Served("stock vLLM", url, "none")
 
 
