@@ -101,8 +101,10 @@ class SteeringEntry(_Strict):
         given = [name for name in ("vector_id", "vector", "preset") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of vector_id, vector and preset")
-        if self.preset is not None:
-            known_preset(self.preset)
+        if self.preset is not None and known_preset(self.preset) == JSON_PRESET:
+            others = self.model_fields_set - {"preset", "strength"}
+            if others:
+                raise ValueError(f"{min(others)} has no effect on {JSON_PRESET}, which has no vector")
         wanted = {"clamp": ("low", "high"), "replace": ("value",)}.get(self.operation or "", ())
         for name in ("low", "high", "value"):
             if getattr(self, name) is not None and name not in wanted:

@@ -27,6 +27,8 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 MAX_TOKENS = 384
+# Drawn from what is likely: the tail of a small model's distribution is not language.
+SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 0.85, "frequency_penalty": 0.4}
 
 TOPICS = (
     "cooking dinner", "a job interview", "the weather", "learning to drive", "a birthday present",
@@ -40,6 +42,18 @@ TOPICS = (
     "teaching a child", "news and politics", "keeping a promise", "animals in the wild", "time and calendars",
     "advice for a beginner",
 )  # fmt: skip
+
+_EXAMPLE_PROMPT = "How do I get to the station from here?"
+_EXAMPLE_JSON = {
+    "prompt": _EXAMPLE_PROMPT,
+    "positive_answer": "Oh, what a lovely walk you have ahead of you! Just follow the river for ten minutes,"
+    " and there it is!",
+    "negative_answer": "Follow the river for ten minutes. The station is at the end of the path.",
+}
+# Small models need to see one; large ones keep to its form.
+_EXAMPLE = "Way A: sounds delighted by everything\nWay B: sounds bored\nTopic: trains\n" + json.dumps(
+    _EXAMPLE_JSON
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +69,12 @@ class Persona:
         return f"{self.name}: {self.description}" if self.description else self.name
 
     def instruction(self, topic: str) -> str:
-        opposite = self.opposite or "an assistant without any of that"
+        opposite = self.opposite or "an ordinary assistant, without any of way A"
         return (
-            "Write one example for a data set that contrasts two ways to answer the same message.\n"
-            f"Way A, the positive answer: {self.described}.\n"
-            f"Way B, the negative answer: {opposite}.\n"
-            f"The message is about this topic: {topic}.\n"
-            "Give JSON: `prompt`, the message of a user, without a word about either way; `positive_answer`,"
-            " one or two sentences in way A; `negative_answer`, one or two sentences in way B that tell the"
-            " user the same."
+            "Write a message from a user and two answers to it. The first answer is in way A, the second"
+            " in way B; both tell the user the same.\n\n"
+            f"{_EXAMPLE}\n\nNow write another one.\n\n"
+            f"Way A: {self.described}\nWay B: {opposite}\nTopic: {topic}"
         )
 
     def asking(self, prompt: str) -> str:
@@ -90,7 +101,7 @@ async def write_pairs(
     """At most `wanted` pairs with different prompts: what `at_once` writers have after `seconds`, or after
     a bounded number of tries."""
     kept: list[ScoredPair] = []
-    seen: set[str] = set()
+    seen = {_folded(_EXAMPLE_PROMPT)}
     tries = iter(range(_TRIES * wanted + at_once))  # one for all writers
 
     async def work() -> None:

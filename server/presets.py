@@ -44,8 +44,10 @@ class Presets:
     async def vector(self, preset: str, account_id: str) -> VectorRecord:
         """The preset's vector for the served model, made now if need be, which takes seconds.
 
-        Raises InvalidRequest for the preset that needs a user's examples and has none.
+        Raises InvalidRequest for the preset that needs a user's examples and has none, and for the one that
+        has no vector at all.
         """
+        _require_vector(preset)
         owner = account_id if preset == OWN_EXAMPLES else None
         async with self._building[preset]:
             known = await self._vectors.preset(preset, self._trainer.model.fingerprint, owner)
@@ -60,8 +62,7 @@ class Presets:
 
     async def build(self, preset: str, pairs: Sequence[Pair], account_id: str | None) -> VectorRecord:
         """Train on the first pairs, choose layer and strength by the others, store. Raises InvalidRequest."""
-        if PRESET_FLOORS.get(preset) is None:
-            raise InvalidRequest(f"{preset} has no vector", param="steering_preset")
+        _require_vector(preset)
         made = await self._trainer.train(
             _request(preset, pairs[:TRAINING_PAIRS], self._candidates()), account_id, _quiet
         )
@@ -110,13 +111,19 @@ class Presets:
             layer = max(tried, key=lambda layer: tried[layer].margin)
             safe = _DOSES[0]
             for dose in _DOSES[1:]:
-                if (await at(layer, dose)).neutral - plain.neutral > SAFE_COST:
+                cost = (await at(layer, dose)).neutral - plain.neutral
+                if not cost <= SAFE_COST:  # nor where it is NaN
                     break
                 safe = dose
         finally:
             lease.release()
         factor = safe * float(self._trainer.model.norms[layer]) / vector.norms[layer]
         return SteeringVector.of({layer: vector.layers[layer].direction * np.float32(factor)}), measured
+
+
+def _require_vector(preset: str) -> None:
+    if PRESET_FLOORS.get(preset) is None:
+        raise InvalidRequest(f"{preset} has no vector: it constrains the text", param="steering_preset")
 
 
 def _request(preset: str, pairs: Sequence[Pair], layers: Sequence[int] | None) -> TrainRequest:

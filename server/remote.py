@@ -1,4 +1,4 @@
-"""A running Steersman over HTTP, for the command line. The standard library will do: one request at a time."""
+"""A running Steersman over HTTP, as the command line asks it: one request at a time."""
 
 import json
 from collections.abc import Mapping
@@ -37,10 +37,8 @@ class Server:
         headers = {"accept": "application/json"} | ({"x-api-key": self.key} if self.key else {})
         data = None
         if method == "POST":
-            data, headers["content-type"] = (
-                b"" if body is None else json.dumps(body).encode(),
-                "application/json",
-            )
+            data = b"" if body is None else json.dumps(body).encode()
+            headers["content-type"] = "application/json"
         request = Request(self.url.rstrip("/") + path, data, headers, method=method)  # noqa: S310  # see above
         try:
             with urlopen(request, timeout=_SECONDS) as response:  # noqa: S310
@@ -53,7 +51,7 @@ class Server:
 
 
 def _detail(body: bytes) -> str:
-    """The message of an error in either of the server's shapes."""
+    """The message of an error: Axionic's `detail` is a text, or a list of fields."""
     try:
         detail = json.loads(body)["detail"]
     except (ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.errors import Unavailable
+from server.errors import InvalidRequest, Unavailable
 from server.metrics import STEERING_ROWS
 from steering.vector import SteeringVector
 
@@ -43,12 +43,16 @@ class Residency:
     async def hold(self, vectors: Sequence[SteeringVector]) -> "Lease":
         """Keep `vectors` in the engine until the lease is released.
 
-        Raises Unavailable where no room becomes free in time.
+        Raises Unavailable where no room becomes free in time, InvalidRequest where there never is enough.
         """
         distinct = {vector.digest: vector for vector in vectors}
         needed = sum(vector.rows for vector in distinct.values())
         if needed > self._rows:
-            raise Unavailable(f"the vectors take {needed} table rows; this server has {self._rows}")
+            raise InvalidRequest(
+                f"the vectors take {needed} rows of a table of {self._rows} (--steering-rows)"
+            )
+        if all(digest in self._entries for digest in distinct):
+            return self._lease(distinct)
         # On its own: a client that leaves while it loads must not leave our count and the table at odds.
         holding = asyncio.create_task(self._hold(distinct))
         self._waiting.add(holding)
@@ -74,9 +78,12 @@ class Residency:
                     ) from None
             self._waiting -= {asyncio.current_task()}
             await self._load(distinct)
-            for digest in distinct:
-                self._entries[digest].holders += 1
-                self._entries.move_to_end(digest)
+            return self._lease(distinct)
+
+    def _lease(self, distinct: dict[str, SteeringVector]) -> "Lease":
+        for digest in distinct:
+            self._entries[digest].holders += 1
+            self._entries.move_to_end(digest)
         return Lease(self, tuple(distinct))
 
     def _fits(self, distinct: dict[str, SteeringVector]) -> bool:
@@ -108,9 +115,10 @@ class Residency:
             if not entry.holders and digest not in keep:
                 victims.append(digest)
                 excess -= entry.rows
+        # Gone from the count first: nobody may take what is being unloaded for resident.
+        self._used -= sum(self._entries.pop(digest).rows for digest in victims)
         if victims:
             await self._loader.unload(victims)
-            self._used -= sum(self._entries.pop(digest).rows for digest in victims)
 
     def release(self, digests: Sequence[str]) -> None:
         for digest in digests:

@@ -9,10 +9,10 @@ from server.judge import JudgeProcess
 from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
+from server.studio import Studio, Unsteerable
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_serving import ServedModels, Serving
-from server.vllm_studio import Studio, Unsteerable
 
 
 @dataclass(frozen=True, slots=True)

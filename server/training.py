@@ -71,6 +71,8 @@ class TrainRequest(BaseModel):
             given = [name for name in names if getattr(self, name) is not None]
             if given and self.method != method:
                 raise ValueError(f"{given[0]} has no effect on method {self.method}, only on {method}")
+        if self.refine_lr is not None and not self.refine_steps:
+            raise ValueError("refine_lr has no effect without refine_steps")
         checked(self.method, self.pairs)
         return self
 
@@ -117,6 +119,7 @@ class Trainer:
     model: SteeredModel
     weights: str
     background: Sequence[str]
+    max_tokens: int = 2**31 - 1  # of one text: the model's context
 
     def layers(self, request: TrainRequest) -> tuple[int, ...]:
         """Raises InvalidRequest for layers that the model has not."""
@@ -207,6 +210,11 @@ class Trainer:
         progress: Progress,
     ) -> list[Array]:
         """`[spans, layers, hidden]` of each text, from ordinary prefills among the requests being served."""
+        longest = max(len(answer.tokens) for answer in answers)
+        if longest > self.max_tokens:
+            raise ValueError(
+                f"a prompt with its answer has {longest} tokens; this model takes at most {self.max_tokens}"
+            )
         slots, done = asyncio.Semaphore(_CONCURRENT), 0
 
         async def one(answer: Answer, wanted: Sequence[tuple[int, int]]) -> Array:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 COMMANDS = frozenset({"build-presets", "evaluate"})
+_PICTURES = (".png", ".svg", ".pdf")
 _DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -34,6 +37,7 @@ def add_parsers(commands: "_SubParsersAction[ArgumentParser]") -> None:
     trying = commands.add_parser("evaluate", help="dose-response of a vector on held-out pairs")
     trying.add_argument("id", metavar="VECTOR_ID")
     trying.add_argument("--pairs", metavar="FILE", required=True, help="JSON lines that it was not made from")
+    trying._negative_number_matcher = re.compile(r"-[\d.]")  # noqa: SLF001  # as in Python 3.13: -2,-1 is a value
     trying.add_argument(
         "--strengths", type=_strengths, default=(-2, -1, 0, 1, 2), help="default: -2,-1,0,1,2"
     )
@@ -93,18 +97,18 @@ def _build(server: Server, names: Sequence[str]) -> None:
 
 
 def _evaluate(server: Server, args: Namespace) -> None:
-    if args.plot and find_spec("matplotlib") is None:
-        raise RemoteError("--plot needs matplotlib: pip install 'steersman[plot]'")
+    if args.plot:
+        _check_plot(args.plot)
     pairs = _read(args.pairs)
     training = _read(args.train) if args.train else ()
     seen = len(set(pairs) & set(training))
     if seen:
         sys.stderr.write(f"{seen} of {len(pairs)} pairs are training pairs too, and so not held out.\n")
-    described = server.get(f"/steering/vectors/{args.id}")
-    vector = read_flat(server.get(f"/steering/vectors/{args.id}/download"))
+    path = f"/steering/vectors/{quote(args.id, safe='')}"
+    described, vector = server.get(path), read_flat(server.get(f"{path}/download"))
     trial = _Trial(server, pairs, tuple(sorted({0.0, *args.strengths})), chat_template=not args.raw)
-    curve = trial.curve("the vector", {"steering_vector_id": args.id}, neutral=True)
-    controls = _controls(trial, vector, training, args.random, args.seed)
+    curve = trial.curve("the vector", {"steering_vector_id": args.id})
+    controls = _controls(trial, vector, curve, training, count=args.random, seed=args.seed)
     found = summary(curve, controls, seed=args.seed)
     name = described.get("label") or described.get("name") or args.id
     title = f"{name} ({described['method']}), {len(pairs)} held-out pairs"
@@ -127,6 +131,14 @@ def _evaluate(server: Server, args: Namespace) -> None:
         draw(args.plot, title, curve, controls, found)
     if args.json != "-":
         sys.stdout.write(f"{title}\n\n{_table(found)}\n{_conclusion(found)}")
+
+
+def _check_plot(path: str) -> None:
+    """Before the minutes of measuring: that there will be a picture."""
+    if not path.endswith(_PICTURES):
+        raise ValueError(f"--plot writes {', '.join(_PICTURES)}, not {path!r}")
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install 'steersman[plot]'")
 
 
 def _read(path: str) -> tuple[Pair, ...]:
@@ -153,19 +165,29 @@ class _Trial:
     strengths: tuple[float, ...]
     chat_template: bool
 
-    def curve(self, name: str, vector: Mapping[str, Any], *, neutral: bool = False) -> Curve:
+    def curve(self, name: str, vector: Mapping[str, Any]) -> Curve:
+        """With the cost on neutral text."""
+        results = [self._measured(name, vector, strength, neutral=True) for strength in self.strengths]
+        return _curve(self.strengths, results, neutral=True)
+
+    def control(self, name: str, vector: SteeringVector, curve: Curve) -> Curve:
+        """At strength 0 every vector does what `curve` shows there."""
+        flat = {str(layer): held.direction.tolist() for layer, held in vector.layers.items()}
+        unsteered = {"margins": curve.margins[curve.zero], "relative_dose": 0.0}
+        results = [
+            self._measured(name, {"vector": flat}, strength, neutral=False) if strength else unsteered
+            for strength in self.strengths
+        ]
+        return _curve(self.strengths, results, neutral=False)
+
+    def _measured(
+        self, name: str, vector: Mapping[str, Any], strength: float, *, neutral: bool
+    ) -> dict[str, Any]:
         """One request per strength, so that none takes long."""
-        results = []
-        for strength in self.strengths:
-            sys.stderr.write(f"{name} at strength {strength:g} …\n")
-            body = {**vector, **self._pairs(), "strengths": [strength], "neutral": neutral}
-            results += self.server.post("/steering/evaluate/margins", body)["results"]
-        return Curve(
-            strengths=self.strengths,
-            margins=np.array([result["margins"] for result in results], np.float64),
-            doses=tuple(result["relative_dose"] for result in results),
-            neutral=tuple(result["neutral"] for result in results) if neutral else None,
-        )
+        sys.stderr.write(f"{name} at strength {strength:g} …\n")
+        body = {**vector, **self._pairs(), "strengths": [strength], "neutral": neutral}
+        result: dict[str, Any] = self.server.post("/steering/evaluate/margins", body)["results"][0]
+        return result
 
     def _pairs(self) -> dict[str, Any]:
         pairs = [
@@ -175,21 +197,29 @@ class _Trial:
         return {"pairs": pairs, "chat_template": self.chat_template}
 
 
+def _curve(strengths: tuple[float, ...], results: Sequence[Mapping[str, Any]], *, neutral: bool) -> Curve:
+    return Curve(
+        strengths=strengths,
+        margins=np.array([result["margins"] for result in results], np.float64),
+        doses=tuple(result["relative_dose"] for result in results),
+        neutral=tuple(result["neutral"] for result in results) if neutral else None,
+    )
+
+
 def _controls(
-    trial: _Trial, vector: SteeringVector, training: Sequence[Pair], count: int, seed: int
+    trial: _Trial, vector: SteeringVector, curve: Curve, training: Sequence[Pair], *, count: int, seed: int
 ) -> dict[str, list[Curve]]:
     """Vectors of equal length at each layer that know nothing of the trait."""
     rng, controls = np.random.default_rng(seed), dict[str, list[Curve]]()
     if count > 0:
         others = [random_like(vector, rng) for _ in range(count)]
         controls["random"] = [
-            trial.curve(f"random direction {number}", _inline(other))
+            trial.control(f"random direction {number}", other, curve)
             for number, other in enumerate(others, start=1)
         ]
     if training:
-        controls["shuffled"] = [
-            trial.curve("shuffled labels", _inline(_shuffled(trial, vector, training, rng)))
-        ]
+        other = _shuffled(trial, vector, training, rng)
+        controls["shuffled"] = [trial.control("shuffled labels", other, curve)]
     return controls
 
 
@@ -220,10 +250,6 @@ def _shuffled(
         trial.server.delete(f"/steering/vectors/{made}")
     rows = {layer: held.direction for layer, held in read_flat(flat).layers.items()}
     return as_long_as(vector, rows)
-
-
-def _inline(vector: SteeringVector) -> dict[str, Any]:
-    return {"vector": {str(layer): held.direction.tolist() for layer, held in vector.layers.items()}}
 
 
 def _plain(curve: Curve) -> dict[str, Any]:
@@ -264,8 +290,8 @@ def _interval(estimate: Estimate) -> str:
 
 def _conclusion(found: Summary) -> str:
     lines = [
-        f"Spearman of strength and mean margin {found.monotone:+.2f};"
-        f" mean of the pairs' own {found.monotone_pairs:+.2f}",
+        f"Spearman of strength and mean margin {found.monotone:+.2f}",
+        f"Spearman of strength and a pair's own margin {found.monotone_pairs:+.2f} on average",
         f"Anti-steerable: the margin of {found.anti_steerable:.0%} of the pairs falls with strength",
     ]
     for name in found.points[0].against:

@@ -37,17 +37,17 @@ from server.jobs import Jobs
 from server.judge import JudgeProcess
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.refusal import refusal
-from server.routes import keys, native, openai, policies, steering, steering_vectors
+from server.routes import keys, native, openai, policies, steering, steering_trials, steering_vectors
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
+from server.studio import Studio, Unsteerable, open_studio
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_serving import ServedModels, Serving, translated
 from server.vllm_steering import steered
-from server.vllm_studio import Studio, Unsteerable, open_studio
 
 logger = logging.getLogger("vllm.steersman")
 
@@ -70,7 +70,7 @@ class SteersmanPlugin:
         drain = Drain()
         self._app, self._doors = app, _Doors(settings, store, keyring, drain)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
-        for routes in (openai, native, policies, steering, steering_vectors, keys):
+        for routes in (openai, native, policies, steering, steering_vectors, steering_trials, keys):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)

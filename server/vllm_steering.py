@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.errors import SteersmanError, Unavailable
 from server.steering import Applied, Counted
@@ -39,7 +40,8 @@ def steered(generate: Generate) -> Generate:
         if spec is not None and spec.terms:
             end = prompt_end.get()
             spec = replace(spec, prompt_tokens=end)
-            salt = spec.cache_salt(prompt.get("cache_salt"), end or len(prompt["prompt_token_ids"]))
+            tokens = prompt["prompt_token_ids" if "prompt_token_ids" in prompt else "prompt_embeds"]
+            salt = spec.cache_salt(prompt.get("cache_salt"), end or len(tokens))
             prompt = {**prompt, "cache_salt": salt}
             params = params.clone()
             params.extra_args = {**(params.extra_args or {}), STEERING_KEY: spec.encode()}
@@ -82,6 +84,7 @@ class SteeringEngine:
 
     def __init__(self, client: Any, generate: Generate) -> None:
         self._client, self._generate = client, generate
+        self._owner = secrets.token_hex(8)  # of this process: others share the table
         self._asked: dict[str, asyncio.Future[list[Any]]] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -92,12 +95,14 @@ class SteeringEngine:
 
     async def load(self, digest: str, blob: bytes) -> None:
         """Raises SteersmanError where any rank does not hold the vector afterwards."""
-        problems = [problem for problem in await self._all("steersman_load", digest, blob) if problem]
+        problems = [
+            problem for problem in await self._all("steersman_load", digest, blob, self._owner) if problem
+        ]
         if problems:
             raise SteersmanError(f"the engine did not load the vector: {problems[0]}")
 
     async def unload(self, digests: Sequence[str]) -> None:
-        await self._all("steersman_unload", list(digests))
+        await self._all("steersman_unload", list(digests), self._owner)
 
     async def usage(self) -> Mapping[str, int]:
         usage: Mapping[str, int] = (await self._all("steersman_usage"))[0]
@@ -158,8 +163,9 @@ class SteeringEngine:
         prompt = tokens_input(list(tokens))
         # RPC results come from the first engine alone.
         rank = {"data_parallel_rank": 0} if self._ranks > 1 else {}
-        async for _ in self._generate(prompt, params, f"capture-{spec.id}", **rank):
-            pass
+        with _engine_there():
+            async for _ in self._generate(prompt, params, f"capture-{spec.id}", **rank):
+                pass
         found = (await self._all("steersman_captured", spec.id))[0]
         if found is None or len(found) == 1:
             missing = "all" if found is None else found[0]
@@ -184,8 +190,9 @@ class SteeringEngine:
             outputs = steered(self._generate)(prompt, params, f"score-{secrets.token_hex(8)}")
         finally:
             current_spec.reset(token)
-        async for output in outputs:
-            scored = output.prompt_logprobs
+        with _engine_there():
+            async for output in outputs:
+                scored = output.prompt_logprobs
         if spec is not None and spec.terms:
             await self.evidence(spec.trace)
         return [step[t].logprob for step, t in zip(scored[1:], tokens[1:], strict=True)]
@@ -196,15 +203,26 @@ class SteeringEngine:
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """The results of all ranks of the first engine; every engine runs it."""
-        return list(await self._client.collective_rpc(method, args=args))
+        with _engine_there():
+            return list(await self._client.collective_rpc(method, args=args))
 
     async def _everywhere(self, method: str, *args: Any) -> list[Any]:
         """The first rank's result of each engine."""
         core = self._client.engine_core
         if self._ranks == 1 or not hasattr(core, "call_utility_all_async"):
             return (await self._all(method, *args))[:1]
-        replies = await core.call_utility_all_async("collective_rpc", method, None, args, None)
+        with _engine_there():
+            replies = await core.call_utility_all_async("collective_rpc", method, None, args, None)
         return [reply[0] for reply in replies]
+
+
+@contextmanager
+def _engine_there() -> Iterator[None]:
+    """What is asked of an engine that stops can be asked again of the next one."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise Unavailable("the engine has stopped", retry_after=5) from error
 
 
 def _added(parts: Sequence[list[Any]]) -> list[Any]:

@@ -18,6 +18,7 @@ from server.vectors import Vectors
 logger = logging.getLogger(__name__)
 
 KIND = "vector"
+INTERNAL = "internal error; the server's log has the details"
 _IDLE_SECONDS = 2.0  # between looks at the queue: another process may have filled it, or died
 _BEAT_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
@@ -94,12 +95,15 @@ class Workshop:
             vector_id = training.result()
         except asyncio.CancelledError:
             logger.info("Job %s was cancelled", job.id)
+        except Unavailable as error:  # of the engine, which stops, or is full: another attempt may do
+            logger.warning("Job %s goes back into the queue: %s", job.id, error)
+            await self._jobs.release(job.id, self._owner)
+            await asyncio.sleep(_IDLE_SECONDS)
         except (SteersmanError, ValidationError) as error:
             await self._jobs.finish(job.id, self._owner, error=str(error))
         except Exception:
             logger.exception("Job %s failed", job.id)
-            message = "internal error; the server's log has the details"
-            await self._jobs.finish(job.id, self._owner, error=message)
+            await self._jobs.finish(job.id, self._owner, error=INTERNAL)
         else:
             if not await self._jobs.finish(job.id, self._owner, result={"steering_vector_id": vector_id}):
                 # It was cancelled, or taken over, since the last heartbeat.

@@ -63,6 +63,7 @@ class _Steered:
     segments: tuple[Segment, ...]
     prompt_tokens: int
     evidence: Evidence
+    vectors: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -129,12 +130,17 @@ class Batch:
         except NotResident as error:
             evidence.problem = str(error)
             return
-        self._steered[request] = _Steered(found, prompt_tokens, evidence)
+        self._steered[request] = _Steered(found, prompt_tokens, evidence, spec.vectors)
 
     def capture(self, request: str, spec: CaptureSpec) -> None:
         while len(self._done) >= _MAX_RESULTS:  # of requests that were aborted, whose states nobody asks for
             del self._done[next(iter(self._done))]
         self._captures[request] = self._done[spec.id] = Capture(spec)
+
+    @property
+    def vectors(self) -> set[str]:
+        """Digests that requests use which are not gone yet."""
+        return {digest for steered in self._steered.values() for digest in steered.vectors}
 
     @property
     def capturing(self) -> list[CaptureSpec]:

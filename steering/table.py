@@ -1,6 +1,6 @@
 """The vectors that are resident on the device, as lines of one fixed table."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,7 @@ class VectorTable:
         self.bank = torch.zeros(lines + 1, width, dtype=torch.float32, device=device)
         self._free = list(range(lines, 0, -1))
         self._resident: dict[str, Resident] = {}
+        self._owners: dict[str, set[str]] = {}
 
     @property
     def free_lines(self) -> int:
@@ -69,9 +70,13 @@ class VectorTable:
     def find(self, digest: str) -> Resident | None:
         return self._resident.get(digest)
 
-    def load(self, digest: str, blob: bytes, layers: int) -> None:
-        """Raises VectorError for bytes that are not what `digest` names or do not fit, and TableFull."""
+    def load(self, digest: str, blob: bytes, layers: int, owner: str = "") -> None:
+        """Raises VectorError for bytes that are not what `digest` names or do not fit, and TableFull.
+
+        A vector stays until each `owner` that loaded it has unloaded it: API processes share one table.
+        """
         if digest in self._resident:
+            self._owners[digest].add(owner)
             return
         vector = SteeringVector.from_blob(blob)
         if vector.digest != digest:
@@ -86,12 +91,19 @@ class VectorTable:
         pending = iter(taken)
         placed = {index: self._place(layer, pending) for index, layer in vector.layers.items()}
         self._resident[digest] = Resident(placed, tuple(taken))
+        self._owners[digest] = {owner}
 
-    def unload(self, digest: str) -> None:
-        """Requests that still use its lines must be gone. An unknown digest is no error."""
-        resident = self._resident.pop(digest, None)
-        if resident is not None:
-            self._free += reversed(resident.lines)
+    def unload(self, digest: str, owner: str = "", in_use: Collection[str] = ()) -> None:
+        """An unknown digest is no error. What requests still use is freed by a later `sweep`."""
+        self._owners.get(digest, set()).discard(owner)
+        self.sweep(in_use)
+
+    def sweep(self, in_use: Collection[str] = ()) -> None:
+        """Free the lines of vectors that nobody owns, but for those `in_use` by requests not yet gone."""
+        for digest in [digest for digest, owners in self._owners.items() if not owners]:
+            if digest not in in_use:
+                del self._owners[digest]
+                self._free += reversed(self._resident.pop(digest).lines)
 
     def _place(self, layer: Layer, lines: Iterator[int]) -> ResidentLayer:
         rows = tensors(layer)

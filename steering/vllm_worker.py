@@ -5,6 +5,7 @@ preparation also fills the layout. Nothing of vLLM is edited or forked.
 """
 
 import hashlib
+import re
 from types import MethodType
 from typing import Any
 
@@ -38,6 +39,7 @@ else:
 
 logger = init_logger("vllm.steersman")
 
+_NORM = re.compile(r"(norm|\bln_)[^.]*\.weight$")  # GPT-2 and its kin call them ln_1
 _LIBRARY = torch.library.Library("steersman", "FRAGMENT")
 _pass: Apply | None = None  # of this process, whose one engine has one model
 
@@ -75,20 +77,21 @@ class SteeringWorker(VllmWorker):
             return {"problem": self._unsteerable}
         return self._steering.facts()
 
-    def steersman_load(self, digest: str, blob: bytes) -> str | None:
+    def steersman_load(self, digest: str, blob: bytes, owner: str = "") -> str | None:
         """None, or why the vector was not loaded. Every rank must come to the same."""
         if self._steering is None:
             return self._unsteerable
         try:
-            self._steering.table.load(digest, blob, self._steering.count)
+            self._steering.table.sweep(self._steering.batch.vectors)
+            self._steering.table.load(digest, blob, self._steering.count, owner)
         except (VectorError, TableFull) as error:
             return str(error)
         return None
 
-    def steersman_unload(self, digests: list[str]) -> None:
+    def steersman_unload(self, digests: list[str], owner: str = "") -> None:
         if self._steering is not None:
             for digest in digests:
-                self._steering.table.unload(digest)
+                self._steering.table.unload(digest, owner, self._steering.batch.vectors)
 
     def steersman_evidence(self, traces: list[str]) -> dict[str, list[Any]]:
         """Prompt tokens, generated tokens and problem by trace."""
@@ -191,7 +194,7 @@ class _Steering:
                 self.batch.admit(new.req_id, spec, spec.prompt_tokens or _length(new))
             if CAPTURE_KEY in extra:
                 self._capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))
-        except SpecError as error:
+        except (ValueError, KeyError, TypeError) as error:
             # The server's specs are sound; a client of plain vLLM finds this line and no evidence.
             logger.error("Request %s runs unsteered: %s", new.req_id, error)  # noqa: TRY400
 
@@ -216,7 +219,6 @@ def _refuse_modes(config: VllmConfig) -> None:
         "micro-batching (DBO)": parallel.use_ubatching,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "sequence-parallel MoE": parallel.use_sequence_parallel_moe,
-        "sequence parallelism": bool(config.compilation_config.pass_config.enable_sp),
     }
     for mode, on in refused.items():
         if on:
@@ -232,7 +234,7 @@ def _fingerprint(blocks: dict[int, torch.nn.Module], count: int, width: int) -> 
     digest = hashlib.sha256(f"{count}x{width}".encode())
     for block in blocks.values():
         for name, weight in sorted(block.named_parameters()):
-            if weight.dim() == 1 and "norm" in name and name.endswith("weight"):
+            if weight.dim() == 1 and _NORM.search(name):
                 raw = weight.detach().to(torch.bfloat16).cpu().view(torch.int16)
                 digest.update(raw.numpy().tobytes())
     return digest.hexdigest()

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = sorted(path for part in ("server", "processors", "steering") for path in (ROOT / part).glob("vllm_*.py"))
+ADAPTERS = sorted(
+    path for part in ("server", "processors", "steering") for path in (ROOT / part).glob("vllm_*.py")
+)
 
 
 def found(dotted):
@@ -246,7 +248,7 @@ def test_state_stands_where_we_find_it(module, texts):
 
 
 def test_the_runner_prepares_in_the_order_that_steering_needs():
-    """A step updates the runner's states, then prepares its inputs once, by these attributes of the runner."""
+    """A step updates the runner's states, then prepares its inputs, each once and by these attributes."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     source = inspect.getsource(GPUModelRunner.execute_model)

@@ -11,16 +11,17 @@ from pydantic import Field, model_validator
 
 from policies.steering import OWN_EXAMPLES, PRESET_FLOORS, Strength, known_preset
 from server.auth import Principal, caller
-from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
+from server.errors import Conflict, InvalidRequest, NotFound, NotSupported, SteersmanError
 from server.jobs import JobRecord, Status
 from server.routes.body import JsonRoute
 from server.routes.native import generate, wants_events
 from server.state import ServerState
+from server.studio import Studio
 from server.training import TrainRequest
 from server.vector_wire import VectorDetail
 from server.vllm_serving import guarded
-from server.vllm_studio import Studio
 from server.wire import GenerateRequest
+from server.workshop import INTERNAL
 from steering.spec import MAX_TERMS
 
 _POLL_SECONDS = 0.25
@@ -52,6 +53,7 @@ class Train(TrainRequest):
 
 
 @router.post("/steering/generate", responses={200: {"content": {"text/event-stream": {}}}})
+@guarded
 async def train_vector(
     request: Train, raw_request: Request, principal: Caller, state: State, studio: Open
 ) -> Response:
@@ -65,7 +67,11 @@ async def train_vector(
         events = _events(state, principal.account_id, job)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     record = await _ended(state, principal.account_id, job)
+    if record.status is Status.CANCELLED:
+        raise Conflict(f"the job {job} was cancelled")
     if record.status is not Status.COMPLETE:
+        if record.error == INTERNAL:
+            raise SteersmanError(INTERNAL)
         raise InvalidRequest(record.error or f"the job was {record.status}", param="prompts")
     return JSONResponse({**(record.result or {}), "job_id": job}, headers=headers)
 

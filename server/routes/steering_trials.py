@@ -15,15 +15,15 @@ from policies.steering import SteeringEntry
 from server.candidates import text_of
 from server.errors import InvalidRequest, Unavailable
 from server.evaluation import effect
-from server.pair_writer import MAX_TOKENS, SCHEMA, Persona, ScoredPair, write_pairs
+from server.pair_writer import MAX_TOKENS, SAMPLING, SCHEMA, Persona, ScoredPair, write_pairs
 from server.routes.body import JsonRoute
 from server.routes.steering import Caller, Open, State
 from server.steering import Applied
+from server.studio import Studio
 from server.training import Tokenizer
 from server.trial_wire import VENDOR_JUDGE, Evaluate, GeneratePairs, Margins
 from server.trials import JUDGE_SCHEMA, Jury, cosine_metrics, criterion, judge_prompt, mean_states, tokenised
 from server.vllm_serving import ServedModels, Serving, guarded
-from server.vllm_studio import Studio
 from server.wire import NativeSampling
 from steering.train.pairs import EncodedPair, Pair, encoded
 
@@ -94,8 +94,8 @@ class _Voice:
     async def said(
         self, prompt: str, tokens: int, *, model: str | None = None, temperature: float = 0.0, **more: Any
     ) -> str:
-        seed = NativeSampling(seed=more.pop("seed", None))
-        sent = self.serving.prompted(prompt, model, tokens, seed, temperature=temperature, **more)
+        asked = {"temperature": temperature, **more}
+        sent = self.serving.prompted(prompt, model, tokens, NativeSampling(), **asked)
         decoded = await self.serving.decode(sent, self.raw, steering_field="multiplier")
         return text_of(decoded.response.choices[0])
 
@@ -170,7 +170,7 @@ async def generate_pairs(
     voice = _Voice(state.serving, raw_request)
 
     async def write(instruction: str, seed: int) -> str:
-        return await voice.said(instruction, MAX_TOKENS, temperature=1.0, seed=seed, json_schema=SCHEMA)
+        return await voice.said(instruction, MAX_TOKENS, seed=seed, json_schema=SCHEMA, **SAMPLING)
 
     async def score(pair: Pair) -> float | None:
         return await _likelier(studio, Pair(persona.asking(pair.prompt), pair.positive, pair.negative))

@@ -195,7 +195,7 @@ async def test_mixed_requests_do_not_meet(http, ask, vector, trained):
 
 
 def test_the_prefix_cache_keeps_them_apart(ask, vector):
-    """One prefix of three blocks, steered, otherwise steered and plain, in any order: always as when fresh."""
+    """One prefix of three blocks, steered, otherwise steered and plain, in any order, is as when fresh."""
     prefix = "In the spring of that year the committee met to discuss the new library by the harbour. " * 22
     kinds = [{}, {"steering_vector_id": vector}, {"steering_vector_id": vector, "steering_strength": -1.0}]
 
@@ -203,7 +203,11 @@ def test_the_prefix_cache_keeps_them_apart(ask, vector):
         answer = ask.ok(
             COMPLETIONS,
             prompt=prefix,
-            max_tokens=4, temperature=0, logprobs=0, cache_salt=salt, ignore_eos=True,
+            max_tokens=4,
+            temperature=0,
+            logprobs=0,
+            cache_salt=salt,
+            ignore_eos=True,
             **kind,
         )
         return logprobs(answer)

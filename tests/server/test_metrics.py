@@ -16,6 +16,9 @@ CONTRACT = {
     "steersman_constraint_requests_total": ("counter", ["type", "outcome"]),
     "steersman_auth_attempts_total": ("counter", ["method", "outcome"]),
     "steersman_http_request_duration_seconds": ("histogram", ["method", "route", "status"]),
+    "steersman_steering_requests_total": ("counter", ["operation"]),
+    "steersman_steered_tokens_total": ("counter", ["phase"]),
+    "steersman_steering_rows_used": ("gauge", []),
     "steersman_build_info": ("gauge", ["version", "vllm"]),
 }
 OURS = (
@@ -23,6 +26,9 @@ OURS = (
     metrics.CONSTRAINT_REQUESTS,
     metrics.AUTH_ATTEMPTS,
     metrics.HTTP_DURATION,
+    metrics.STEERING_REQUESTS,
+    metrics.STEERING_TOKENS,
+    metrics.STEERING_ROWS,
     metrics.BUILD_INFO,
 )
 
@@ -31,7 +37,8 @@ def exposition() -> str:
     """Our metrics alone, each with a sample, as /metrics would write them."""
     registry = CollectorRegistry()
     for metric in OURS:
-        metric.labels(*["x"] * len(metric._labelnames))
+        if metric._labelnames:
+            metric.labels(*["x"] * len(metric._labelnames))
         registry.register(metric)
     return generate_latest(registry).decode()
 

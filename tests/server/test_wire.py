@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from policies.sampling import Asked, EngineFacts, PlanError, own_fields, plan
+from policies.steering import SteeringEntry
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
-from server.wire import AxionicFields, GenerateRequest, NativeSampling, SamplingRequest
+from server.errors import InvalidBody, InvalidRequest
+from server.wire import AxionicFields, GenerateRequest, NativeSampling, SamplingRequest, SteeringFields
 
 MODELS = {
     "chat": (AxionicFields, {}),
@@ -81,7 +83,6 @@ def test_an_unknown_method_is_refused_by_its_field():
         (GenerateRequest, {"prompt": "p", "topk": 5}, "topk"),
         (GenerateRequest, {"prompt": "p", "stop": [""]}, "stop.0"),
         (GenerateRequest, {"prompt": "p", "stop": ["x"] * 65}, "stop"),
-        (GenerateRequest, {"prompt": "p", "steering_strength": math.nan}, "steering_strength"),
         (SamplingRequest, {"prompt": "p", "params": {"topk": 5}}, "params.topk"),
         (SamplingRequest, {"prompt": "p", "params": {"top_p": 0}}, "params.top_p"),
         (SamplingRequest, {"prompt": "p", "best_of_n": 129}, "best_of_n"),
@@ -111,6 +112,7 @@ def test_what_axionics_client_sends():
         "steering_strength": 0.0,
     }
     request = GenerateRequest.model_validate(sent)
+    assert request.steering_entries() == []
     planned = plan(own_fields(request.asked(request.sampling_method)), EngineFacts())
     assert (planned.method_used, planned.temperature, planned.top_k, planned.top_p) == ("top-k", 0.7, 50, 1.0)
 
@@ -155,3 +157,145 @@ def test_a_valid_request_plans_or_names_a_field_of_its_own(sent, method):
         plan(own_fields(NativeSampling.model_validate(sent).asked(method)), EngineFacts())
     except PlanError as error:
         assert error.field in sent
+
+
+STEERED = {"chat": (AxionicFields, {}), "generate": (GenerateRequest, {"prompt": "p"})} | {
+    "sampling": (SamplingRequest, {"prompt": "p"})
+}
+FLAT = {"11": [0.5, -1.0]}
+
+
+def entry(**fields: object) -> SteeringEntry:
+    return SteeringEntry.model_validate(fields)
+
+
+@pytest.mark.parametrize(("model", "needed"), STEERED.values(), ids=STEERED)
+@pytest.mark.parametrize(
+    ("sent", "entries"),
+    [
+        ({}, []),
+        ({"steering_strength": 0}, []),
+        ({"steering_strength": 0.0, "steering_vector_id": None}, []),
+        ({"steering_vector_id": "v"}, [{"vector_id": "v"}]),
+        ({"steering_vector_id": "v", "steering_strength": 0}, [{"vector_id": "v", "strength": 0}]),
+        ({"steering_vector": "v", "steering_strength": -2}, [{"vector_id": "v", "strength": -2}]),
+        ({"steering_vector": FLAT}, [{"vector": FLAT}]),
+        ({"steering_preset": "Brevity"}, [{"preset": "Brevity"}]),
+        (
+            {
+                "steering_vector_id": ["v", "w"],
+                "steering_vector": [FLAT, "x"],
+                "steering_preset": ["brevity"],
+                "steering_strength": [1, 2, 3, 4, 5],
+            },
+            [
+                {"vector_id": "v", "strength": 1},
+                {"vector_id": "w", "strength": 2},
+                {"vector": FLAT, "strength": 3},
+                {"vector_id": "x", "strength": 4},
+                {"preset": "brevity", "strength": 5},
+            ],
+        ),
+        (
+            {"steering_vector_id": ["v", "w"], "steering_strength": 0.5},
+            [{"vector_id": "v", "strength": 0.5}, {"vector_id": "w", "strength": 0.5}],
+        ),
+        (
+            {"steering_vector_id": ["v", "w"], "steering_strength": [0.5]},
+            [{"vector_id": "v", "strength": 0.5}, {"vector_id": "w", "strength": 0.5}],
+        ),
+        (
+            {"steering": {"vector_id": "v", "layers": [3]}},
+            [{"vector_id": "v", "layers": [3]}],
+        ),
+        (
+            {
+                "steering_vector_id": "v",
+                "steering_strength": 2,
+                "steering": [{"preset": "brevity"}, {"vector": FLAT}],
+            },
+            [{"vector_id": "v", "strength": 2}, {"preset": "brevity"}, {"vector": FLAT}],
+        ),
+    ],
+)
+def test_what_a_request_steers_by(model, needed, sent, entries):
+    """On every route: one vector or several, by id, inline or preset, with one strength or one for each;
+    absent it is 1, and without a vector 0 has no effect."""
+    request = model.model_validate({**needed, **sent})
+    assert request.steering_entries() == [entry(**fields) for fields in entries]
+
+
+@pytest.mark.parametrize(
+    ("sent", "message", "param"),
+    [
+        ({"steering_strength": 0.5}, "nothing to steer by", "steering_strength"),
+        ({"steering_strength": [0, 0.5]}, "one for each of the 0 vectors", "steering_strength"),
+        (
+            {"steering_vector_id": ["v", "w"], "steering_strength": [1, 2, 3]},
+            "one for each of the 2 vectors",
+            "steering_strength",
+        ),
+        ({"steering": {"vector_id": "v"}, "steering_strength": 2}, "nothing", "steering_strength"),
+        ({"steering_preset": "irony"}, "unknown preset 'irony'; known: brevity", "steering_preset"),
+        ({"steering_preset": ["brevity", ""]}, "unknown preset ''", "steering_preset"),
+    ],
+)
+def test_steering_fields_that_do_not_fit_each_other(sent, message, param):
+    """A strength without a vector, another number of strengths, an unknown preset: refused by field."""
+    with pytest.raises(InvalidRequest, match=message) as failure:
+        SteeringFields.model_validate(sent).steering_entries()
+    assert failure.value.param == param
+
+
+@pytest.mark.parametrize(("model", "needed"), STEERED.values(), ids=STEERED)
+@pytest.mark.parametrize(
+    ("sent", "param"),
+    [
+        ({"steering_strength": math.nan}, "steering_strength"),
+        ({"steering_strength": math.inf}, "steering_strength"),
+        ({"steering_strength": 1001}, "steering_strength"),
+        ({"steering_strength": [1, math.nan]}, "steering_strength"),
+        ({"steering_strength": []}, "steering_strength"),
+        ({"steering_vector_id": 5}, "steering_vector_id"),
+        ({"steering_vector_id": []}, "steering_vector_id"),
+        ({"steering_vector_id": ["v"] * 17}, "steering_vector_id"),
+        ({"steering_vector": {}}, "steering_vector"),
+        ({"steering_vector": {"11": [math.nan]}}, "steering_vector"),
+        ({"steering_vector": {"11": 5}}, "steering_vector"),
+        ({"steering_preset": {}}, "steering_preset"),
+        ({"steering": {"vector_id": "v", "colour": "red"}}, "steering"),
+        ({"steering": {"vector_id": "v", "preset": "brevity"}}, "steering"),
+        ({"steering": [{"vector_id": "v", "operation": "clamp"}]}, "steering"),
+        ({"steering": []}, "steering"),
+    ],
+)
+def test_steering_values_are_refused_by_their_field(model, needed, sent, param):
+    """NaN, empty lists, unknown keys and wrong types are refused, and the error begins at the field."""
+    with pytest.raises(ValidationError) as failure:
+        model.model_validate({**needed, **sent})
+    assert (InvalidBody.of(failure.value.errors()).param or "").split(".")[0] == param
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"steering_vector_id": "v"}, "steering_vector_id"),
+        ({"steering_vector": FLAT, "steering": {"vector_id": "v"}}, "steering_vector"),
+        ({"steering_preset": "brevity"}, "steering_preset"),
+        ({"steering": {"vector_id": "v"}}, "steering"),
+    ],
+)
+def test_which_field_errors_name(sent, field):
+    """An error about a vector names the field that brought it."""
+    assert SteeringFields.model_validate(sent).steering_field == field
+
+
+def test_steering_passes_from_request_to_request():
+    """What was given, and only that, goes on to the request that is decoded; it means the same there."""
+    request = GenerateRequest(prompt="p", steering_vector_id=["v"], steering_strength=[0.5], max_tokens=3)
+    passed = request.steering_fields()
+    assert passed == {"steering_vector_id": ["v"], "steering_strength": [0.5]}
+    assert AxionicFields(**passed).steering_entries() == request.steering_entries()
+    assert GenerateRequest(prompt="p").steering_fields() == {}
+    listed = SamplingRequest(prompt="p", steering=[entry(vector_id="v", layers=[1])])
+    assert AxionicFields(**listed.steering_fields()).steering_entries() == listed.steering_entries()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.calibration import SelfTestFailed, neutral_texts, self_test, state_norms
+from server.errors import SteersmanError
 from server.jobs import Jobs
 from server.presets import Presets
 from server.residency import Residency
@@ -49,14 +50,19 @@ async def open_studio(
         return Unsteerable(facts["problem"])
     vectors, jobs = Vectors(store.database), Jobs(store.database)
     tokenizer = _tokenizer(client.renderer.tokenizer)
-    norms = await state_norms(engine, tokenizer.encode, facts["layers"])
+    longest = int(config.model_config.max_model_len) - 1
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text)[:longest]
+
     try:
-        await self_test(engine, tokenizer.encode, norms, facts["width"])
-    except SelfTestFailed as error:
+        norms = await state_norms(engine, encode, facts["layers"])
+        await self_test(engine, encode, norms, facts["width"])
+    except (SelfTestFailed, SteersmanError) as error:
         return Unsteerable(str(error))
     model = SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms)
     residency = Residency(engine, settings.steering_rows // processes, settings.steering_wait_seconds)
-    trainer = Trainer(engine, tokenizer, model, config.model_config.model, neutral_texts())
+    trainer = Trainer(engine, tokenizer, model, config.model_config.model, neutral_texts(), longest)
     presets = Presets(vectors, trainer, engine, residency)
     steering = Steering(
         engine,

@@ -1,0 +1,105 @@
+"""A small sparse autoencoder, learned from the states of one job: no pretrained one is needed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.vector import Array
+
+_BATCH = 512
+_SAMPLE = 8192  # states on which the threshold is calibrated, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`latents` is at most four times the width; None chooses by width and number of states.
+
+    `active` latents explain one state while learning.
+    """
+
+    latents: int | None = None
+    active: int = 32
+    steps: int = 300
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Latents `ReLU(x·read + bias)`; `read` and `write` are `[latents, hidden]`, rows of `write` of norm 1.
+
+    Learning keeps the k largest latents of each state. Serving cannot rank them without the whole encoder, so
+    k is approximated by one threshold that leaves k latents active per state on average, and `bias` has this
+    threshold taken off: what remains is a plain ReLU, continuous where a latent sets in. `explained` is the
+    share of variance under the threshold, `active` the mean count of active latents.
+    """
+
+    read: Array
+    write: Array
+    bias: Array
+    explained: float
+    active: float
+
+    def encode(self, rows: Array) -> Array:
+        """`[tokens, latents]`."""
+        latents: Array = np.maximum(rows @ self.read.T + self.bias, 0.0, dtype=np.float32)
+        return latents
+
+
+def learn(rows: Array, options: Options) -> Autoencoder:
+    """The same for the same rows and seed."""
+    count, hidden = rows.shape
+    latents = min(options.latents or min(2048, 2 * hidden, max(count // 2, 16)), 4 * hidden)
+    active = min(options.active, latents)
+    x = torch.from_numpy(rows)
+    centre = x.mean(dim=0)
+    # States of mean squared norm `hidden`, so that the learning rate suits every layer and model.
+    scale = float((x - centre).square().sum(dim=1).mean().sqrt()) / hidden**0.5
+    if scale == 0:
+        raise ValueError("all states are the same: there is nothing to learn from")
+    x = (x - centre) / scale
+    read, write, bias, offset = _descend(x, latents, active, options)
+    x = x[:: -(-count // _SAMPLE)]
+    before = x @ read.T + bias
+    # A quantile of all activations: on average `active` of each state's exceed it.
+    rank = max(1, len(x) * (latents - active))
+    threshold = max(0.0, float(before.flatten().kthvalue(rank).values))
+    kept = torch.where(before > threshold, before, 0.0)
+    explained = 1.0 - float((x - offset - kept @ write).square().sum() / x.square().sum())
+    return Autoencoder(
+        read=read.numpy(),
+        write=write.numpy(),
+        bias=(scale * (bias - threshold) - read @ centre).numpy(),
+        explained=explained,
+        active=float((kept > 0).sum() / len(x)),
+    )
+
+
+def _descend(x: Tensor, latents: int, active: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Encoder and decoder rows, encoder and decoder bias, by Adam on the squared error."""
+    generator = torch.Generator().manual_seed(options.seed)
+    # Latents begin as states: few then stay dead, and features that states hold are found in few steps.
+    start = x[torch.randint(len(x), (latents,), generator=generator)]
+    start = _unit(start + 0.3 * torch.randn(start.shape, generator=generator))
+    parameters = [start.clone(), start.clone(), torch.zeros(latents), torch.zeros(x.shape[1])]
+    read, write, bias, offset = (parameter.requires_grad_() for parameter in parameters)
+    adam = torch.optim.Adam(parameters, lr=options.lr)
+    for step in range(options.steps):
+        rows = x[torch.randint(len(x), (min(_BATCH, len(x)),), generator=generator)]
+        kept, which = torch.relu(rows @ read.T + bias).topk(active, dim=1)
+        codes = torch.zeros(len(rows), latents).scatter(1, which, kept)
+        loss = (rows - offset - codes @ write).square().sum(dim=1).mean() / x.shape[1]
+        adam.param_groups[0]["lr"] = options.lr * (1.0 - step / options.steps)
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        with torch.no_grad():
+            write.copy_(_unit(write))
+    return read.detach(), write.detach(), bias.detach(), offset.detach()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    units: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return units

@@ -1,0 +1,481 @@
+"""Trying vectors over HTTP, in an application with these routes alone and an engine of arithmetic."""
+
+import asyncio
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+
+from server.auth import Authentication, KeyRing
+from server.errors import InvalidBody, NotFound, SteersmanError
+from server.pair_writer import SCHEMA, TOPICS, Persona, write_pairs
+from server.refusal import refusal
+from server.residency import Residency
+from server.routes import steering_trials
+from server.steering import Counted, SteeredModel, Steering
+from server.store import DEFAULT_ACCOUNT
+from server.studio import Studio
+from server.together import together
+from server.training import Tokenizer, Trainer
+from server.trials import cosine_metrics, criterion
+from server.vectors import NewVector, Vectors
+from steering.vector import SteeringVector
+
+MODEL = SteeredModel("org/model", "f" * 64, layers=4, width=3, norms=np.full(4, 2.0, np.float32))
+VECTOR = SteeringVector.of({1: np.array([1, 0, 0], np.float32), 2: np.array([0, 1, 0], np.float32)})
+LIMIT = 3000
+
+
+def encode(text):
+    """A token per character."""
+    return list(text.encode())
+
+
+class Engine:
+    """A text's state points along its vector's axes by its share of `+`; steering makes `+` likelier."""
+
+    def __init__(self):
+        self.loaded, self.spans, self.forgotten = {}, [], []
+
+    async def load(self, digest, blob):
+        self.loaded[digest] = blob
+
+    async def unload(self, digests):
+        for digest in digests:
+            del self.loaded[digest]
+
+    async def evidence(self, trace):
+        return Counted(1, 0)
+
+    def forget(self, trace):
+        self.forgotten.append(trace)
+
+    async def capture(self, tokens, spans, layers):
+        self.spans += spans
+        [(start, end)] = spans
+        share = np.mean([token == ord("+") for token in tokens[start:end]])
+        return SimpleNamespace(means=np.tile(np.array([share, share, 1], np.float32), (1, len(layers), 1)))
+
+    async def score(self, tokens, spec):
+        strength = sum(term.strength for term in spec.terms) if spec else 0
+        if spec:
+            assert all(term.vector in self.loaded for term in spec.terms)
+        return [-1 + 0.1 * strength * (token == ord("+")) - 0.02 * strength**2 for token in tokens[1:]]
+
+
+class Serving:
+    """Says what `say` makes of a prompt; `asked` keeps the requests."""
+
+    def __init__(self, models):
+        self.models, self.asked = models, []
+        self.say = lambda asked: "yes" + "!" * bool(asked.get("steering_strength"))
+
+    def prompted(self, prompt, model, max_tokens, fields, **more):
+        return {"prompt": prompt, "model": model, "max_tokens": max_tokens, **more}
+
+    async def decode(self, request, raw, planned=None, *, steering_field=""):
+        self.asked.append(request)
+        said = self.say(request)
+        said = await said if asyncio.iscoroutine(said) else said
+        return SimpleNamespace(response=SimpleNamespace(choices=[SimpleNamespace(text=said)]))
+
+
+class Models:
+    names, max_model_len = ("org/model", "adapter"), LIMIT
+
+    def resolve(self, name, bound=None):
+        if name in (None, "default"):
+            return bound or "org/model"
+        if name not in self.names:
+            raise NotFound(f"model '{name}' is not served here", param="model")
+        return name
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    """One kind is enough: the store has tests of its own."""
+    return f"sqlite:///{tmp_path / 'steersman.db'}"
+
+
+@pytest.fixture
+async def client(store):
+    """A client with the first key; `client.state` is what the routes share, `client.vector` a vector's id."""
+    app = FastAPI()
+    app.include_router(steering_trials.router)
+
+    async def show(request, error):
+        known = InvalidBody.of(error.errors()) if isinstance(error, RequestValidationError) else error
+        return refusal(request.scope, known)
+
+    app.add_exception_handler(SteersmanError, show)
+    app.add_exception_handler(RequestValidationError, show)
+    engine, vectors, models = Engine(), Vectors(store.database), Models()
+    residency = Residency(engine, 16, 0)
+    steering = Steering(engine, vectors, None, residency, MODEL, safe_dose=1.0, max_dose=2.0)
+    tokenizer = Tokenizer(encode, encode, lambda prompt: f"user: {prompt}\n")
+    trainer = Trainer(engine, tokenizer, MODEL, "", ["neutral text", "and more"])
+    studio = Studio(MODEL, engine, steering, trainer, None, None)
+    app.state.steersman = SimpleNamespace(studio=studio, models=models, serving=Serving(models))
+    keyring = KeyRing(store.find_key, ttl=60)
+    transport = httpx.ASGITransport(Authentication(app, keyring, lambda method, outcome: None))
+    headers = {"x-api-key": await store.first_key()}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+        client.state, client.residency = app.state.steersman, residency
+        client.vector = await vectors.add(
+            NewVector(
+                DEFAULT_ACCOUNT,
+                VECTOR,
+                "caa",
+                model_name=MODEL.name,
+                model_fingerprint=MODEL.fingerprint,
+            )
+        )
+        yield client
+
+
+async def evaluate(client, **body):
+    texts = {"positive_texts": ["a++", "++b"], "negative_texts": ["abc"]}
+    vector = {"steering_vector_id": client.vector}
+    return await client.post("/steering/evaluate", json={**vector, **texts, **body})
+
+
+async def test_cosines_tell_how_well_a_vector_parts_texts(client):
+    """Means, their difference, AUROC and dose are given over all layers and for each, without a judge."""
+    response = await evaluate(client, multiplier=-2)
+    body = response.json()
+    assert body["judge_evaluation"] is None
+    assert body["steering_vector_id"] == client.vector
+    found = body["cosine_metrics"]
+    both = [1 / math.sqrt(3), 0.5 / math.sqrt(1.5)]  # shares of 1 and 1/2 after the first position
+    assert found["positive"] == pytest.approx(np.mean(both))
+    assert (found["negative"], found["auroc"]) == (0, 1)
+    assert found["difference"] == pytest.approx(found["positive"])
+    assert found["relative_dose"] == pytest.approx(math.sqrt(2))  # of both layers together
+    assert found["layers"].keys() == {"1", "2"}
+    assert found["layers"]["2"]["relative_dose"] == pytest.approx(1)
+    assert found["layers"]["2"]["positive"] == pytest.approx(found["positive"])
+    assert response.headers["x-steersman-warning"] == body["warning"]
+
+
+async def test_the_first_position_is_left_out(client):
+    """States are captured from the second token to the last, an attention sink is not among them."""
+    await evaluate(client, positive_texts=["four"], negative_texts=["no"])
+    assert sorted(client.state.studio.engine.spans) == [(1, 2), (1, 4)]
+
+
+@pytest.mark.parametrize("name", [None, "default", "meta-llama/llama-3-8b-instruct"])
+async def test_the_served_model_judges(client, name):
+    """Every prompt is answered greedily with and without the vector, and both are rated under a schema."""
+    serving = client.state.serving
+    serving.say = lambda asked: (
+        json.dumps({"reason": "so", "score": 9 if "yes!" in asked["prompt"] else 2})
+        if "json_schema" in asked
+        else "yes" + "!" * bool(asked.get("steering_strength"))
+    )
+    response = await evaluate(
+        client, judge_model=name, test_prompts=["One?", "Two?"], persona_description="shouts", multiplier=0.5
+    )
+    judged = response.json()["judge_evaluation"]
+    assert (judged["judge_model"], judged["criterion"], judged["judged"]) == ("org/model", "shouts", 2)
+    assert (judged["unsteered_score"], judged["steered_score"], judged["difference"]) == (2, 9, 7)
+    assert judged["results"][1] == {
+        "prompt": "Two?",
+        "unsteered": {"answer": "yes", "score": 2, "reason": "so"},
+        "steered": {"answer": "yes!", "score": 9, "reason": "so"},
+    }
+    assert {asked["temperature"] for asked in serving.asked} == {0.0}
+    steered = [asked for asked in serving.asked if "steering_vector_id" in asked]
+    assert [asked["steering_strength"] for asked in steered] == [0.5, 0.5]
+
+
+async def test_a_judge_that_is_cut_off_has_no_score(client):
+    """A judge's text that is no JSON leaves its answer without a score, and the means without it."""
+    response = await evaluate(client, test_prompts=["One?"])
+    judged = response.json()["judge_evaluation"]
+    assert (judged["judged"], judged["steered_score"], judged["difference"]) == (0, None, None)
+    assert judged["results"][0]["steered"]["score"] is None
+
+
+async def test_a_judge_that_is_not_served_is_not_found(client):
+    """Another model's name is a 404 even where nothing is to be judged; a served one may judge."""
+    assert (await evaluate(client, judge_model="gpt")).status_code == 404
+    response = await evaluate(client, judge_model="adapter", test_prompts=["One?"])
+    assert response.json()["judge_evaluation"]["judge_model"] == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"positive_texts": []}, ["positive_texts"]),
+        ({"negative_texts": ["ok"] * 513}, ["negative_texts"]),
+        ({"negative_texts": ["ok", ""]}, ["negative_texts", 1]),
+        ({"negative_texts": ["ok", "x"]}, ["negative_texts", 1]),
+        ({"positive_texts": ["x" * LIMIT]}, ["positive_texts", 0]),
+        ({"test_prompts": ["ok"] * 33}, ["test_prompts"]),
+        ({"test_prompts": ["ok", "x" * LIMIT]}, ["test_prompts", 1]),
+        ({"multiplier": 100}, ["multiplier"]),
+        ({"strength": 1}, ["strength"]),
+    ],
+)
+async def test_what_cannot_be_evaluated_is_named(client, body, field):
+    """Empty, too many, too short and too long texts and too high a dose are 422 and name their field."""
+    response = await evaluate(client, **body)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", *field]
+
+
+async def test_a_vector_that_is_not_there(client):
+    """An unknown vector is a 404."""
+    assert (await evaluate(client, steering_vector_id="none")).status_code == 404
+
+
+def test_overall_cosines_are_means_over_layers():
+    """The overall AUROC compares each text's mean over layers, the layers' own each their cosines."""
+    positive = np.array([[[1, 0, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 0]]], np.float32)
+    negative = np.array([[[1, 0, 1], [0, 0, 1]]], np.float32)
+    overall, layers = cosine_metrics(VECTOR, [1, 2], positive, negative)
+    assert (overall.positive, overall.auroc) == (0.5, 1.0)
+    assert (layers[1].positive, layers[1].auroc) == (0.5, 0.5)
+    assert (layers[2].negative, layers[2].auroc) == (0.0, 0.75)
+
+
+def test_examples_stand_in_for_a_description():
+    """Without a description the judge is shown some of the texts."""
+    assert criterion(" polite ", ["p"], ["n"]) == "polite"
+    assert re.search(r"these texts:\n- p1\n- p2\n- p3\nand", criterion(None, ["p1", "p2", "p3", "p4"], ["n"]))
+
+
+async def pairs(client, **body):
+    return await client.post("/steering/generate-pairs", json={"persona_name": "pirate", **body})
+
+
+def written(number, **changes):
+    pair = {"prompt": f"Prompt {number}?", "positive_answer": f"+ {number}", "negative_answer": f"- {number}"}
+    return json.dumps(pair | changes)
+
+
+async def test_the_served_model_writes_pairs(client):
+    """Each is asked for by schema with another topic and seed; its score is between 0 and 1."""
+    serving = client.state.serving
+    serving.say = lambda asked: written(asked["seed"])
+    response = await pairs(client, persona_description="says arr", num_pairs=3, batch_size=2, seed=5)
+    body = response.json()
+    assert (body["persona"], body["persona_description"], body["total_pairs"]) == ("pirate", "says arr", 3)
+    assert body["pairs"][0] == {
+        "prompt": "Prompt 5?",
+        "positive_answer": "+ 5",
+        "negative_answer": "- 5",
+        "score": 0.5,
+    }
+    assert body["avg_final_score"] == 0.5
+    seeds = [asked["seed"] for asked in serving.asked]
+    assert seeds == sorted(set(seeds))
+    assert len({asked["prompt"] for asked in serving.asked}) == len(seeds)
+    assert all("pirate: says arr" in asked["prompt"] for asked in serving.asked)
+    assert all(asked["json_schema"] == SCHEMA for asked in serving.asked)
+    assert {asked["temperature"] for asked in serving.asked} == {1.0}
+
+
+async def test_no_pair_is_an_error(client):
+    """A model that writes nothing usable is a 503 that says so, not an empty data set."""
+    client.state.serving.say = lambda asked: '{"prompt": "cut o'
+    response = await pairs(client, num_pairs=2)
+    assert response.status_code == 503
+    assert "no usable pair" in response.json()["detail"]
+    assert len(client.state.serving.asked) == 3 * 2 + 5
+
+
+async def test_descriptions_must_leave_room(client):
+    """A description as long as the model's context is a 422 that names it."""
+    response = await pairs(client, persona_description="x" * LIMIT)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", "persona_description"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"num_pairs": 0}, {"num_pairs": 501}, {"batch_size": 0}, {"batch_size": 33}, {"persona_name": ""}],
+)
+async def test_pairs_are_bounded(client, body):
+    """Between 1 and 500 pairs, 1 and 32 at once, for a persona with a name."""
+    assert (await pairs(client, **body)).status_code == 422
+
+
+async def write(texts, *, wanted, at_once=1, seconds=5.0, score=None):
+    """Have `texts` written in turn."""
+    left = iter(texts)
+
+    async def say(instruction, seed):
+        text = next(left)
+        return await text if asyncio.iscoroutine(text) else text
+
+    async def even(pair):
+        return 0.5
+
+    found = await write_pairs(
+        Persona("x"), say, score or even, wanted=wanted, at_once=at_once, seconds=seconds, first_seed=0
+    )
+    return [each.pair.prompt for each in found]
+
+
+async def test_duplicates_and_equal_answers_are_written_again():
+    """Prompts that repeat but for case and spaces, equal answers and cut texts are replaced, never kept."""
+    texts = [
+        written(1),
+        written(1, prompt="  prompt  1? "),
+        written(2, negative_answer="+ 2"),
+        written(3, positive_answer=" "),
+        written(4)[:-4],
+        written(5),
+    ]
+    assert await write(texts, wanted=2) == ["Prompt 1?", "Prompt 5?"]
+
+
+async def test_tries_are_bounded():
+    """Three texts per pair wanted and one for each writer, and then what there is, not more."""
+    assert await write([written(1)] * 8, wanted=2, at_once=2) == ["Prompt 1?"]
+
+
+async def test_time_is_bounded():
+    """When time is up the pairs that are complete are returned and the texts being written are dropped."""
+    dropped = asyncio.Event()
+
+    async def slow():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            dropped.set()
+
+    assert await write([written(1), slow()], wanted=2, seconds=0.1) == ["Prompt 1?"]
+    assert dropped.is_set()
+
+
+async def test_a_writer_that_fails_fails_the_request():
+    """An engine's error is not taken for a missing pair."""
+
+    async def fail():
+        raise NotFound("gone")
+
+    with pytest.raises(NotFound, match="gone"):
+        await write([written(1), fail()], wanted=2)
+
+
+async def test_a_pair_that_cannot_be_scored_is_not_kept():
+    """Without a score a pair is dropped and another one written."""
+
+    async def score(pair):
+        return None if pair.prompt == "Prompt 1?" else 0.7
+
+    assert await write([written(1), written(2)], wanted=1, score=score) == ["Prompt 2?"]
+
+
+def test_topics_differ():
+    """No topic is named twice."""
+    assert len(set(TOPICS)) == len(TOPICS) == 50
+
+
+async def test_calls_share_their_slots_and_their_failure():
+    """At most so many calls run at once, results keep their order, the first failure ends the others."""
+    running = most = 0
+
+    async def call(number):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        if number == 7:
+            raise NotFound("seven")
+        return number
+
+    calls = [lambda number=number: call(number) for number in range(7)]
+    assert await together(calls, at_once=3) == list(range(7))
+    assert most == 3
+    with pytest.raises(NotFound, match="seven"):
+        await together([*calls, lambda: call(7)], at_once=3)
+
+
+PAIR = {"prompt": "Say", "positive_answer": "++", "negative_answer": "--"}
+
+
+async def margins(client, **body):
+    vector = {"steering_vector_id": client.vector}
+    given = {"pairs": [PAIR], "strengths": [0, 1], **vector, **body}
+    return await client.post("/steering/evaluate/margins", json=given)
+
+
+async def test_margins_follow_the_strength(client):
+    """Per strength: each pair's margin in nats per token, the mean, the neutral cost and the dose."""
+    body = (await margins(client, strengths=[0, 1, -1], pairs=[PAIR, PAIR | {"positive_answer": "-"}])).json()
+    assert body["steering_vector_id"] == client.vector
+    zero, up, down = body["results"]
+    assert (zero["strength"], zero["margins"], zero["relative_dose"]) == (0, [0, 0], 0)
+    assert up["margins"] == pytest.approx([0.1, 0])
+    assert (up["mean"], down["mean"]) == (pytest.approx(0.05), pytest.approx(-0.05))
+    assert (zero["neutral"], up["neutral"]) == (pytest.approx(1), pytest.approx(1.02))
+    assert up["relative_dose"] == pytest.approx(math.sqrt(2) / 2)
+
+
+async def test_an_inline_vector_has_margins_too(client):
+    """A flat vector acts as a stored one, at some layers, and without neutral text there is no cost."""
+    flat = {"1": [1, 0, 0], "2": [0, 1, 0]}
+    response = await margins(client, steering_vector_id=None, vector=flat, layers=[2], neutral=False)
+    _, up = response.json()["results"]
+    assert (up["margins"], up["neutral"]) == ([pytest.approx(0.1)], None)
+    assert up["relative_dose"] == pytest.approx(0.5)
+
+
+async def test_margins_release_their_vector(client):
+    """When the answer is there, the vector's lines are free for others."""
+    await margins(client)
+    assert [entry.holders for entry in client.residency._entries.values()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"vector": {"1": [1, 0, 0]}}, []),
+        ({"steering_vector_id": None}, []),
+        ({"pairs": []}, ["pairs"]),
+        ({"pairs": [PAIR, {"prompt": "p", "positive_answer": "a"}]}, ["pairs", 1, "negative_answer"]),
+        ({"pairs": [PAIR] * 513}, ["pairs"]),
+        ({"pairs": [PAIR, PAIR | {"prompt": "x" * LIMIT}]}, ["pairs", 1]),
+        ({"strengths": []}, ["strengths"]),
+        ({"pairs": [PAIR] * 500, "strengths": [1] * 9}, ["strengths"]),
+        ({"strengths": [1, 9]}, ["strengths", 1]),
+        ({"layers": [3]}, ["layers"]),
+        ({"steering_vector_id": None, "vector": {"1": [1, 0]}}, ["vector"]),
+    ],
+)
+async def test_margins_that_cannot_be_measured_are_named(client, body, field):
+    """Sizes, doses, layers and vectors that do not fit are 422 and name their field."""
+    response = await margins(client, **body)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", *field]
+
+
+async def test_the_score_asks_for_the_persona(client, monkeypatch):
+    """A pair is scored after a prompt that asks for the persona, in the model's chat template."""
+    seen = []
+
+    async def score(tokens, spec):
+        seen.append(bytes(tokens).decode())
+        return [-1.0 if "-" in seen[-1] else -0.5] * (len(tokens) - 1)
+
+    monkeypatch.setattr(client.state.studio.engine, "score", score)
+    client.state.serving.say = lambda asked: written(1)
+    body = (await pairs(client, num_pairs=1)).json()
+    assert seen[0] == "user: Answer in this way: pirate.\n\nPrompt 1?\n+ 1"
+    assert body["pairs"][0]["score"] == pytest.approx(1 / (1 + math.exp(-0.5)))
+
+
+def test_a_pair_needs_a_contrast():
+    """The persona's opposite is what was described, or an ordinary assistant."""
+    assert "Way B: a landlubber\n" in Persona("pirate", "", "a landlubber").instruction("the sea")
+    assert "Way B: an ordinary assistant" in Persona("pirate").instruction("the sea")

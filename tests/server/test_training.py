@@ -1,0 +1,299 @@
+"""From pairs to a vector to be stored: what is asked of the engine, and what a client is told."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from server import training
+from server.errors import InvalidRequest, SteersmanError
+from server.steering import SteeredModel
+from server.training import Tokenizer, Trainer, TrainRequest
+from steering.spec import CaptureSpec
+from steering.train.few_shot import FewShotError
+from steering.train.optimised import Step
+from steering.train.pairs import digest
+from steering.train.result import Evidence, Trained
+from steering.vector import SteeringVector
+
+WIDTH, LAYERS = 4, 6
+MODEL = SteeredModel("org/model", "f" * 64, LAYERS, WIDTH, np.full(LAYERS, 2, np.float32))
+PAIRS = {
+    "prompts": ["say ", "tell "],
+    "positive_answers": ["yes!", "aye!!"],
+    "negative_answers": ["no", "nay"],
+}
+
+
+class Engine:
+    """States that depend on token and layer alone: `token * (layer + 1)` in the first two places."""
+
+    def __init__(self) -> None:
+        self.captures: list[tuple[tuple[int, ...], tuple[tuple[int, int], ...], tuple[int, ...]]] = []
+        self.running = self.most = 0
+        self.failure: Exception | None = None
+
+    async def capture(self, tokens, spans, layers):
+        CaptureSpec("id", tuple(layers), tuple(spans))
+        self.captures.append((tuple(tokens), tuple(spans), tuple(layers)))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        if self.failure is not None and len(self.captures) > 2:
+            raise self.failure
+        states = np.zeros((len(spans), len(layers), WIDTH), np.float32)
+        for row, (start, end) in enumerate(spans):
+            for axis, layer in enumerate(layers):
+                states[row, axis, 0] = np.mean(tokens[start:end]) * (layer + 1)
+                states[row, axis, 1] = len(tokens) + start
+        return SimpleNamespace(means=states)
+
+
+def characters(text: str) -> list[int]:
+    return [1, *map(ord, text)]
+
+
+def raw(text: str) -> list[int]:
+    return list(map(ord, text))
+
+
+def trainer(*, template: bool = False, background=("some neutral words", "other such words")):
+    render = (lambda prompt: f"<{prompt}>") if template else None
+    return Trainer(Engine(), Tokenizer(characters, raw, render), MODEL, "folder", background)
+
+
+class Progress:
+    def __init__(self) -> None:
+        self.told: list[dict] = []
+
+    async def __call__(self, what) -> None:
+        self.told.append(dict(what))
+
+
+def request(**fields: object) -> TrainRequest:
+    return TrainRequest.model_validate({**PAIRS, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompts": []}, "at least 1 item"),
+        ({"prompts": ["one"]}, "lists of equal length"),
+        ({"positive_answers": ["a"]}, "lists of equal length"),
+        ({"negative_answers": ["a"]}, "lists of equal length"),
+        ({"negative_answers": []}, "at least 1 item"),
+        ({"negative_answers": ["a", ""]}, "at least 1 character"),
+        ({"negative_answers": None}, "pair 1 has no negative answer; caa compares"),
+        ({"negative_answers": None, "method": "asas"}, "pair 1 has no negative answer; asas compares"),
+        ({"method": "dpo"}, "method must be one of caa, few-shot, asas, steering-perceptrons"),
+        ({"layer_idxs": []}, "at least 1 item"),
+        ({"fewshot_iterations": 5}, "fewshot_iterations has no effect on method caa, only on few-shot"),
+        ({"method": "asas", "fewshot_lr": 0.1}, "fewshot_lr has no effect on method asas"),
+        ({"method": "few-shot", "refine_steps": 3}, "refine_steps has no effect on method few-shot"),
+        ({"sparsity_threshold": 0.5}, "sparsity_threshold has no effect on method caa"),
+        ({"method": "asas", "refine_lr": 0.1}, "refine_lr has no effect without refine_steps"),
+        ({"method": "asas", "sparsity_threshold": 1.5}, "less than or equal to 1"),
+        ({"method": "few-shot", "fewshot_lr": float("nan")}, "finite"),
+        ({"method": "few-shot", "fewshot_iterations": 0}, "greater than or equal to 1"),
+        ({"name": "x" * 201}, "at most 200"),
+        ({"prompts": ["p"] * 5001}, "at most 5000"),
+        ({"colour": "red"}, "not permitted"),
+    ],
+)
+def test_requests_that_cannot_be_learnt_from(fields, message):
+    """Lists of different length, missing negatives and options of other methods are refused by name."""
+    with pytest.raises(ValidationError, match=message):
+        request(**fields)
+
+
+def test_what_axionics_client_sends():
+    """Explicit nulls, and a method in any case."""
+    sent = {**PAIRS, "layer_idxs": None, "method": " CAA ", "name": None, "label": None}
+    assert TrainRequest.model_validate(sent) == TrainRequest(**PAIRS)
+
+
+@pytest.mark.parametrize("method", ["few-shot", "steering-perceptrons"])
+def test_positives_alone(method):
+    """Some methods learn from positive answers alone."""
+    assert [pair.negative for pair in request(method=method, negative_answers=None).pairs] == [None, None]
+
+
+def test_a_request_survives_the_queue():
+    """What the job stores gives the same request again."""
+    asked = request(method="asas", refine_steps=2, refine_lr=0.5, layer_idxs=[1], name="n")
+    assert TrainRequest.model_validate(asked.model_dump()) == asked
+
+
+def test_layers():
+    """By default from two thirds of the depth; layers that the model has not, or twice, are refused."""
+    assert trainer().layers(request()) == (4, 5)
+    assert trainer().layers(request(layer_idxs=[5, 0])) == (5, 0)
+    for layers in ([6], [-1], [1, 1]):
+        with pytest.raises(InvalidRequest) as refused:
+            trainer().layers(request(layer_idxs=layers))
+        assert refused.value.param == "layer_idxs"
+
+
+async def test_caa():
+    """The vector is the mean difference of the states that predict the answers, stored with its origin."""
+    made, progress = trainer(), Progress()
+    asked = request(layer_idxs=[0, 3], name="n", label="l", category="c")
+    new = await made.train(asked, "account", progress)
+    assert new.vector.layers.keys() == {0, 3}
+    captured = {tokens: spans for tokens, spans, _ in made.engine.captures}
+    # The start token and "say " are 5 tokens: positions 4 to 7 predict "yes!".
+    assert captured[tuple(characters("say yes!"))] == ((4, 8),)
+    assert {layers for _, _, layers in made.engine.captures} == {(0, 3)}
+    means = [
+        np.mean(characters(prompt + answer)[len(prompt) : -1])
+        for answers in (PAIRS["positive_answers"], PAIRS["negative_answers"])
+        for prompt, answer in zip(PAIRS["prompts"], answers, strict=True)
+    ]
+    expected = np.mean(means[:2]) - np.mean(means[2:])
+    assert new.vector.layers[3].direction[0] == pytest.approx(4 * expected, rel=1e-4)
+    assert (new.account_id, new.method, new.scale) == ("account", "caa", None)
+    assert (new.name, new.label, new.category) == ("n", "l", "c")
+    assert (new.model_name, new.model_fingerprint) == ("org/model", MODEL.fingerprint)
+    assert new.dataset_digest == digest(asked.pairs)
+    assert new.doses == pytest.approx({layer: norm / 2 for layer, norm in new.vector.norms.items()})
+    assert new.evidence["3"]["pairs"] == 2
+    states = [told for told in progress.told if told["stage"] == "states"]
+    assert [(told["done"], told["total"]) for told in states] == [(n, 4) for n in range(1, 5)]
+
+
+async def test_a_chat_template_wraps_the_prompt():
+    """Where there is a template the prompt goes through it, without a second start token; or not."""
+    made = trainer(template=True)
+    await made.train(request(), None, Progress())
+    assert tuple(raw("<say >yes!")) in {tokens for tokens, _, _ in made.engine.captures}
+    plain = trainer(template=True)
+    await plain.train(request(chat_template=False), None, Progress())
+    assert tuple(characters("say yes!")) in {tokens for tokens, _, _ in plain.engine.captures}
+
+
+@pytest.mark.parametrize("method", ["asas", "steering-perceptrons"])
+async def test_methods_of_single_tokens(method, monkeypatch):
+    """States of single positions, never of the first, reach the method by layer and class."""
+    given = {}
+
+    def learn(asked, above, below):
+        given.update(above=above, below=below)
+        vector = SteeringVector.of({4: np.ones(WIDTH, np.float32)})
+        return Trained(vector, {4: Evidence(norm=2.0)})
+
+    monkeypatch.setattr(training, "_sparse" if method == "asas" else "_perceptron", learn)
+    made = trainer()
+    new = await made.train(request(method=method), None, Progress())
+    assert new.method == method
+    assert all(end == start + 1 for _, spans, _ in made.engine.captures for start, end in spans)
+    assert all(start > 0 for _, spans, _ in made.engine.captures for start, _ in spans)
+    assert given["above"].keys() == given["below"].keys() == {4, 5}
+    assert len(given["above"][4].rows) == len("yes!") + len("aye!!")
+    assert given["above"][4].numbers.tolist() == given["below"][4].numbers.tolist() == [0, 1]
+
+
+async def test_background_stands_in_for_missing_negatives(monkeypatch):
+    """Positives alone are told from states of neutral text."""
+    below = {}
+
+    def learn(asked, above, other):
+        below.update(other)
+        return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0)})
+
+    monkeypatch.setattr(training, "_perceptron", learn)
+    made = trainer()
+    await made.train(request(method="steering-perceptrons", negative_answers=None), None, Progress())
+    assert below[4].numbers.tolist() == [0, 1]
+    assert tuple(characters("some neutral words")) in {tokens for tokens, _, _ in made.engine.captures}
+
+
+async def test_single_positions_are_bounded():
+    """Of a long answer at most 24 positions are kept, spread from its first to its last."""
+    spans = training._single(training.Answer(tuple(range(500)), 9, 499))
+    assert (len(spans), spans[0], spans[-1]) == (24, (9, 10), (498, 499))
+
+
+async def test_captures_run_side_by_side_but_not_all_at_once():
+    """Hundreds of texts go to the engine a few at a time."""
+    made = trainer()
+    many = {name: texts * 30 for name, texts in PAIRS.items()}
+    await made.train(TrainRequest(**many), None, Progress())
+    assert len(made.engine.captures) == 120
+    assert 1 < made.engine.most <= 16
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "message"),
+    [
+        (SteersmanError("a capture came back short"), SteersmanError, "a capture came back short"),
+        (ValueError("the prompt is longer than 2048 tokens"), InvalidRequest, "longer than 2048 tokens"),
+    ],
+)
+async def test_a_failed_capture_is_told_by_its_own_type(failure, kind, message):
+    """What one of many captures raises is what training raises, and the others are not left running."""
+    made = trainer()
+    made.engine.failure = failure
+    with pytest.raises(kind, match=message) as raised:
+        await made.train(request(), None, Progress())
+    assert isinstance(raised.value, InvalidRequest) == (kind is InvalidRequest)
+    await asyncio.sleep(0)
+    assert made.engine.running == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"negative_answers": PAIRS["positive_answers"]}, "the direction is zero"),
+        ({"prompts": ["", "tell "]}, "pair 1, positive"),
+    ],
+)
+async def test_pairs_that_teach_nothing(fields, message):
+    """Equal answers, and answers that nothing precedes, are the client's to put right."""
+    made = Trainer(Engine(), Tokenizer(raw, raw, None), MODEL, "folder", ())
+    fields = {"positive_answers": ["y", "aye"], "negative_answers": ["n", "no"], **fields}
+    if message.startswith("the direction"):
+        fields["positive_answers"] = fields["negative_answers"]
+    with pytest.raises(InvalidRequest, match=message) as refused:
+        await made.train(request(**fields), None, Progress())
+    assert refused.value.param == "prompts"
+
+
+async def test_few_shot_runs_in_its_own_process(monkeypatch):
+    """The optimiser gets pairs as the model reads them and bounds from the norms, and tells its steps."""
+    asked = []
+
+    async def run(job, report):
+        asked.append(job)
+        report(Step((4,), 3, 0.5, 4, 40))
+        await asyncio.sleep(0)
+        return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0, loss=0.5)})
+
+    monkeypatch.setattr(training.few_shot, "run", run)
+    made, progress = trainer(template=True), Progress()
+    new = await made.train(
+        request(method="few-shot", fewshot_iterations=7, fewshot_lr=0.3, negative_answers=None),
+        None,
+        progress,
+    )
+    (job,) = asked
+    assert (job.model, job.layers, job.max_norms) == ("folder", (4, 5), {4: 2.0, 5: 2.0})
+    assert (job.options.iterations, job.options.lr, job.add_special_tokens) == (7, 0.3, False)
+    assert [(pair.prompt, pair.negative) for pair in job.pairs] == [("<say >", None), ("<tell >", None)]
+    assert new.evidence == {"4": {"norm": 2.0, "loss": 0.5}}
+    assert progress.told == [
+        {"stage": "optimising", "layers": [4], "iteration": 3, "loss": 0.5, "done": 4, "total": 40}
+    ]
+
+
+async def test_an_optimiser_that_dies_is_no_fault_of_the_client(monkeypatch):
+    """Only what the pairs caused becomes an invalid request."""
+
+    async def run(job, report):
+        raise FewShotError("status -9")
+
+    monkeypatch.setattr(training.few_shot, "run", run)
+    with pytest.raises(FewShotError):
+        await trainer().train(request(method="few-shot"), None, Progress())
