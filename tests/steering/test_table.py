@@ -139,7 +139,7 @@ def test_a_vector_stays_until_all_its_owners_unload_it():
     """API processes share the table: what one of them evicts, another may hold."""
     table, vector = VectorTable(2, WIDTH, CPU), plain(0)
     for owner in ("a", "b"):
-        table.load(vector.digest, vector.blob, LAYERS, owner)
+        table.load(vector.digest, vector.blob, 4, owner)
     table.unload(vector.digest, "a")
     assert table.find(vector.digest) is not None
     table.unload(vector.digest, "b")
