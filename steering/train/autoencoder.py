@@ -22,7 +22,7 @@ class Options:
     latents: int | None = None
     active: int = 32
     steps: int = 300
-    lr: float = 2e-3
+    lr: float = 5e-3
     seed: int = 0
 
 
@@ -51,7 +51,7 @@ class Autoencoder:
 def learn(rows: Array, options: Options) -> Autoencoder:
     """The same for the same rows and seed."""
     count, hidden = rows.shape
-    latents = min(options.latents or min(2048, 2 * hidden, max(count // 2, 16)), 4 * hidden)
+    latents = min(options.latents or min(1024, hidden, max(count // 2, 16)), 4 * hidden)
     active = min(options.active, latents)
     x = torch.from_numpy(rows)
     centre = x.mean(dim=0)

@@ -5,7 +5,7 @@ The paper adds v to the input of block L, we to the output of block L, which is 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from steering.vector import Array
 
 # Elements of logits at a time: what is made of them stays below the size at which malloc maps fresh pages.
 _LOGITS = 6 * 2**20
+_STATES = 2**30  # bytes of states to hold at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,45 +71,59 @@ class Objective:
     """The loss of all completions as a function of the vectors; a mean over completions.
 
     Promoted tokens cost `-log(p + eps)`, suppressed ones `-log(1 - p + eps)`, p from softmax(coldness z).
-    `begin` says from which layer on vectors will act, and has to come first.
+    `begin` says at which layers vectors will act, and has to come first. `draft` is the same model in a type
+    that is faster: gradients, and the losses that come with them, are then its own.
     """
 
-    def __init__(self, tail: Tail, pairs: Sequence[EncodedPair], options: Options, device: str) -> None:
+    def __init__(
+        self,
+        tail: Tail,
+        pairs: Sequence[EncodedPair],
+        options: Options,
+        device: str,
+        draft: Tail | None = None,
+    ) -> None:
         answers = [pair.positive for pair in pairs]
         promoted = len(answers)
         answers += [pair.negative for pair in pairs if pair.negative]
         lengths = [answer.end - answer.start if options.per_token else 1 for answer in answers]
-        self.tail, self.options = tail, options
+        self.tail, self.draft, self.options = tail, draft, options
         self.batches = batches(answers, device)
         self.mean_norms: dict[int, float] = {}  # mean ‖h‖ where the answers are predicted
         self._promoted = promoted
         self._weights = 1.0 / (len(answers) * torch.tensor(lengths, device=device, dtype=torch.float32))
-        self._first = 0
-        self._states: list[Tensor] = []
+        self._states: list[dict[int, Tensor]] = []
 
-    def begin(self, layers: Sequence[int]) -> Tensor:
-        """Compute what lies below the lowest of `layers`, once. Returns a tensor of the states' kind."""
-        self._first, self._states = min(layers), []
-        norms: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        for batch in self.batches:
-            states = self.tail.states(batch, layers)
-            self._states.append(states[self._first])
-            for layer, state in states.items():
-                norms[layer].append(state.flatten(0, 1)[batch.rows].float().norm(dim=-1))
-        self.mean_norms |= {layer: float(torch.cat(parts).mean()) for layer, parts in norms.items()}
-        return self._states[0][0, 0]
+    @property
+    def capacity(self) -> int:
+        """How many layers' states to hold at once."""
+        tokens = sum(batch.tokens.numel() for batch in self.batches)
+        return max(1, _STATES // (4 * tokens * self.tail.width))
+
+    def begin(self, layers: Sequence[int]) -> None:
+        """Compute what lies below these layers, once."""
+        self._states = [self.tail.states(batch, layers) for batch in self.batches]
+        for layer in layers:
+            norms = [
+                states[layer].flatten(0, 1)[batch.rows].float().norm(dim=-1)
+                for batch, states in zip(self.batches, self._states, strict=True)
+            ]
+            self.mean_norms[layer] = float(torch.cat(norms).mean())
 
     def __call__(self, vectors: Mapping[int, Tensor], *, grad: bool = False) -> float:
         """The loss; with `grad` its gradient is added to that of each vector."""
+        tail = self.draft if grad and self.draft else self.tail
+        # Where no vector acts the deepest state will do, and costs least.
+        first = min(vectors, default=max(self._states[0]))
         total = 0.0
-        for batch, state in zip(self.batches, self._states, strict=True):
+        for batch, states in zip(self.batches, self._states, strict=True):
             with torch.set_grad_enabled(grad):
-                hidden = self.tail.hidden(batch, self._first, state, vectors)
+                hidden = tail.hidden(batch, first, states[first].to(tail.dtype), vectors)
             # The head in parts, each with its backward pass: logits of a batch would outgrow the caches.
             leaf = hidden.detach().requires_grad_(grad)
             for rows in self._parts(len(leaf)):
                 with torch.set_grad_enabled(grad):
-                    loss = self._loss(leaf[rows], batch, rows)
+                    loss = self._loss(tail.logits(leaf[rows]), batch, rows)
                 if grad:
                     loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
@@ -117,12 +132,10 @@ class Objective:
         return total
 
     def _parts(self, count: int) -> list[slice]:
-        vocabulary = self.tail.model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
-        size = max(1, _LOGITS // int(vocabulary))
+        size = max(1, _LOGITS // self.tail.vocabulary)
         return [slice(start, start + size) for start in range(0, count, size)]
 
-    def _loss(self, hidden: Tensor, batch: Batch, rows: slice) -> Tensor:
-        logits = self.tail.logits(hidden)
+    def _loss(self, logits: Tensor, batch: Batch, rows: slice) -> Tensor:
         p = _log_prob(logits, batch.targets[rows], self.options.coldness).exp()
         wanted = batch.texts[rows] < self._promoted
         loss = -torch.log(torch.where(wanted, p, 1.0 - p) + self.options.eps)
@@ -166,35 +179,43 @@ def optimise(
 ) -> dict[int, Found]:
     """Each layer's vector alone, or all of them `together`, to act in one forward pass."""
     runs = [tuple(layers)] if together else [(layer,) for layer in layers]
+    held = len(layers) if together else objective.capacity
+    before = math.nan
     found: dict[int, Found] = {}
     for number, run in enumerate(runs):
-        found |= _run(objective, run, max_norms, on_step, turn=(number, len(runs)))
+        if number % held == 0:
+            objective.begin(layers[number : number + held])
+        if not number:
+            before = objective({})
+        found |= _run(objective, run, max_norms, before, _counted(on_step, number, len(runs)))
     return found
+
+
+def _counted(on_step: Callable[[Step], None], number: int, runs: int) -> Callable[[Step], None]:
+    """Steps of run `number` as steps of all `runs`."""
+    return lambda step: on_step(replace(step, done=number * step.total + step.done, total=runs * step.total))
 
 
 def _run(
     objective: Objective,
     layers: tuple[int, ...],
     max_norms: Mapping[int, float],
+    before: float,
     on_step: Callable[[Step], None],
-    *,
-    turn: tuple[int, int],
 ) -> dict[int, Found]:
     options = objective.options
-    number, runs = turn
-    evaluations = options.iterations + 1  # the last step's outcome counts too
-    like = objective.begin(layers)
-    vectors = {layer: _start(like, layer, max_norms[layer], options.seed) for layer in layers}
-    before = objective({})
+    vectors = {layer: _start(objective.tail, layer, max_norms[layer], options.seed) for layer in layers}
     adam = torch.optim.Adam(vectors.values(), lr=options.lr)
     best, kept, previous = math.inf, vectors, math.inf
-    for iteration in range(evaluations):
+    for iteration in range(options.iterations + 1):  # the last step's outcome counts too
         final = iteration == options.iterations
         adam.zero_grad()
         loss = objective(vectors, grad=not final)
         if not math.isfinite(loss):
             raise ValueError(f"the loss at layers {layers} is not a number; a smaller lr may help")
-        on_step(Step(layers, iteration, loss, number * evaluations + iteration + 1, runs * evaluations))
+        on_step(Step(layers, iteration, loss, iteration + 1, options.iterations + 1))
+        if final and objective.draft:
+            best = objective(kept)  # losses of the draft do not compare with this one
         if loss < best:
             best = loss
             kept = {layer: vector.detach().clone() for layer, vector in vectors.items()}
@@ -205,22 +226,24 @@ def _run(
         adam.step()
         for layer, vector in vectors.items():
             bound(vector, max_norms[layer])
+    if objective.draft and iteration < options.iterations:
+        best = objective(kept)
     return {
         layer: Found(_array(kept[layer]), best, before, iteration, objective.mean_norms[layer])
         for layer in layers
     }
 
 
-def _start(like: Tensor, layer: int, max_norm: float, seed: int) -> Tensor:
+def _start(tail: Tail, layer: int, max_norm: float, seed: int) -> Tensor:
     """Random, of norm 1, or of a tenth of what it may become where this is less.
 
     Drawn on the CPU from seed and layer alone, so that neither the device nor other layers matter.
     """
     generator = torch.Generator().manual_seed(seed * 1009 + layer)
-    vector = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    vector = torch.randn(tail.width, generator=generator, dtype=torch.float32)
     vector *= min(1.0, 0.1 * max_norm) / vector.norm()
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return vector.to(like.device, dtype).requires_grad_()
+    dtype = torch.float64 if tail.dtype == torch.float64 else torch.float32
+    return vector.to(tail.device, dtype).requires_grad_()
 
 
 @torch.no_grad()

@@ -61,8 +61,11 @@ class Tail:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.requires_grad_(requires_grad=False).eval()
-        count = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
-        self.base, self.blocks = _decoder(model, int(count))
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        self.base, self.blocks = _decoder(model, int(config.num_hidden_layers))
+        self.width, self.vocabulary = int(config.hidden_size), int(config.vocab_size)
+        weight = next(model.parameters())
+        self.dtype, self.device = weight.dtype, weight.device
         self._tuples = False  # whether this architecture's blocks return tuples
 
     @torch.no_grad()

@@ -25,9 +25,10 @@ from typing import Any
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve import INPUT_TOKENS, OUTPUT_TOKENS, PROMPTS, REPO, Served, _embedded, _machine, servers
+from serve import INPUT_TOKENS, OUTPUT_TOKENS, REPO, Served, _embedded, _machine, servers
 
 WIDTH_KEY, LAYERS = "hidden_size", 8
+PROMPTS = {1: 3, 8: 16, 32: 64}  # concurrency → requests of one run
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,18 @@ async def _measure(
         "| case | concurrent | stock tok/s | Steersman tok/s | ratio | bound |",
         "|---|---|---|---|---|---|",
     ]
+    for concurrency in args.concurrency:  # once for warming up
+        for served in (stock, ours):
+            await _load(served, [{}], concurrency, config, 0)
     for case in _cases(config, vectors):
         for concurrency in args.concurrency:
             pairs = []
-            for number in range(args.rounds + 1):
+            for number in range(args.rounds):
                 turns = [(stock, [{}]), (ours, case.bodies)]
                 speeds = {}
                 for served, bodies in turns if number % 2 else reversed(turns):
-                    speeds[served.name] = await _load(served, bodies, concurrency, config, number)
-                if number:  # the first round warms up
-                    pairs.append((speeds[stock.name], speeds[ours.name]))
+                    speeds[served.name] = await _load(served, bodies, concurrency, config, number + 1)
+                pairs.append((speeds[stock.name], speeds[ours.name]))
             ratios = [mine / theirs for theirs, mine in pairs]
             spread = f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f}–{max(ratios):.3f})"
             medians = [f"{statistics.median(column):.1f}" for column in zip(*pairs, strict=True)]

@@ -276,6 +276,8 @@ def test_several_samples_of_one_request(eager):
 
 
 def usage(world):
+    """What is held once a step has told the worker who is gone."""
+    world.process.generate([world.request(PROMPT[:3])])
     (found,) = world.process.rpc("steersman_usage")
     return found
 
@@ -287,9 +289,8 @@ def test_aborted_requests_leave_nothing(eager):
     requests = [eager.request(PROMPT, spec, max_tokens=100, prompt_logprobs=None) for spec in specs]
     requests[0]["extra_args"][CAPTURE_KEY] = CaptureSpec("aborted", (0,), ((0, 5),)).encode()
     assert eager.process.ask("abort", requests=requests, steps=5) == 3
-    held = usage(eager)
-    assert held["steered"] == 3
-    eager.process.generate([eager.request(PROMPT)])
+    (held,) = eager.process.rpc("steersman_usage")
+    assert (held["steered"], held["captures"], held["captured"]) == (3, 1, 1)
     eager.process.rpc("steersman_evidence", [spec.trace for spec in specs])
     eager.process.rpc("steersman_captured", "aborted")
     assert usage(eager) == before
@@ -421,7 +422,7 @@ def test_preempted_requests(world):
 
 
 def test_speculative_decoding(world):
-    """Drafts from the text itself change no steered token, are accepted, and count no token twice."""
+    """Drafts from the text itself are accepted, and change no token and no log-probability."""
     ids = (prompt(12, 5) * 13)[:150]
     gate = Gate(GateKind.RAMP, world.second, 0.02, 0.4)
     terms = [
@@ -471,12 +472,15 @@ def test_beside_a_lora_adapter(world, tmp_path):
     merged = adapter(tmp_path / "adapter", world.model)
     adapted = save("Llama", tmp_path / "merged")
     adapted.load_state_dict(merged)
-    world.start(enable_lora=True, max_lora_rank=8, max_loras=1)
+    # a slot more than adapters: on a CPU vLLM gives who names none the last slot's
+    world.start(enable_lora=True, max_lora_rank=8, max_loras=2)
     specs = [None, world.spec(world.term(Operation.NORM_ADD, (0, 3))), world.spec(world.term(layers=(1, 2)))]
     asked = [(spec, lora) for spec in specs for lora in (None, str(tmp_path / "adapter"))]
-    results = world.process.generate([world.request(PROMPT, spec) | {"lora": lora} for spec, lora in asked])
-    for (spec, lora), result in zip(asked, results, strict=True):
-        world.check(PROMPT, spec, result, model=adapted if lora else world.model)
+    # with an adapter, prompt_logprobs kill vLLM's CPU engine
+    params = {"prompt_logprobs": None, "max_tokens": 20}
+    requests = [world.request(PROMPT, spec, **params) | {"lora": lora} for spec, lora in asked]
+    for (spec, lora), result in zip(asked, world.process.generate(requests), strict=True):
+        world.check(PROMPT, spec, result, prompt=False, model=adapted if lora else world.model)
 
 
 def test_tensor_parallel(world):

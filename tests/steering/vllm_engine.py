@@ -64,7 +64,7 @@ class EngineProcess:
         self.log = log
         self.running: dict[str, object] | None = None
 
-    def ask(self, name, **arguments):
+    def ask(self, name, /, **arguments):
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps([name, arguments]) + "\n")
             self.process.stdin.flush()
@@ -117,9 +117,17 @@ class _Engine:
 
     def start(self, options):
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         self.stop()
+        _inspected(options["model"])
+        # each worker of a tensor-parallel engine would take all cores, and wait for the other's
+        os.environ["OMP_NUM_THREADS"] = "1" if options.get("tensor_parallel_size") else ""
+        if not os.environ["OMP_NUM_THREADS"]:
+            del os.environ["OMP_NUM_THREADS"]
         self.llm = LLM(**options)
+        # holds for the process; made again it would trip over numba, which n-gram drafts import
+        type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
     def stop(self):
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -183,6 +191,16 @@ class _Engine:
     def rpc(self, method, arguments):
         answers = self.llm.collective_rpc(method, args=tuple(_in(value) for value in arguments))
         return [[_out(v) for v in answer] if isinstance(answer, list) else answer for answer in answers]
+
+
+def _inspected(model):
+    """Spare vLLM the process in which it looks at each new architecture: here it may be loaded at once."""
+    from vllm import ModelRegistry
+
+    for name in json.loads((Path(model) / "config.json").read_text())["architectures"]:
+        lazy = ModelRegistry.models[name]
+        if hasattr(lazy, "module_name"):
+            ModelRegistry.register_model(name, lazy.load_model_cls())
 
 
 def _result(output):

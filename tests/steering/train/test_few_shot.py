@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from steering.train import few_shot
+from steering.train import few_shot, optimised
 from steering.train.few_shot import FewShotError, Request
 from steering.train.optimised import Objective, Options, bound, optimise
 from steering.train.pairs import Answer, EncodedPair, Pair, encoded
@@ -199,10 +199,11 @@ def test_best_vector_is_kept_when_steps_overshoot():
 
     class Fixed:
         options = Options(iterations=4)
-        mean_norms = {2: 7.0}  # noqa: RUF012
+        mean_norms, capacity, draft = {2: 7.0}, 1, None
+        tail = Tail(built(llama()))
 
         def begin(self, layers):
-            return torch.zeros(HIDDEN)
+            pass
 
         def __call__(self, vectors, *, grad=False):
             if not vectors:
@@ -214,6 +215,31 @@ def test_best_vector_is_kept_when_steps_overshoot():
     found = optimise(Fixed(), [2], {2: 5.0}, lambda _: None)[2]
     assert (found.loss, found.before, found.iterations) == (2.0, 9.0, 4)
     np.testing.assert_array_equal(found.direction, seen[3])
+
+
+@pytest.mark.parametrize("target", [None, 11.7])
+def test_a_draft_only_lends_gradients(model, target):
+    """Steps by a bfloat16 copy end where exact ones do, and the loss stated is the exact one."""
+    pairs, options = examples(), Options(target_loss=target)
+    draft = Tail(built(llama()).to(torch.bfloat16))
+    found = [
+        optimise(Objective(Tail(model), pairs, options, "cpu", copy), [2], {2: 5.0}, lambda _: None)[2]
+        for copy in (None, draft)
+    ]
+    assert found[1].loss == pytest.approx(found[0].loss, abs=0.02)
+    for run in found:
+        assert served_loss(model, pairs, {2: run.direction}, options) == pytest.approx(run.loss, abs=1e-4)
+
+
+def test_states_are_computed_again_where_they_do_not_fit(model, monkeypatch):
+    """Holding the states of one layer at a time changes nothing but the memory."""
+    arguments = ([1, 2, 3], dict.fromkeys([1, 2, 3], 5.0), lambda _: None)
+    made = Objective(Tail(model), examples(), Options(iterations=2), "cpu")
+    plain = optimise(made, *arguments)
+    monkeypatch.setattr(optimised, "_STATES", 1)
+    assert made.capacity == 1
+    for layer, run in optimise(made, *arguments).items():
+        np.testing.assert_array_equal(run.direction, plain[layer].direction)
 
 
 def test_target_loss_ends_a_run(model):
