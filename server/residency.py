@@ -22,21 +22,25 @@ class Loader(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
+    """`loading` is done when the engine has the vector."""
+
     rows: int
+    loading: "asyncio.Task[None]"
     holders: int = 0
 
 
 class Residency:
     """`rows` table lines are ours; a request that finds too few free waits up to `wait_seconds`.
 
-    `wait_seconds` 0 refuses at once.
+    `wait_seconds` 0 refuses at once. Room is counted before the engine is asked, and without a pause in
+    between, so that vectors of many requests load side by side: the engine answers once per step.
     """
 
     def __init__(self, loader: Loader, rows: int, wait_seconds: float) -> None:
         self._loader, self._rows, self._wait_seconds = loader, rows, wait_seconds
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # longest unused first
-        self._freed = asyncio.Condition()
-        self._waiting: set[asyncio.Task[Lease]] = set()
+        self._freed = asyncio.Event()
+        self._evicting: asyncio.Task[None] | None = None  # the last one, which waits for those before
         self._used = 0
         self._loop = asyncio.get_running_loop()
 
@@ -49,42 +53,28 @@ class Residency:
         needed = sum(vector.rows for vector in distinct.values())
         if needed > self._rows:
             raise InvalidRequest(
-                f"the vectors take {needed} rows of a table of {self._rows} (--steering-rows)"
+                f"the vectors take {needed} rows; the table has {self._rows} (--steering-rows)"
             )
-        if all(digest in self._entries for digest in distinct):
-            return self._lease(distinct)
-        # On its own: a client that leaves while it loads must not leave our count and the table at odds.
-        holding = asyncio.create_task(self._hold(distinct))
-        self._waiting.add(holding)
+        if not self._fits(distinct):
+            await self._room(distinct)
+        lease = self._reserve(distinct)
         try:
-            return await asyncio.shield(holding)
-        except asyncio.CancelledError:
-            if holding in self._waiting:
-                holding.cancel()
-            holding.add_done_callback(_give_back)
+            # Shielded: whoever leaves must not stop a load that others wait for.
+            for entry in lease.entries:
+                await asyncio.shield(entry.loading)
+        except BaseException:
+            lease.release()
             raise
-        finally:
-            self._waiting.discard(holding)
+        return lease
 
-    async def _hold(self, distinct: dict[str, SteeringVector]) -> "Lease":
-        async with self._freed:
-            if not self._fits(distinct):
-                try:
-                    async with asyncio.timeout(self._wait_seconds):
-                        await self._freed.wait_for(lambda: self._fits(distinct))
-                except TimeoutError:
-                    raise Unavailable(
-                        "all steering table rows are in use; try again", retry_after=1
-                    ) from None
-            self._waiting -= {asyncio.current_task()}
-            await self._load(distinct)
-            return self._lease(distinct)
-
-    def _lease(self, distinct: dict[str, SteeringVector]) -> "Lease":
-        for digest in distinct:
-            self._entries[digest].holders += 1
-            self._entries.move_to_end(digest)
-        return Lease(self, tuple(distinct))
+    async def _room(self, distinct: dict[str, SteeringVector]) -> None:
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                while not self._fits(distinct):
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise Unavailable("all steering table rows are in use; try again", retry_after=1) from None
 
     def _fits(self, distinct: dict[str, SteeringVector]) -> bool:
         held = sum(
@@ -93,20 +83,23 @@ class Residency:
         missing = sum(vector.rows for digest, vector in distinct.items() if digest not in self._entries)
         return held + missing <= self._rows
 
-    async def _load(self, distinct: dict[str, SteeringVector]) -> None:
+    def _reserve(self, distinct: dict[str, SteeringVector]) -> "Lease":
         missing = {digest: vector for digest, vector in distinct.items() if digest not in self._entries}
-        if not missing:
-            return
-        try:
-            await self._make_room(sum(vector.rows for vector in missing.values()), keep=distinct)
-            for digest, vector in missing.items():
-                await self._loader.load(digest, vector.blob)
-                self._entries[digest] = _Entry(vector.rows)
-                self._used += vector.rows
-        finally:
-            STEERING_ROWS.set(self._used)
+        self._evict(sum(vector.rows for vector in missing.values()), keep=distinct)
+        for digest, vector in missing.items():
+            loading = asyncio.create_task(self._load(vector, self._evicting))
+            loading.add_done_callback(_noted)
+            self._entries[digest] = _Entry(vector.rows, loading)
+            self._used += vector.rows
+        STEERING_ROWS.set(self._used)
+        entries = [self._entries[digest] for digest in distinct]
+        for digest, entry in zip(distinct, entries, strict=True):
+            entry.holders += 1
+            self._entries.move_to_end(digest)
+        return Lease(self, entries)
 
-    async def _make_room(self, rows: int, keep: dict[str, SteeringVector]) -> None:
+    def _evict(self, rows: int, keep: dict[str, SteeringVector]) -> None:
+        """Make room for `rows` of what nobody holds, longest unused first."""
         victims: list[str] = []
         excess = self._used + rows - self._rows
         for digest, entry in self._entries.items():
@@ -115,40 +108,61 @@ class Residency:
             if not entry.holders and digest not in keep:
                 victims.append(digest)
                 excess -= entry.rows
-        # Gone from the count first: nobody may take what is being unloaded for resident.
-        self._used -= sum(self._entries.pop(digest).rows for digest in victims)
         if victims:
-            await self._loader.unload(victims)
+            entries = [self._entries.pop(digest) for digest in victims]
+            self._used -= sum(entry.rows for entry in entries)
+            self._evicting = asyncio.create_task(self._unload(victims, entries, self._evicting))
+            self._evicting.add_done_callback(_noted)
 
-    def release(self, digests: Sequence[str]) -> None:
-        for digest in digests:
-            self._entries[digest].holders -= 1
+    async def _unload(
+        self, victims: Sequence[str], entries: Sequence[_Entry], before: "asyncio.Task[None] | None"
+    ) -> None:
+        """After all that was begun: a vector may have been evicted, asked for and evicted again."""
+        earlier = [entry.loading for entry in entries] + ([before] if before else [])
+        await asyncio.gather(*map(asyncio.shield, earlier), return_exceptions=True)
+        await self._loader.unload(victims)
+
+    async def _load(self, vector: SteeringVector, evicting: "asyncio.Task[None] | None") -> None:
+        try:
+            if evicting is not None:
+                await asyncio.wait([evicting])
+            await self._loader.load(vector.digest, vector.blob)
+        except BaseException:
+            self._forget(vector.digest)
+            raise
+
+    def _forget(self, digest: str) -> None:
+        """Of a vector that the engine did not take: whoever asks next has it loaded anew."""
+        entry = self._entries.get(digest)
+        if entry is not None and entry.loading is asyncio.current_task():
+            del self._entries[digest]
+            self._used -= entry.rows
+            STEERING_ROWS.set(self._used)
+            self._freed.set()
+
+    def release(self, entries: Sequence[_Entry]) -> None:
+        for entry in entries:
+            entry.holders -= 1
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._wake_soon)
+            self._loop.call_soon_threadsafe(self._freed.set)
 
-    def _wake_soon(self) -> None:
-        self._waking = asyncio.ensure_future(self._wake())
 
-    async def _wake(self) -> None:
-        async with self._freed:
-            self._freed.notify_all()
+def _noted(task: "asyncio.Task[None]") -> None:
+    """Whoever waits for it raises its error; where nobody does, it is no news."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Lease:
     """Releases once, at the latest when it is forgotten: a stream that no one began to read ends so."""
 
-    def __init__(self, residency: Residency, digests: Sequence[str]) -> None:
+    def __init__(self, residency: Residency, entries: Sequence[_Entry]) -> None:
         self._residency: Residency | None = residency
-        self._digests = digests
+        self.entries = entries
 
     def release(self) -> None:
         residency, self._residency = self._residency, None
         if residency is not None:
-            residency.release(self._digests)
+            residency.release(self.entries)
 
     __del__ = release
-
-
-def _give_back(holding: "asyncio.Task[Lease]") -> None:
-    if not holding.cancelled() and holding.exception() is None:
-        holding.result().release()

@@ -144,6 +144,8 @@ class SteeringSpec:
                 raise SpecError("strength", "must be a finite number")
             if not term.low <= term.high:
                 raise SpecError("low", "must not exceed high")
+            if term.gate and not (math.isfinite(term.gate.threshold) and math.isfinite(term.gate.slope)):
+                raise SpecError("gate", "threshold and slope must be finite numbers")
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -178,8 +180,8 @@ class SteeringSpec:
         try:
             data = json.loads(text)
             terms = tuple(_term(item) for item in data["terms"])
-            return cls(terms, str(data.get("trace", "")), data.get("prompt_tokens"))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return cls(terms, str(data.get("trace", "")), _whole(data.get("prompt_tokens")))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, SpecError):
                 raise
             raise SpecError(STEERING_KEY, f"is not an encoded steering spec: {error!r}") from error
@@ -187,6 +189,20 @@ class SteeringSpec:
 
 def _finite(value: object) -> object:
     return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _gate(item: dict[str, Any]) -> Gate:
+    return Gate(
+        kind=GateKind(item["kind"]),
+        vector=str(item["vector"]),
+        threshold=float(item.get("threshold", 0.0)),
+        slope=float(item.get("slope", 1.0)),
+        inverted=bool(item.get("inverted", False)),
+    )
 
 
 def _term(item: dict[str, Any]) -> Term:
@@ -198,8 +214,10 @@ def _term(item: dict[str, Any]) -> Term:
         strength=float(item.get("strength", 1.0)),
         low=-math.inf if item.get("low") is None else float(item["low"]),
         high=math.inf if item.get("high") is None else float(item["high"]),
-        tokens=Tokens(Phase(tokens.get("phase", "all")), tokens.get("start"), tokens.get("end")),
-        gate=gate and Gate(**{**gate, "kind": GateKind(gate["kind"])}),
+        tokens=Tokens(
+            Phase(tokens.get("phase", "all")), _whole(tokens.get("start")), _whole(tokens.get("end"))
+        ),
+        gate=_gate(gate) if gate else None,
     )
 
 
@@ -230,9 +248,15 @@ class CaptureSpec:
 
     @classmethod
     def decode(cls, text: str) -> "CaptureSpec":
-        data = json.loads(text)
-        spans = tuple((int(start), int(end)) for start, end in data["spans"])
-        return cls(str(data["id"]), tuple(map(int, data["layers"])), spans, bool(data["after"]))
+        """Raises SpecError for what `encode` does not write."""
+        try:
+            data = json.loads(text)
+            spans = tuple((int(start), int(end)) for start, end in data["spans"])
+            return cls(str(data["id"]), tuple(map(int, data["layers"])), spans, bool(data["after"]))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            if isinstance(error, SpecError):
+                raise
+            raise SpecError(CAPTURE_KEY, f"is not an encoded capture spec: {error!r}") from error
 
 
 def default_layers(count: int) -> tuple[int, ...]:

@@ -74,7 +74,9 @@ class SteeringVector:
 
     @property
     def norms(self) -> dict[int, float]:
-        return {index: float(np.linalg.norm(layer.direction)) for index, layer in self.layers.items()}
+        # in float32 the squares of large numbers are infinite, and of small ones nought
+        wide = {index: layer.direction.astype(np.float64) for index, layer in self.layers.items()}
+        return {index: float(np.linalg.norm(direction)) for index, direction in wide.items()}
 
     @property
     def rows(self) -> int:

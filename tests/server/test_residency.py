@@ -248,7 +248,6 @@ async def test_a_thousand_vectors_in_turn():
     assert residency._used == table.used <= 8
     assert residency._entries.keys() == table.resident.keys()
     assert not any(entry.holders for entry in residency._entries.values())
-    assert not residency._waiting
 
 
 uses = st.lists(
