@@ -28,7 +28,7 @@ class Engine(Protocol):
     async def capture(
         self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
     ) -> States: ...
-    async def score(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]: ...
+    async def likeliest(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]: ...
     async def load(self, digest: str, blob: bytes) -> None: ...
     async def unload(self, digests: Sequence[str]) -> None: ...
 
@@ -68,7 +68,7 @@ async def self_test(engine: Engine, encode: Encode, norms: NDArray[np.float32], 
         for vector in vectors:
             await engine.load(vector.digest, vector.blob)
         # All in one batch: only rows that differ by their steering are compared.
-        plain, *steered = await asyncio.gather(*(engine.score(tokens, spec) for spec in [None, *specs]))
+        plain, *steered = await asyncio.gather(*(engine.likeliest(tokens, spec) for spec in [None, *specs]))
     except SteersmanError as error:
         raise SelfTestFailed(error.message) from error
     finally:

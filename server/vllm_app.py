@@ -47,7 +47,7 @@ from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_serving import ServedModels, Serving, translated
-from server.vllm_steering import steered
+from server.vllm_steering import prompt_logprobs_kill, steered
 
 logger = logging.getLogger("vllm.steersman")
 
@@ -102,6 +102,7 @@ class SteersmanPlugin:
             keep_alive=float(getattr(args, "sse_keep_alive_interval", 0)),
             steering=studio.steering if isinstance(studio, Studio) else None,
             unsteerable=studio.problem if isinstance(studio, Unsteerable) else None,
+            prompt_logprobs_kill=prompt_logprobs_kill(engine_client.vllm_config),
             ranks=_ranks(engine_client),
         )
         state.steersman = ServerState(

@@ -171,6 +171,9 @@ def _complete(args: Namespace, settings: Settings) -> None:
         sys.exit("--enable-chunked-prefill: on a CPU, vLLM's engine dies of a seeded request's second chunk")
     if current_platform.is_cpu() and not args.steersman_compile:
         args.enforce_eager = True
+    if current_platform.is_cpu() and args.enable_lora:
+        # There, whoever names no adapter gets that of the last slot: keep it empty.
+        args.max_loras = (args.max_loras or 1) + 1
     # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.
     outputs = args.structured_outputs_config
     if outputs.backend == "auto":

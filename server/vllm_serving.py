@@ -126,6 +126,7 @@ class Serving:
     keep_alive: float
     steering: Steering | None
     unsteerable: str | None = None  # why there is no `steering`
+    prompt_logprobs_kill: bool = False
     ranks: int = 1  # data-parallel engines behind this process
 
     async def decode(
@@ -137,6 +138,11 @@ class Serving:
         if request.logprob_token_ids:
             # vLLM 0.32's sampler would answer every request of the batch with this one's tokens.
             raise NotSupported("logprob_token_ids disturbs other requests", param="logprob_token_ids")
+        if self.prompt_logprobs_kill and request.wants_prompt_logprobs:
+            raise NotSupported(
+                "with LoRA enabled, vLLM's CPU engine dies of prompt log-probabilities",
+                param="prompt_logprobs",
+            )
         planned = planned or self.plan(request.asked())
         await self._constrain(request)
         request.plan_as(planned)

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.errors import SteersmanError, Unavailable
+from server.errors import NotSupported, SteersmanError, Unavailable
 from server.steering import Applied, Counted
 from steering.spec import CAPTURE_KEY, STEERING_KEY, CaptureSpec, SteeringSpec
 
@@ -179,11 +180,26 @@ class SteeringEngine:
     async def score(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]:
         """Log-probability in nats of each of `tokens` but the first, steered as `spec` says.
 
-        Raises Unavailable where the worker did not steer it.
+        Raises Unavailable where the worker did not steer it, NotSupported where the engine cannot score.
         """
+        if prompt_logprobs_kill(self._client.vllm_config):
+            raise NotSupported("with LoRA enabled, vLLM's CPU engine dies of scoring a prompt")
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0)
+        scored = (await self._answered(tokens, spec, params)).prompt_logprobs
+        return [step[t].logprob for step, t in zip(scored[1:], tokens[1:], strict=True)]
+
+    async def likeliest(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]:
+        """Log-probabilities in nats of the five likeliest next tokens, best first, steered as `spec` says."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprobs=5)
+        output = await self._answered(tokens, spec, params)
+        return sorted((each.logprob for each in output.outputs[0].logprobs[0].values()), reverse=True)[:5]
+
+    async def _answered(
+        self, tokens: Sequence[int], spec: SteeringSpec | None, params: SamplingParams
+    ) -> RequestOutput:
+        """The last output of one request. Raises Unavailable where the worker did not steer it."""
         if spec is not None:
             spec = replace(spec, trace=secrets.token_hex(8))
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=0)
         prompt: Any = tokens_input(list(tokens))
         token = current_spec.set(spec)
         try:
@@ -192,10 +208,10 @@ class SteeringEngine:
             current_spec.reset(token)
         with _engine_there():
             async for output in outputs:
-                scored = output.prompt_logprobs
+                last = output
         if spec is not None and spec.terms:
             await self.evidence(spec.trace)
-        return [step[t].logprob for step, t in zip(scored[1:], tokens[1:], strict=True)]
+        return last
 
     @property
     def _ranks(self) -> int:
@@ -223,6 +239,11 @@ def _engine_there() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise Unavailable("the engine has stopped", retry_after=5) from error
+
+
+def prompt_logprobs_kill(config: Any) -> bool:
+    """vLLM 0.32 on a CPU with LoRA enabled: its engine does not survive a request with `prompt_logprobs`."""
+    return bool(config.lora_config is not None and current_platform.is_cpu())
 
 
 def _added(parts: Sequence[list[Any]]) -> list[Any]:

@@ -201,6 +201,11 @@ class Planned(AxionicFields, _VllmFields):
                 raise InvalidRequest(f"beam search does not apply `{field}`", param=field)
 
     @property
+    def wants_prompt_logprobs(self) -> bool:
+        echoed = getattr(self, "echo", False) and self.wants_logprobs
+        return self.prompt_logprobs is not None or bool(echoed)
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 

@@ -43,7 +43,7 @@ class Engine:
         for digest in digests:
             self.resident.pop(digest, None)
 
-    async def score(self, tokens, spec):
+    async def likeliest(self, tokens, spec):
         self.scoring += 1
         self.most = max(self.most, self.scoring)
         await asyncio.sleep(0)

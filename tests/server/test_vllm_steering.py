@@ -197,7 +197,7 @@ class Client:
         self.sent = Sent()
         self.generate = self.sent.generate
         parallel = SimpleNamespace(data_parallel_size=engines)
-        self.vllm_config = SimpleNamespace(parallel_config=parallel)
+        self.vllm_config = SimpleNamespace(parallel_config=parallel, lora_config=None)
         self.engine_core = SimpleNamespace()
         if engines > 1:
             self.engine_core.call_utility_all_async = self._all
