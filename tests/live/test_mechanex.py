@@ -224,7 +224,7 @@ def test_an_invalid_key_is_an_authentication_error(mx):
         ({"json_schema": {"type": "nonsense"}}, "json_schema"),
         ({"regex_pattern": "(a"}, "regex_pattern"),
         ({"grammar": "root ::= nowhere"}, "grammar"),
-        ({"steering_preset": "brevity"}, "steering"),
+        ({"steering_preset": "kindness"}, "unknown preset 'kindness'"),
         ({"code_unit_tests": ["assert True"]}, "code_unit_tests"),
     ],
 )
