@@ -4,7 +4,7 @@ A preset's vector is scaled so that strength 1 is the safe strength: as far as n
 """
 
 import asyncio
-from collections import defaultdict
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -21,6 +21,8 @@ from server.vectors import VectorRecord, Vectors
 from steering.spec import SteeringSpec, Term
 from steering.train.pairs import Pair, encoded, read_jsonl
 from steering.vector import SteeringVector
+
+logger = logging.getLogger(__name__)
 
 TRAINING_PAIRS = 64  # the others of a shipped set are held out
 SAFE_COST = 0.25  # nats per token that neutral text may lose at strength 1
@@ -39,7 +41,7 @@ class Presets:
     def __init__(self, vectors: Vectors, trainer: Trainer, engine: Engine, residency: Residency) -> None:
         self._vectors, self._trainer = vectors, trainer
         self._engine, self._residency = engine, residency
-        self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._making: dict[str, asyncio.Task[VectorRecord]] = {}
 
     async def vector(self, preset: str, account_id: str) -> VectorRecord:
         """The preset's vector for the served model, made now if need be, which takes seconds.
@@ -48,17 +50,32 @@ class Presets:
         has no vector at all.
         """
         _require_vector(preset)
-        owner = account_id if preset == OWN_EXAMPLES else None
-        async with self._building[preset]:
-            known = await self._vectors.preset(preset, self._trainer.model.fingerprint, owner)
-            if known is not None:
-                return known
-            if owner is not None:
-                raise InvalidRequest(
-                    f"{preset} is made from your own examples: send them to POST /steering/presets/{preset}",
-                    param="steering_preset",
-                )
-            return await self.build(preset, shipped(preset), None)
+        if preset == OWN_EXAMPLES:
+            return await self._own(preset, account_id)
+        making = self._making.get(preset)
+        if making is None:
+            making = self._making[preset] = asyncio.create_task(self._shared(preset))
+            making.add_done_callback(lambda done: self._made(preset, done))
+        # It takes longer than some clients wait: whoever leaves must not begin anew next time.
+        return await asyncio.shield(making)
+
+    def _made(self, preset: str, making: "asyncio.Task[VectorRecord]") -> None:
+        del self._making[preset]
+        if not making.cancelled() and (error := making.exception()):
+            logger.warning("The preset %s could not be made: %s", preset, error)
+
+    async def _shared(self, preset: str) -> VectorRecord:
+        known = await self._vectors.preset(preset, self._trainer.model.fingerprint, None)
+        return known or await self.build(preset, shipped(preset), None)
+
+    async def _own(self, preset: str, account_id: str) -> VectorRecord:
+        known = await self._vectors.preset(preset, self._trainer.model.fingerprint, account_id)
+        if known is None:
+            raise InvalidRequest(
+                f"{preset} is made from your own examples: send them to POST /steering/presets/{preset}",
+                param="steering_preset",
+            )
+        return known
 
     async def build(self, preset: str, pairs: Sequence[Pair], account_id: str | None) -> VectorRecord:
         """Train on the first pairs, choose layer and strength by the others, store. Raises InvalidRequest."""

@@ -192,3 +192,16 @@ async def test_a_preset_of_constraints_has_no_vector(vectors):
     ):
         with pytest.raises(InvalidRequest, match="json_compliance has no vector"):
             await attempt
+
+
+async def test_a_build_outlives_whoever_asked_first(vectors):
+    """A client that gives up waiting does not stop it: the next one finds the vector made, or being made."""
+    presets = opened(vectors, Engine())
+    first = asyncio.create_task(presets.vector("brevity", "someone"))
+    await asyncio.sleep(0)
+    (making,) = presets._making.values()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not making.cancelled()
+    assert (await presets.vector("brevity", "another")).id == (await making).id
