@@ -196,8 +196,8 @@ async def test_a_preset_of_constraints_has_no_vector(vectors):
 
 async def test_a_build_outlives_whoever_asked_first(vectors):
     """A client that gives up waiting does not stop it: the next one finds the vector made, or being made."""
-    presets = opened(vectors, Engine())
-    first = asyncio.create_task(presets.vector("brevity", "someone"))
+    presets = opened(vectors, Engine(best=BEST, cost=linear))
+    first = asyncio.create_task(presets.vector("brevity", DEFAULT_ACCOUNT))
     await asyncio.sleep(0)
     (making,) = presets._making.values()
     first.cancel()
