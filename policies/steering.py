@@ -193,8 +193,8 @@ def _gate(
     if entry.gate is None:
         if not own.probes or entry.operation is not None:
             return None
-        if own.latents:  # asas: in full up to 12 % probability of the trait, not at all from 88 % on
-            return Gate(GateKind.RAMP, own.digest, threshold=2.0, slope=0.25)
+        if own.latents:  # asas: in full where the trait is missing, not at all where it is there
+            return Gate(GateKind.RAMP, own.digest, threshold=1.0, slope=0.5)
         # steering-perceptrons: add where the trait is missing, take away where it is there
         return Gate(GateKind.PROBE, own.digest, inverted=strength > 0)
     read = tested or own
