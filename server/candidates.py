@@ -5,12 +5,13 @@ of their own: in the same batch, sharing the prompt's prefix cache. This module 
 responses through the few attributes below and knows no engine.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from policies.vote import Candidate, majority
+from server.together import together
 
 R = TypeVar("R")
 
@@ -30,12 +31,8 @@ async def gather(calls: Sequence[Callable[[], Awaitable[R]]], firsts: Sequence[b
 
     `firsts` marks the calls whose prompt counts as used; the others share it.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_run(call, first)) for call, first in zip(calls, firsts, strict=True)]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+    runs = [partial(_run, call, first) for call, first in zip(calls, firsts, strict=True)]
+    return await together(runs, at_once=len(runs))
 
 
 async def _run(call: Callable[[], Awaitable[R]], first: bool) -> R:

@@ -1,14 +1,15 @@
 """How well a vector works: what it does to the margin between answers, and what it costs on neutral text."""
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.together import together
 from steering.spec import SteeringSpec
 from steering.train.pairs import Answer, EncodedPair
 
@@ -44,18 +45,17 @@ async def effect(
     strength: float,
 ) -> Effect:
     """Score both answers of every pair and the neutral texts under `spec`."""
-    slots = asyncio.Semaphore(_CONCURRENT)
 
     async def scored(tokens: Sequence[int], start: int) -> float:
-        async with slots:
-            return float(np.mean((await engine.score(tokens, spec))[start:]))
+        return float(np.mean((await engine.score(tokens, spec))[start:]))
 
     async def answered(answer: Answer | None) -> float:
         assert answer is not None
         return await scored(answer.tokens[: answer.end + 1], answer.start)
 
     texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
-    scores = await asyncio.gather(*(answered(text) for text in texts), *(scored(ids, 0) for ids in neutral))
+    calls = [*(partial(answered, text) for text in texts), *(partial(scored, ids, 0) for ids in neutral)]
+    scores = await together(calls, _CONCURRENT)
     positive, negative = np.array(scores[: len(pairs)]), np.array(scores[len(pairs) : 2 * len(pairs)])
     lost = -float(np.mean(scores[2 * len(pairs) :])) if neutral else math.nan
     return Effect(strength, positive - negative, lost)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from server.errors import InvalidRequest
 from server.steering import SteeredModel
+from server.together import together
 from server.vectors import NewVector
 from steering.spec import MAX_SPANS, SpecError, checked_layers, default_layers
 from steering.train import few_shot, perceptron, sparse
@@ -215,22 +217,17 @@ class Trainer:
             raise ValueError(
                 f"a prompt with its answer has {longest} tokens; this model takes at most {self.max_tokens}"
             )
-        slots, done = asyncio.Semaphore(_CONCURRENT), 0
+        done = 0
 
         async def one(answer: Answer, wanted: Sequence[tuple[int, int]]) -> Array:
             nonlocal done
-            async with slots:
-                states = await self.engine.capture(answer.tokens, wanted, layers)
+            states = await self.engine.capture(answer.tokens, wanted, layers)
             done += 1
             await progress({"stage": "states", "done": done, "total": len(answers)})
             return states.means
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(*each)) for each in zip(answers, spans, strict=True)]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from failures  # a client is told by its type
-        return [task.result() for task in tasks]
+        calls = [partial(one, *each) for each in zip(answers, spans, strict=True)]
+        return await together(calls, _CONCURRENT)
 
     async def _optimised(
         self, request: TrainRequest, pairs: tuple[Pair, ...], layers: tuple[int, ...], progress: Progress

@@ -49,7 +49,7 @@ class Workshop:
                     continue
             except Unavailable:
                 logger.warning("The database is away; a job at hand begins anew when it is back")
-            except Exception:
+            except Exception:  # whatever one job does, the next one must be run
                 logger.exception("A job could not be run; others are")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._submitted.wait(), _IDLE_SECONDS)
@@ -101,7 +101,7 @@ class Workshop:
             await asyncio.sleep(_IDLE_SECONDS)
         except (SteersmanError, ValidationError) as error:
             await self._jobs.finish(job.id, self._owner, error=str(error))
-        except Exception:
+        except Exception:  # a training method's own fault: told as such, with its traceback here
             logger.exception("Job %s failed", job.id)
             await self._jobs.finish(job.id, self._owner, error=INTERNAL)
         else:

@@ -71,7 +71,7 @@ class GraphPass:
         self._captures = _Captures(bank, layers, capture_lines or MAX_SPANS * layers)
         self._slot_of_token = _TokenMap(max_tokens, bank.device)
         self._reading_of_token = _TokenMap(max_tokens, bank.device)
-        self._copied = torch.cuda.Event() if bank.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied = torch.cuda.Event() if bank.device.type == "cuda" else None
         self._seen: set[tuple[object, ...]] = set()
         self.live: frozenset[int] = frozenset()
 

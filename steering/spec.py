@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -155,9 +156,7 @@ class SteeringSpec:
 
     def fingerprint(self) -> str:
         """SHA-256 over what decides the states: the same for the same effect, whoever asks for it."""
-        terms = [asdict(term) for term in self.terms]
-        text = json.dumps([SCHEMA_VERSION, terms], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _fingerprint(self.terms)
 
     def cache_salt(self, callers: str | None, prompt_tokens: int = 0) -> str:
         """Separates the prefix-cache blocks of this request from all that are steered otherwise, or not.
@@ -185,6 +184,12 @@ class SteeringSpec:
             if isinstance(error, SpecError):
                 raise
             raise SpecError(STEERING_KEY, f"is not an encoded steering spec: {error!r}") from error
+
+
+@lru_cache(maxsize=256)  # a request asks for it with its salt, its headers and its evidence
+def _fingerprint(terms: tuple[Term, ...]) -> str:
+    text = json.dumps([SCHEMA_VERSION, [asdict(term) for term in terms]], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finite(value: object) -> object:

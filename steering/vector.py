@@ -72,7 +72,7 @@ class SteeringVector:
     def width(self) -> int:
         return len(next(iter(self.layers.values())).direction)
 
-    @property
+    @cached_property
     def norms(self) -> dict[int, float]:
         # in float32 the squares of large numbers are infinite, and of small ones nought
         wide = {index: layer.direction.astype(np.float64) for index, layer in self.layers.items()}

@@ -93,7 +93,7 @@ def _descend(x: Tensor, latents: int, active: int, options: Options) -> tuple[Te
         loss = (rows - offset - codes @ write).square().sum(dim=1).mean() / x.shape[1]
         adam.param_groups[0]["lr"] = options.lr * (1.0 - step / options.steps)
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         with torch.no_grad():
             write.copy_(_unit(write))

@@ -42,10 +42,10 @@ def fit(rows: Wide, targets: Wide, weights: Wide, l2: float) -> Logistic:
         scores = x @ parameters[:-1] + parameters[-1]
         surprisal = torch.nn.functional.softplus(scores) - y * scores
         value = (importance * surprisal).sum() + 0.5 * l2 * parameters[:-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     found = parameters.detach().numpy()
     return Logistic(found[:-1].copy(), float(found[-1]))
 

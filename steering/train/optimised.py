@@ -125,10 +125,10 @@ class Objective:
                 with torch.set_grad_enabled(grad):
                     loss = self._loss(tail.logits(leaf[rows]), batch, rows)
                 if grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                 total += float(loss.detach())
             if grad:
-                hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+                hidden.backward(leaf.grad)
         return total
 
     def _parts(self, count: int) -> list[slice]:
@@ -165,7 +165,7 @@ class _LogProb(torch.autograd.Function):
 
 
 def _log_prob(logits: Tensor, targets: Tensor, coldness: float) -> Tensor:
-    log_p: Tensor = _LogProb.apply(logits, targets, coldness)  # type: ignore[no-untyped-call]
+    log_p: Tensor = _LogProb.apply(logits, targets, coldness)  # type: ignore[no-untyped-call]  # our own class
     return log_p
 
 

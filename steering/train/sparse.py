@@ -160,7 +160,7 @@ def _refined(offset: _Wide, write: Array, above: _Wide, below: _Wide, options: O
     for _ in range(options.refine_steps):
         adam.zero_grad()
         loss = torch.nn.functional.softplus(-sides * (states @ direction()) / spread).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
     with torch.no_grad():
         ratio *= length / (scale * (ratio @ rows).norm())
