@@ -26,5 +26,7 @@ fmt: install ## format, and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install ## measure the running stack against stock vLLM
+bench: install ## measure the running stack against stock vLLM (an hour; ARGS="--rounds 3" for less)
 	@$(BIN)/python tests/bench/serve.py $(ARGS)
+	@$(BIN)/python tests/bench/steering.py $(ARGS)
+	@$(BIN)/python tests/bench/steering.py --compile $(ARGS)

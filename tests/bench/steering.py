@@ -82,14 +82,15 @@ async def _measure(
     for concurrency in args.concurrency:  # once for warming up
         for served in (stock, ours):
             await _load(served, [{}], concurrency, config, 0)
+    seeds = itertools.count(1)  # no prompt comes twice, so that none is found in a prefix cache
     for case in _cases(config, vectors):
         for concurrency in args.concurrency:
             pairs = []
-            for number in range(args.rounds):
+            for number, seed in zip(range(args.rounds), seeds, strict=False):
                 turns = [(stock, [{}]), (ours, case.bodies)]
                 speeds = {}
                 for served, bodies in turns if number % 2 else reversed(turns):
-                    speeds[served.name] = await _load(served, bodies, concurrency, config, number + 1)
+                    speeds[served.name] = await _load(served, bodies, concurrency, config, seed)
                 pairs.append((speeds[stock.name], speeds[ours.name]))
             ratios = [mine / theirs for theirs, mine in pairs]
             spread = f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f}–{max(ratios):.3f})"
@@ -151,7 +152,7 @@ async def _making(ours: Served, config: dict[str, Any], vectors: Sequence[str]) 
         "negative_answers": [pair["negative_answer"] for pair in pairs],
     }
     headers = {"authorization": f"Bearer {ours.key}", "accept": "application/json"}
-    serving = asyncio.create_task(_load(ours, [{"steering_vector_id": vectors[0]}], 8, config, 99))
+    serving = asyncio.create_task(_load(ours, [{"steering_vector_id": vectors[0]}], 8, config, -1))
     async with httpx.AsyncClient(base_url=ours.url, headers=headers, timeout=600) as http:
         started = time.perf_counter()
         (await http.post("/steering/generate", json=body)).raise_for_status()
