@@ -34,34 +34,38 @@ def decoder_blocks(model: nn.Module, count: int) -> dict[int, nn.Module]:
     return {index: block for index, block in blocks if type(block).__name__ != "PPMissingLayer"}
 
 
-def wrap(block: nn.Module, layer: int, apply: Apply) -> None:
-    """Call `apply` on what leaves `block`, from now on."""
+def wrap(block: nn.Module, layer: int, apply: Apply, unread: dict[int, str]) -> None:
+    """Call `apply` on what leaves `block`, from now on.
+
+    Where that is no state, the block is left to itself, and `unread` gets the type of what it returned.
+    """
     forward = block.forward
 
     def steered(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        hidden, residual = residual_stream(output)
-        apply(hidden, residual, layer)
+        stream = residual_stream(output)
+        if stream is None:
+            unread[layer] = type(output).__name__
+        else:
+            apply(*stream, layer)
         return output
 
     block.forward = steered
 
 
-def residual_stream(output: Any) -> tuple[Tensor, Tensor | None]:
-    """The two addends that a block returns, or the one, as `[tokens, hidden]` views.
-
-    Raises UnsteerableError for anything else.
-    """
+def residual_stream(output: Any) -> tuple[Tensor, Tensor | None] | None:
+    """What a block returns, one addend or two, as `[tokens, hidden]` views; None where it is neither."""
     parts = output if isinstance(output, tuple) else (output,)
     hidden, residual = (*parts, None, None)[:2]
-    if isinstance(hidden, Tensor) and hidden.dim() in (2, 3):
-        if residual is None:
-            return _rows(hidden), None
-        if isinstance(residual, Tensor) and residual.shape == hidden.shape:
-            return _rows(hidden), _rows(residual)
-    raise UnsteerableError(f"a decoder block returns {type(output).__name__}, not its hidden states")
+    # Transformers' own models, which vLLM runs for want of its own, count batches: all is one.
+    if not isinstance(hidden, Tensor) or (hidden.dim() != 2 and (hidden.dim() != 3 or len(hidden) != 1)):
+        return None
+    if residual is None:
+        return _rows(hidden), None
+    if isinstance(residual, Tensor) and residual.shape == hidden.shape:
+        return _rows(hidden), _rows(residual)
+    return None
 
 
 def _rows(x: Tensor) -> Tensor:
-    # Transformers' own models, which vLLM runs for want of its own, count batches: all is one.
     return x[0] if x.dim() == 3 else x

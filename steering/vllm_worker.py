@@ -81,6 +81,8 @@ class SteeringWorker(VllmWorker):
         """None, or why the vector was not loaded. Every rank must come to the same."""
         if self._steering is None:
             return self._unsteerable
+        if self._steering.problem:
+            return self._steering.problem
         try:
             self._steering.table.sweep(self._steering.batch.vectors)
             self._steering.table.load(digest, blob, self._steering.count, owner)
@@ -133,11 +135,12 @@ class _Steering:
         self.table = VectorTable(rows, self.width, device)
         self.batch = Batch(self.table)
         self._fingerprint = _fingerprint(blocks, self.count, self.width)
+        self._unread: dict[int, str] = {}
         self.passing = self._make_pass(config, device)
         _pass = self.passing
         eager = config.compilation_config.mode == CompilationMode.NONE
         for layer, block in blocks.items():
-            wrap(block, layer, self.passing if eager else torch.ops.steersman.steer)
+            wrap(block, layer, self.passing if eager else torch.ops.steersman.steer, self._unread)
         self._hook(runner)
 
     def _make_pass(self, config: VllmConfig, device: torch.device) -> TorchPass | GraphPass:
@@ -151,9 +154,16 @@ class _Steering:
             max_requests=scheduler.max_num_seqs,
         )
 
+    @property
+    def problem(self) -> str | None:
+        """Known after the first forward pass, which vLLM makes at start."""
+        for layer, returned in self._unread.items():
+            return f"decoder block {layer} returns {returned}, not its hidden states"
+        return None
+
     def facts(self) -> dict[str, Any]:
         return {
-            "problem": None,
+            "problem": self.problem,
             "layers": self.count,
             "width": self.width,
             "fingerprint": self._fingerprint,
@@ -188,6 +198,9 @@ class _Steering:
 
     def _admit(self, new: Any) -> None:
         extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
+        if self.problem and not extra.keys().isdisjoint((STEERING_KEY, CAPTURE_KEY)):
+            logger.error("Request %s runs unsteered: %s", new.req_id, self.problem)
+            return
         try:
             if STEERING_KEY in extra:
                 spec = SteeringSpec.decode(extra[STEERING_KEY])

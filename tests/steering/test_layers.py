@@ -94,13 +94,21 @@ def test_transformers_batches_are_rows(pair):
         (X, "residual"),
         torch.ones(2),
         torch.ones(1, 1, 1, 1),
+        torch.ones(2, 4, 2),
     ],
     ids=str,
 )
-def test_anything_else_is_refused(output):
-    """A block that returns what nobody foresaw cannot be steered, and says so."""
-    with pytest.raises(UnsteerableError):
-        residual_stream(output)
+def test_anything_else_is_left_alone(output):
+    """A block that returns what nobody foresaw runs as it did, and what it returned is noted."""
+
+    class Block(nn.Module):
+        def forward(self):
+            return output
+
+    block, unread = Block(), {}
+    wrap(block, 7, lambda *_: pytest.fail("there is no state"), unread)
+    assert block() is output
+    assert unread == {7: type(output).__name__}
 
 
 @pytest.mark.parametrize("residual", [None, R])
@@ -117,7 +125,7 @@ def test_a_wrapped_block_lets_its_output_be_changed(residual):
         seen.append((second, layer))
         hidden += 10
 
-    wrap(block, 5, apply)
+    wrap(block, 5, apply, {})
     output = block(X, shift=1.0)
     hidden = output if residual is None else output[0]
     assert torch.equal(hidden, X + 11)
