@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Text,
     and_,
+    delete,
     insert,
     or_,
     select,
@@ -27,6 +28,7 @@ from server.errors import Conflict, NotFound
 from server.store import Moment, Table, require_account
 
 LEASE = timedelta(seconds=30)
+KEPT = timedelta(days=30)  # after its end a job can be looked up for so long
 MAX_ATTEMPTS = 3  # a job that ends every process it runs in is not given to a fourth
 
 
@@ -106,8 +108,10 @@ class Jobs:
     ) -> str:
         """Returns the id. With a fingerprint only a server of that model claims it. Raises NotFound."""
         job_id = str(uuid.uuid4())
+        now = datetime.now(UTC)
         async with self._database.writing(alone=True) as connection:
             await require_account(connection, account_id)
+            await connection.execute(delete(JobRow).where(JobRow.finished_at < now - KEPT))
             await connection.execute(
                 insert(JobRow).values(
                     id=job_id,
@@ -116,7 +120,7 @@ class Jobs:
                     model_fingerprint=model_fingerprint,
                     request=dict(request),
                     status=Status.QUEUED,
-                    created_at=datetime.now(UTC),
+                    created_at=now,
                 )
             )
         return job_id

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,7 @@ KIND = "vector"
 INTERNAL = "internal error; the server's log has the details"
 _IDLE_SECONDS = 2.0  # between looks at the queue: another process may have filled it, or died
 _BEAT_SECONDS = 5.0
+_MAX_TRIES = 8  # of a job that finds the engine away or full, each after twice the wait: four minutes
 _PROGRESS_SECONDS = 0.5
 
 
@@ -29,6 +31,7 @@ class Workshop:
         self._jobs, self._vectors, self._trainer = jobs, vectors, trainer
         self._owner = str(uuid.uuid4())
         self._submitted = asyncio.Event()
+        self._tries: Counter[str] = Counter()  # by job, of those that found the engine unavailable
 
     async def submit(self, request: TrainRequest, account_id: str) -> str:
         """Returns the job's id. Raises InvalidRequest for what could not succeed."""
@@ -96,9 +99,14 @@ class Workshop:
         except asyncio.CancelledError:
             logger.info("Job %s was cancelled", job.id)
         except Unavailable as error:  # of the engine, which stops, or is full: another attempt may do
+            self._tries[job.id] += 1
+            if self._tries[job.id] >= _MAX_TRIES:
+                del self._tries[job.id]
+                await self._jobs.finish(job.id, self._owner, error=f"given up: {error}")
+                return
             logger.warning("Job %s goes back into the queue: %s", job.id, error)
             await self._jobs.release(job.id, self._owner)
-            await asyncio.sleep(_IDLE_SECONDS)
+            await asyncio.sleep(_IDLE_SECONDS * 2 ** (self._tries[job.id] - 1))
         except (SteersmanError, ValidationError) as error:
             await self._jobs.finish(job.id, self._owner, error=str(error))
         except Exception:  # a training method's own fault: told as such, with its traceback here

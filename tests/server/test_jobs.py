@@ -8,7 +8,7 @@ from sqlalchemy import update
 
 from server.database import Database
 from server.errors import Conflict, NotFound
-from server.jobs import LEASE, MAX_ATTEMPTS, JobRow, Jobs, Status
+from server.jobs import KEPT, LEASE, MAX_ATTEMPTS, JobRow, Jobs, Status
 from server.store import DEFAULT_ACCOUNT
 
 REQUEST = {"prompts": ["p"], "method": "caa"}
@@ -190,6 +190,20 @@ async def test_jobs_of_other_accounts_are_out_of_reach(jobs):
     assert await status(jobs, job_id) is Status.QUEUED
     with pytest.raises(NotFound, match="account 'nobody'"):
         await jobs.submit("nobody", "caa", REQUEST)
+
+
+async def test_ended_jobs_go_after_a_month(jobs):
+    """When the next one comes; what ended lately and what still waits stays, however old."""
+    old, late, waiting = [await submit(jobs) for _ in range(3)]
+    for job in (old, late):
+        await jobs.claim("me")
+        await jobs.finish(job, "me", error="x")
+    async with jobs._database.writing() as connection:
+        long_ago = datetime.now(UTC) - 2 * KEPT
+        await connection.execute(update(JobRow).values(created_at=long_ago))
+        await connection.execute(update(JobRow).where(JobRow.id == old).values(finished_at=long_ago))
+    new = await submit(jobs)
+    assert {job.id for job in await jobs.list(None)} == {late, waiting, new}
 
 
 def test_a_status_knows_whether_it_is_the_last():

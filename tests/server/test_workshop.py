@@ -303,6 +303,21 @@ async def test_a_job_whose_engine_is_away_waits_for_it(made, caplog):
         assert (await ended(jobs, job)).status is Status.COMPLETE
 
 
+async def test_a_job_whose_engine_stays_away_is_given_up(made, monkeypatch):
+    """After a number of tries it ends with the engine's reason, and the next job has its turn."""
+    monkeypatch.setattr(workshop, "_IDLE_SECONDS", 0.001)
+    jobs, vectors = made
+    trainer = Trainer(failure=Unavailable("all steering table rows are in use"))
+    shop = Workshop(jobs, vectors, trainer)
+    first, second = [await shop.submit(REQUEST, DEFAULT_ACCOUNT) for _ in range(2)]
+    async with running(shop):
+        for job in (first, second):
+            record = await ended(jobs, job)
+            assert record.status is Status.ERROR
+            assert record.error == "given up: all steering table rows are in use"
+    assert len(trainer.started) == 2 * workshop._MAX_TRIES
+
+
 class Away:
     """Jobs whose database is away for the calls named in `failing`."""
 
