@@ -225,15 +225,15 @@ class Serving:
 
     async def _siblings(self, request: Decodable, raw: Request, planned: Plan) -> Any:
         """One group per prompt: its candidates sit in the same batch and know each other."""
-        asked = [
-            request.candidate(Seat(group, slot, planned.candidates), **prompt)
-            for group, prompt in ((fresh_group(), prompt) for prompt in request.prompts())
-            for slot in range(planned.candidates)
-        ]
-        firsts = [slot % planned.candidates == 0 for slot in range(len(asked))]
-        results = await candidates.gather(
-            [functools.partial(self._create, one, raw) for one in asked], firsts
-        )
+        calls = []
+        for prompt in request.prompts():
+            group = fresh_group()
+            pinned = self._pinned(raw, group)
+            for slot in range(planned.candidates):
+                one = request.candidate(Seat(group, slot, planned.candidates), **prompt)
+                calls.append(functools.partial(self._create, one, pinned))
+        firsts = [index % planned.candidates == 0 for index in range(len(calls))]
+        results = await candidates.gather(calls, firsts)
         if request.stream:
             return streams.interleave(results, firsts, include_usage=request.include_usage)
         return candidates.merge(results, firsts)
@@ -257,8 +257,9 @@ class Serving:
             for slot in range(count)
         ]
         firsts = [slot == 0 for slot in range(count)]
+        pinned = self._pinned(raw, group)
         responses = await candidates.gather(
-            [functools.partial(self._create, one, raw) for one in asked], firsts
+            [functools.partial(self._create, one, pinned) for one in asked], firsts
         )
         if planned.choose is Choose.VOTE:
             return candidates.vote(responses)
