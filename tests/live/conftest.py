@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 
+from tests.live.steered import noise, pairs_body, upload
+
 ADMITTED = 32  # requests at once; the engine batches up to 64
 
 
@@ -73,3 +75,15 @@ async def http(server) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture(scope="session")
 def ask(client, http) -> Asking:
     return Asking(client, http)
+
+
+@pytest.fixture(scope="session")
+def vector(client) -> str:
+    """The id of a stored vector that moves every log-probability."""
+    return upload(client, noise(1), name="noise")
+
+
+@pytest.fixture(scope="session")
+def trained(ask) -> str:
+    """The id of a CAA vector at its default layers, from 16 pairs."""
+    return ask.ok("/steering/generate", **pairs_body(16, method="caa", name="tone"))["steering_vector_id"]

@@ -112,11 +112,24 @@ def chat(client, **fields):
     return response.json()
 
 
+def content(answer):
+    return answer["choices"][0]["message"]["content"]
+
+
 def running(client):
     text = client.get("/metrics").text
     lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
     assert lines
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def finished(client):
+    """Requests that each data-parallel rank has ended."""
+    counts = {"0": 0.0, "1": 0.0}
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith("vllm:request_success_total{"):
+            counts[re.search(r'engine="(\d)"', line)[1]] += float(line.rsplit(" ", 1)[1])
+    return list(counts.values())
 
 
 def wait_for(condition, seconds):
@@ -177,13 +190,17 @@ def check_disconnects(client):
 
 def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path):
     """Abandoned requests leave the engine; SIGTERM lets a short stream end and cuts a long one at the
-    limit; both exit 0. The second start with the same data shows no key, and takes the old one.
+    limit; both exit 0. The second start with the same data shows no key, takes the old one, and steers by
+    the vectors of the first.
     """
     with serving(tmp_path, max_model_len=8192) as (live, client):
         key = live.key
+        vector = client.post("/steering/vectors", json={"vector": {"1": [0.5, -0.5] * 32}}).json()["id"]
+        steered = content(chat(client, max_tokens=12, steering_vector_id=vector))
+        assert steered != content(chat(client, max_tokens=12))
         check_disconnects(client)
         started = time.monotonic()
-        whole = chat(client, max_tokens=300)["choices"][0]["message"]["content"]
+        whole = content(chat(client, max_tokens=300))
         assert time.monotonic() - started < LIMIT, "too slow a machine for what follows"
         stream = Reading(client, max_tokens=300)
         live.process.send_signal(signal.SIGTERM)
@@ -197,6 +214,7 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         assert "shown once" not in live.log.read_text()
         assert key not in live.log.read_text()
         assert client.get("/auth/whoami").status_code == 200
+        assert content(chat(client, max_tokens=12, steering_vector_id=vector)) == steered
         stream = Reading(client, max_tokens=8000)
         live.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
@@ -212,14 +230,13 @@ def check_adapter(client):
     assert client.get("/v1/models/tuned").json()["id"] == "tuned"
     base, tuned = (chat(client, model=name, max_tokens=12) for name in ("tiny", "tuned"))
     assert (base["model"], tuned["model"]) == ("tiny", "tuned")
-    assert base["choices"][0]["message"]["content"] != tuned["choices"][0]["message"]["content"]
+    assert content(base) != content(tuned)
     stream = Reading(client, model="tuned", max_tokens=12)
     stream.join(30)
     assert {json.loads(line)["model"] for line in stream.lines[:-1]} == {"tuned"}
     both = {"sampling_method": "ensemble-sampling", "ensemble_models": ["tiny", "tuned"]}
     voted = chat(client, max_tokens=12, **both)
-    texts = [answer["choices"][0]["message"]["content"] for answer in (base, tuned)]
-    assert voted["choices"][0]["message"]["content"] in texts
+    assert content(voted) in (content(base), content(tuned))
     assert voted["usage"]["completion_tokens"] == 24
 
 
@@ -363,7 +380,11 @@ def test_two_data_parallel_ranks_serve_every_method(serving, tmp_path):
         first = chat(client, max_tokens=16)["choices"][0]["message"]["content"]
         for _ in range(3):
             assert chat(client, max_tokens=16)["choices"][0]["message"]["content"] == first
+        before = finished(client)
         siblings = chat(client, sampling_method="ads", n=3, temperature=1, max_tokens=6)
         assert siblings["usage"]["completion_tokens"] == 18
+        assert wait_for(lambda: sum(finished(client)) == sum(before) + 3, 10)
+        apart = [after - count for after, count in zip(finished(client), before, strict=True)]
+        assert sorted(apart) == [0, 3], "siblings on another rank would not see each other"
         guided = client.post(CHAT, json={"messages": MESSAGES, "regex_pattern": "a{3}b", "max_tokens": 9})
         assert guided.json()["choices"][0]["message"]["content"] == "aaab"

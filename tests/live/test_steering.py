@@ -5,72 +5,14 @@ The server runs in float32, so log-probabilities are compared closely.
 
 import asyncio
 import json
-import math
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from tests.live.steered import CHAT, COMPLETIONS, WIDTH, differ, logprobs, noise, scored, upload
+
 pytestmark = pytest.mark.engine
-
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-LAYERS, WIDTH = 30, 576
-PAIRS = [
-    json.loads(line)
-    for line in (Path(__file__).parents[2] / "steering/presets/tone_control.jsonl").read_text().splitlines()
-]
-
-
-def noise(seed, layers=(12,), scale=1.0):
-    """An inline vector that moves log-probabilities well beyond rounding and stays below the safe dose."""
-    draw = np.random.default_rng(seed)
-    return {str(layer): (draw.standard_normal(WIDTH) * scale).round(4).tolist() for layer in layers}
-
-
-def upload(client, vector, **fields):
-    response = client.post("/steering/vectors", json={"vector": vector, **fields})
-    assert response.status_code == 200, response.text
-    return response.json()["id"]
-
-
-def pairs_body(count=8, start=0, **fields):
-    chosen = PAIRS[start : start + count]
-    return {
-        "prompts": [pair["prompt"] for pair in chosen],
-        "positive_answers": [pair["positive_answer"] for pair in chosen],
-        "negative_answers": [pair["negative_answer"] for pair in chosen],
-        **fields,
-    }
-
-
-@pytest.fixture(scope="module")
-def vector(client):
-    return upload(client, noise(1), name="noise")
-
-
-@pytest.fixture(scope="module")
-def trained(ask):
-    """A CAA vector at its default layers, from 16 pairs."""
-    return ask.ok("/steering/generate", **pairs_body(16, method="caa", name="tone"))["steering_vector_id"]
-
-
-def logprobs(answer):
-    return answer["choices"][0]["logprobs"]["token_logprobs"]
-
-
-def scored(ask, prompt="The weather in the mountains", **fields):
-    """Log-probabilities of prompt and continuation, and what was applied."""
-    answer = ask.ok(
-        COMPLETIONS,
-        prompt=prompt,
-        **{"max_tokens": 8, "temperature": 0, "logprobs": 0, "echo": True, "ignore_eos": True, **fields},
-    )
-    return logprobs(answer)[1:], answer["steersman"].get("steering")
-
-
-def differ(a, b):
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def test_the_answer_says_what_was_applied(ask, vector):
@@ -276,86 +218,6 @@ def test_a_high_dose_carries_a_warning(ask):
     assert response.headers["x-steersman-steering"] == steering["fingerprint"]
 
 
-def test_training_reports_progress_and_can_be_looked_up(client, ask):
-    """Events until the id; the job and the vector stay afterwards, with what training found out."""
-    body = pairs_body(6, 20, name="formal", layer_idxs=[10, 12])
-    with client.stream("POST", "/steering/generate", json=body) as response:
-        job = response.headers["x-steersman-job"]
-        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
-    assert events[-1]["status"] == "complete"
-    identity = events[-1]["result"]["steering_vector_id"]
-    assert client.get(f"/steering/jobs/{job}").json()["status"] == "complete"
-    found = client.get(f"/steering/vectors/{identity}").json()
-    assert (found["method"], found["layers"], found["name"]) == ("caa", [10, 12], "formal")
-    assert found["evidence"]["10"]["auroc"] > 0.8
-    downloaded = client.get(f"/steering/vectors/{identity}/download").json()
-    assert {key: len(row) for key, row in downloaded.items()} == {"10": WIDTH, "12": WIDTH}
-
-
-def test_a_job_outlives_its_client(client):
-    """A client that goes away at once still gets its vector, by looking the job up."""
-    body = pairs_body(6, 30, background=True)
-    job = client.post("/steering/generate", json=body).json()["job_id"]
-    for _ in range(300):
-        record = client.get(f"/steering/jobs/{job}").json()
-        if record["status"] not in ("queued", "running"):
-            break
-        asyncio.run(asyncio.sleep(0.2))
-    assert record["status"] == "complete", record
-    assert client.get(f"/steering/vectors/{record['result']['steering_vector_id']}").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"method": "magic"}, "method"),
-        ({"layer_idxs": [99]}, "layer"),
-        ({"negative_answers": None}, "negative"),
-        ({"positive_answers": ["x"]}, "equal length"),
-        ({"fewshot_lr": 0.1}, "fewshot_lr"),
-    ],
-)
-def test_bad_training_requests_are_refused_before_they_queue(ask, fields, said):
-    """422 that names the field."""
-    response = ask.post("/steering/generate", **{**pairs_body(4), "method": "caa", **fields})
-    assert response.status_code == 422, response.text
-    assert said in response.text
-
-
-@pytest.mark.parametrize("method", ["asas", "steering-perceptrons"])
-def test_sparse_and_gated_vectors_act(ask, method):
-    """Trained from states captured in the engine, they are applied with their own latents and gates."""
-    body = pairs_body(16, method=method, layer_idxs=[12])
-    identity = ask.ok("/steering/generate", **body)["steering_vector_id"]
-    steered, evidence = scored(ask, steering_vector_id=identity)
-    assert differ(steered, scored(ask)[0]) > 1e-3
-    assert evidence["vectors"][0]["gate"] in ("ramp", "probe")
-
-
-def test_a_few_shot_vector_learns_its_answer(ask):
-    """Optimised on one completion alone, it makes exactly that completion likelier."""
-    body = {
-        "prompts": ["What is your favourite colour?"],
-        "positive_answers": ["My favourite colour is a deep violet."],
-        "negative_answers": None,
-        "method": "few-shot",
-        "layer_idxs": [12],
-        "fewshot_iterations": 8,
-    }
-    identity = ask.ok("/steering/generate", **body)["steering_vector_id"]
-
-    def likelihood(**fields):
-        messages = [
-            {"role": "user", "content": body["prompts"][0]},
-            {"role": "assistant", "content": body["positive_answers"][0]},
-        ]
-        answer = ask.ok(CHAT, messages=messages, max_tokens=1, prompt_logprobs=0, **fields)
-        steps = [next(iter(step.values()))["logprob"] for step in answer["prompt_logprobs"] if step]
-        return sum(steps[-10:])
-
-    assert likelihood(steering_vector_id=identity) > likelihood() + 1
-
-
 def test_vectors_in_turn_leave_no_trace(client, ask):
     """Distinct vectors in turn run through the table, and the last is applied as the first was."""
     before = scored(ask, steering_vector=noise(0, (5, 6)))[0]
@@ -415,30 +277,3 @@ def test_openai_streams_with_extra_body(oai, trained):
         extra_body={"steering_vector_id": trained, "steering_strength": 0.3},
     )
     assert answer.model_extra["steersman"]["steering"]["vectors"][0]["id"] == trained
-
-
-def test_mechanex_trains_steers_and_saves(mx, server, tmp_path):
-    """Axionic's client, unchanged: vectors by CAA, generation by id and inline through a policy, download."""
-    mx.set_key(server.key)
-    body = pairs_body(6, 40)
-    lists = (body["prompts"], body["positive_answers"], body["negative_answers"])
-    identity = mx.steering.generate_vectors(*lists, layer_idxs=[12], method="caa")
-    plain = mx.generation.generate("Say hello.", sampling_method="greedy", max_tokens=12)
-    steered = mx.generation.generate(
-        "Say hello.", sampling_method="greedy", max_tokens=12, steering_vector=identity, steering_strength=4
-    )
-    assert steered != plain
-    mx.steering.save_vectors(identity, str(tmp_path / "v.json"))
-    loaded = mx.steering.load_vectors(str(tmp_path / "v.json"))
-    assert {layer: tuple(row.shape) for layer, row in loaded.items()} == {12: (WIDTH,)}
-    inline = {str(layer): row.tolist() for layer, row in loaded.items()}
-    policied = mx.generation.generate(
-        "Say hello.", min_p=0.1, max_tokens=12, steering_vector=inline, steering_strength=4
-    )
-    assert isinstance(policied, str)
-
-
-def test_norms_of_states_are_finite_numbers(client, trained):
-    """Doses at strength 1 are stored with a vector, in the order of a tenth for a mean difference."""
-    doses = client.get(f"/steering/vectors/{trained}").json()["doses"]
-    assert all(0.01 < dose < 1 and math.isfinite(dose) for dose in doses.values())

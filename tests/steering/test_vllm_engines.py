@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from steering.spec import (
     Term,
     Tokens,
 )
+from steering.vector import SteeringVector
 from tests.steering.architectures import measure
 from tests.steering.formulas import covers
 from tests.steering.models import LAYERS, VOCAB, WIDTH, save
@@ -312,6 +314,24 @@ def test_a_vector_that_is_not_there(eager):
     eager.parity(spec)
     eager.process.rpc("steersman_unload", [vector.digest])
     del eager.vectors[vector.digest]
+
+
+def test_a_thousand_vectors_in_turn(eager):
+    """Loaded, used and unloaded, each with a request of its own, they leave neither lines nor memory."""
+    before, taken, rng = usage(eager), [], np.random.default_rng(0)
+    for _ in range(40):
+        rows = rng.standard_normal((25, WIDTH)).astype(np.float32)
+        vectors = [SteeringVector.of({1: row}) for row in rows]
+        specs = [eager.spec(Term(vector.digest, (1,))) for vector in vectors]
+        for vector in vectors:
+            assert eager.process.rpc("steersman_load", vector.digest, vector.blob) == [None]
+        eager.process.generate([eager.request(PROMPT[:9], spec, max_tokens=2) for spec in specs])
+        (found,) = eager.process.rpc("steersman_evidence", [spec.trace for spec in specs])
+        assert {tuple(each) for each in found.values()} == {(9, 1, None)}
+        eager.process.rpc("steersman_unload", [vector.digest for vector in vectors])
+        taken.append(psutil.Process(eager.process.process.pid).memory_info().rss)
+    assert usage(eager) == before
+    assert taken[-1] - taken[8] < 16 * 1024**2
 
 
 @pytest.mark.parametrize("text", ["nonsense", "{}", "[1]", 7, None, ["x"], '{"terms": [{"vector": 1}]}'])
