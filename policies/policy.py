@@ -1,16 +1,18 @@
 """RuntimePolicy: how a request is to be decoded and what its answer must satisfy.
 
-Every field here takes effect. A field of Axionic's policy that is not served admits only its neutral value,
-so that a policy that asks for it is refused by name and never runs without it.
+Every field here takes effect, or the policy is refused by that field's name: also where a field is sound by
+itself and another one leaves it without effect. `base_url` and `file_url` admit only None: nothing outside is
+reached.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from policies.constraint import from_json_schema, from_regex
-from policies.sampling import known_method
+from policies.sampling import Method, known_method, resolve
 from policies.steering import (
     JSON_PRESET,
     OWN_EXAMPLES,
@@ -60,7 +62,15 @@ def _layer(name: str) -> int:
 
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Empty = Annotated[list[Any], Field(max_length=0)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Schedule = Annotated[list[Temperature], Field(max_length=1024)]
+TopPSchedule = Annotated[list[Probability], Field(max_length=1024)]
+Term = Annotated[str, Field(min_length=1, max_length=200)]
+VerifierName = Literal[
+    "syntax", "json_schema", "regex", "code_compile", "unit_tests", "tool_args", "factuality"
+]
+MAX_TERM_CHARACTERS = 4000  # of all forbidden terms together: each adds states to the automaton that bans it
+MAX_CANDIDATES = 128
 
 
 class Part(BaseModel):
@@ -81,17 +91,23 @@ class TaskProfile(Part):
 
 
 class Objective(Part):
+    """`maximize` false prefers the lower score among answers that are accepted alike."""
+
     name: str = "quality"
-    maximize: Literal[True] = True
-    latency_budget_ms: None = None
-    token_budget: None = None
+    maximize: bool = True
+    latency_budget_ms: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="no round, repair or revision begins after it"
+    )
+    token_budget: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="generated tokens of all candidates together"
+    )
 
 
 class SamplingControls(Part):
     """Ranges that depend on the method are checked when the request is planned."""
 
-    method: Annotated[str, AfterValidator(known_method)] = "top-k"
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.7
+    method: str = "top-k"
+    temperature: Temperature = 0.7
     top_p: Probability = 0.9
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = 50
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -100,7 +116,9 @@ class SamplingControls(Part):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     num_candidates: Annotated[int, Field(ge=1, le=128)] = 1
-    diversity_strength: Literal[0] = 0
+    diversity_strength: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = Field(
+        default=0.0, description="candidates 1, 2, 4, 5, … are warmer by 0.1 or 0.2 times this"
+    )
     beam_width: Annotated[int, Field(ge=1, le=16)] = 4
     speculative_steps: Annotated[int, Field(ge=1)] = 4
     draft_model: str | None = None
@@ -108,10 +126,19 @@ class SamplingControls(Part):
     voting: Literal["majority"] = "majority"
     ads_subset_size: Annotated[int, Field(ge=1, le=32)] | None = None
     ads_beta: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] | None = None
-    adaptive_temperature: Literal[False] = False
-    adaptive_temperature_schedule: Empty = []
-    adaptive_top_p: Literal[False] = False
-    adaptive_top_p_schedule: Empty = []
+    adaptive_temperature: bool = False
+    adaptive_temperature_schedule: Schedule = Field(
+        default=[], description="by round * num_candidates + slot; the last value goes on"
+    )
+    adaptive_top_p: bool = False
+    adaptive_top_p_schedule: TopPSchedule = []
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        for name in ("adaptive_temperature", "adaptive_top_p"):
+            if getattr(self, f"{name}_schedule") and not getattr(self, name):
+                raise ValueError(f"{name}_schedule has no effect while {name} is false")
+        return self
 
 
 class SteeringControls(Part):
@@ -173,33 +200,53 @@ class ConstraintControls(Part):
     regex_pattern: Annotated[str, AfterValidator(_sound_pattern)] | None = None
     grammar: str | None = None
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)] = []
-    required_fields: Empty = []
-    forbidden_terms: Empty = []
-    tool_schema: None = None
+    required_fields: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=256)
+    ] = []
+    forbidden_terms: Annotated[list[Term], Field(max_length=64)] = []
+    tool_schema: Annotated[dict[str, JsonValue], AfterValidator(_sound_schema)] | None = Field(
+        default=None, description="of `arguments` in {tool_name, arguments}"
+    )
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Self:
+        if self.tool_schema is not None and self.json_schema is not None:
+            raise ValueError("tool_schema and json_schema are two schemas of one answer; give one")
+        if sum(map(len, self.forbidden_terms)) > MAX_TERM_CHARACTERS:
+            raise ValueError(f"forbidden_terms have at most {MAX_TERM_CHARACTERS} characters together")
+        return self
+
+    @property
+    def wants_json(self) -> bool:
+        return self.json_mode or self.json_schema is not None or bool(self.required_fields)
 
 
 class VerifierControls(Part):
-    """The three verifiers that need no judge and no sandbox."""
-
-    enabled: list[Literal["syntax", "json_schema", "regex"]] = []
+    enabled: list[VerifierName] = []
     repair_on_failure: bool = Field(
-        default=True, description="nothing is repaired beyond optimization's retries"
+        default=True, description="a rejected winner is written again, told what was wrong with it"
     )
-    max_retries: Literal[0, 1] = 1
-    rerank: Literal[True] = True
-    code_language: Literal["python"] = "python"
-    code_unit_tests: Empty = []
-    unit_test_timeout_ms: int = 1500
+    max_retries: Annotated[int, Field(ge=0, le=16)] = Field(default=1, description="repairs of one run")
+    rerank: bool = Field(default=True, description="false: the first accepted candidate wins")
+    code_language: str = Field(default="python", description="any other fails: unsupported language")
+    code_unit_tests: Annotated[list[Annotated[str, Field(max_length=65536)]], Field(max_length=64)] = []
+    unit_test_timeout_ms: Annotated[int, Field(ge=100, le=30_000)] = 1500
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if ("unit_tests" in self.enabled) != bool(self.code_unit_tests):
+            raise ValueError("the verifier unit_tests and code_unit_tests have no effect without each other")
+        return self
 
 
 class OptimizationControls(Part):
-    best_of_n: Annotated[int, Field(ge=1, le=128)] = 1
+    best_of_n: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 1
     retry_on_failure: Annotated[int, Field(ge=0, le=16)] = 1
-    fallback_methods: Empty = []
-    confidence_triggered_regeneration: Literal[False] = False
-    confidence_threshold: float = 0.5
-    self_revision_loops: Literal[0] = 0
-    branch_and_prune: Literal[False] = False
+    fallback_methods: Annotated[list[Annotated[str, AfterValidator(known_method)]], Field(max_length=16)] = []
+    confidence_triggered_regeneration: bool = False
+    confidence_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
+    self_revision_loops: Annotated[int, Field(ge=0, le=8)] = 0
+    branch_and_prune: bool = False
 
 
 class RuntimePolicy(Part):
@@ -216,15 +263,33 @@ class RuntimePolicy(Part):
     verifiers: VerifierControls = VerifierControls()
     optimization: OptimizationControls = OptimizationControls()
 
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        for fault in _faults(self):
+            raise ValueError(fault)
+        return self
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of one round, votes of an ensemble excepted."""
+        return max(self.optimization.best_of_n, self.sampling.num_candidates)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The sampling method and those that follow it, in order."""
+        return (self.sampling.method, *self.optimization.fallback_methods)
+
     def expanded(self) -> "RuntimePolicy":
         """With what its steering preset brings beside a vector (Axionic's table)."""
         preset, groups = self.steering.preset, dict[str, Any]()
-        verifiers = list(self.verifiers.enabled)
+        verifiers: list[str] = list(self.verifiers.enabled)
         if preset == JSON_PRESET:
             groups["constraints"] = self.constraints.model_copy(update={"json_mode": True})
             verifiers.append("syntax")
             if self.constraints.json_schema is not None:
                 verifiers.append("json_schema")
+        if preset in ("truthfulness", "safety_style"):
+            verifiers.append("factuality")
         if preset == "format_rigidity" and self.constraints.regex_pattern is not None:
             verifiers.append("regex")
         if preset == "brevity" and "concise" not in self.objective.name.lower():
@@ -233,3 +298,32 @@ class RuntimePolicy(Part):
             named = list(dict.fromkeys(verifiers))
             groups["verifiers"] = self.verifiers.model_copy(update={"enabled": named})
         return self.model_copy(update=groups)
+
+
+def _faults(policy: RuntimePolicy) -> Iterator[str]:
+    """What of one group has no effect for what another one says, or is unknown."""
+    sampling, constraints, optimization = policy.sampling, policy.constraints, policy.optimization
+    try:
+        known_method(sampling.method)
+    except ValueError as error:
+        if not optimization.fallback_methods:
+            yield f"sampling.method: {error}"
+        return
+    needed = {
+        "syntax": (constraints.wants_json, "json_mode, json_schema or required_fields"),
+        "json_schema": (constraints.json_schema is not None, "json_schema"),
+        "regex": (constraints.regex_pattern is not None, "regex_pattern"),
+    }
+    for name in policy.verifiers.enabled:
+        given, field = needed.get(name, (True, ""))
+        if not given and policy.steering.preset != JSON_PRESET:
+            yield f"verifiers.enabled: {name} has no effect without constraints.{field}"
+    drawn = resolve(sampling.method) not in (Method.GREEDY, Method.BEAM)
+    for name in ("diversity_strength", "adaptive_temperature", "adaptive_top_p"):
+        if getattr(sampling, name) and not drawn:
+            yield f"sampling.{name} has no effect with {sampling.method}, which draws nothing"
+    several = policy.candidates > 1 or resolve(sampling.method) is Method.ENSEMBLE
+    if sampling.diversity_strength and not several:
+        yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
+    if optimization.branch_and_prune and (not several or not drawn):
+        yield "optimization.branch_and_prune has no effect without several candidates that are drawn"

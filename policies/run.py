@@ -1,107 +1,386 @@
-"""Run a policy: rounds of candidates, each judged, until one is accepted."""
+"""Run a policy: rounds of candidates, each judged, until one is accepted; then repairs and revisions.
 
+Everything outside is behind two protocols: `Generate` (the engine) and `Verify` (judging).
+"""
+
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Protocol
 
+from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy
-from policies.sampling import Asked, Method, own_fields, resolve
-from policies.verdict import Verdict, judge
+from policies.rounds import Round, plan_round, single
+from policies.verdict import Text, Verdict
+from policies.vote import normalise
+
+CRITIQUE_TOKENS = 128
+PRUNING_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a candidate's tokens: at each, the worse half ends
+
+
+class Kind(StrEnum):
+    CANDIDATE = "candidate"
+    REPAIR = "repair"
+    REVISION = "revision"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One generated text, its tokens, and the method that produced it."""
+    """One generated text. `mean_logprob` is per token, in nats, where the request asked for it.
+
+    `source` is whatever the generator needs to make a response of this answer.
+    """
 
     text: str
     tokens: int
     method_used: str
     finish_reason: str | None
+    mean_logprob: float | None = None
+    pruned_at: int | None = None
     steering: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    answer: Answer
-    verdict: Verdict
-    latency_ms: int
-    round: int
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    winner: Trial
-    trials: tuple[Trial, ...]
+    warning: str | None = None
+    source: Any = None
 
     @property
-    def latency_ms(self) -> int:
-        """Rounds follow one another, candidates of a round run side by side."""
-        return sum({trial.round: trial.latency_ms for trial in self.trials}.values())
+    def cut(self) -> bool:
+        return self.finish_reason == "length" or self.pruned_at is not None
 
 
-Generate = Callable[[Asked], Awaitable[Sequence[Answer]]]
-Judge = Callable[[Sequence[str], RuntimePolicy], Awaitable[Sequence[Verdict]]]
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What follows the prompt: an answer, and what is said to it."""
+
+    answer: str
+    reply: str
 
 
-async def judge_here(texts: Sequence[str], policy: RuntimePolicy) -> Sequence[Verdict]:
-    """For policies that may be trusted: a client's regex or schema can take for ever."""
-    return [judge(text, policy) for text in texts]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One call of the engine: `round.slots` candidates for the prompt and the turns after it.
 
-
-async def run(policy: RuntimePolicy, generate: Generate, judge_round: Judge = judge_here) -> Outcome:
-    """At most 1 + retry_on_failure rounds; the winner over all of them: accepted, then score, then speed.
-
-    `generate` gives at least one answer; what it and `judge_round` raise passes through.
+    `constraint` None: free text, as for a critique. `checkpoints` are token counts at which the worse half
+    of the candidates ends, by mean log-probability.
     """
-    trials: list[Trial] = []
-    for number in range(policy.optimization.retry_on_failure + 1):
-        started = time.perf_counter()
-        answers = await generate(asked(policy, number))
-        latency = round((time.perf_counter() - started) * 1000)
-        verdicts = await judge_round([answer.text for answer in answers], policy)
-        trials += [
-            Trial(answer, verdict, latency, number, slot)
+
+    round: Round
+    constraint: Enforced | None
+    turns: tuple[Turn, ...] = ()
+    max_tokens: int
+    scored: bool = False
+    checkpoints: tuple[int, ...] = ()
+    number: int = 0
+
+
+class MethodUnavailableError(Exception):
+    """This engine cannot sample so; `reason` is what a client is told if nothing else can be tried."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class Generate(Protocol):
+    async def __call__(self, ask: Ask) -> Sequence[Answer]:
+        """At least one answer. Raises MethodUnavailableError; whatever else it raises passes through."""
+        ...
+
+
+class Verify(Protocol):
+    async def __call__(self, texts: Sequence[Text]) -> Sequence[Verdict]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One answer with its verdict. `votes` are those of its text among its round's, for an ensemble."""
+
+    answer: Answer
+    verdict: Verdict
+    kind: Kind
+    method: str
+    round: int
+    slot: int
+    latency_ms: int
+    temperature: float | None
+    top_p: float | None
+    model: str | None = None
+    votes: int = 0
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the model was and the verifiers are: the lesser of the geometric mean of the tokens'
+        probabilities and the score. None where no log-probabilities were asked for."""
+        if self.answer.mean_logprob is None:
+            return None
+        return min(max(0.0, self.verdict.score), math.exp(self.answer.mean_logprob))
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Round `round` follows, because of `trigger`."""
+
+    round: int
+    trigger: str
+    winner_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Critique:
+    text: str
+    tokens: int
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`stopped` is the budget that ended it, `unavailable` the methods that this engine does not have."""
+
+    winner: Trial
+    trials: tuple[Trial, ...]
+    retries: tuple[Retry, ...]
+    critiques: tuple[Critique, ...]
+    unavailable: tuple[str, ...]
+    stopped: str | None
+    latency_ms: int
+    tokens: int
+    rounds: int
+
+
+@dataclass(slots=True)
+class Runner:
+    """One run of `policy`. `clock` is in seconds."""
+
+    policy: RuntimePolicy
+    generate: Generate
+    verify: Verify
+    max_tokens: int
+    grammar_compiles: bool = True
+    clock: Callable[[], float] = time.perf_counter
+    _trials: list[Trial] = field(default_factory=list)
+    _retries: list[Retry] = field(default_factory=list)
+    _critiques: list[Critique] = field(default_factory=list)
+    _unavailable: list[str] = field(default_factory=list)
+    _revised: Trial | None = None
+    _stopped: str | None = None
+    _tokens: int = 0
+    _started: float = 0.0
+
+    async def run(self) -> Outcome:
+        """At most 1 + retry_on_failure rounds, the winner over all of them. What the protocols raise passes
+        through, but for a method that is unavailable while another is in line."""
+        self._started = self.clock()
+        optimization = self.policy.optimization
+        confident = optimization.confidence_triggered_regeneration
+        rounds = 1 + max(optimization.retry_on_failure, 1 if confident else 0)
+        number = 0
+        while True:
+            planned = await self._round(number)
+            if planned is None:
+                break
+            number += 1
+            if self._content() or await self._repaired(planned, number - 1) or number == rounds:
+                break
+            if not self._may_go_on():
+                break
+            trigger = "accepted=false" if not self.winner.verdict.accepted else "confidence"
+            self._retries.append(Retry(number, trigger, self.winner.verdict.score))
+        for _ in range(optimization.self_revision_loops):
+            if not self._may_go_on():
+                break
+            await self._revise(number - 1)
+        return Outcome(
+            winner=self.winner,
+            trials=tuple(self._trials),
+            retries=tuple(self._retries),
+            critiques=tuple(self._critiques),
+            unavailable=tuple(self._unavailable),
+            stopped=self._stopped,
+            latency_ms=round(1000 * (self.clock() - self._started)),
+            tokens=self._tokens,
+            rounds=number,
+        )
+
+    @property
+    def winner(self) -> Trial:
+        return self._revised or choose(self._trials, self.policy)
+
+    def _constraint(self) -> Enforced:
+        return enforced(self.policy, grammar_compiles=self.grammar_compiles)
+
+    def _content(self) -> bool:
+        winner, optimization = self.winner, self.policy.optimization
+        if not winner.verdict.accepted:
+            return False
+        if not optimization.confidence_triggered_regeneration:
+            return True
+        return (winner.confidence or 0.0) >= optimization.confidence_threshold
+
+    def _may_go_on(self) -> bool:
+        """Whether the budgets leave room for another call; the first that does not is noted."""
+        objective = self.policy.objective
+        budget, elapsed = objective.latency_budget_ms, 1000 * (self.clock() - self._started)
+        if budget is not None and elapsed >= budget:
+            self._stopped = self._stopped or "latency_budget_ms"
+        elif objective.token_budget is not None and self._tokens >= objective.token_budget:
+            self._stopped = self._stopped or "token_budget"
+        return self._stopped is None
+
+    def _left(self, count: int) -> int:
+        """Tokens that each of `count` candidates may have."""
+        budget = self.policy.objective.token_budget
+        return self.max_tokens if budget is None else min(self.max_tokens, (budget - self._tokens) // count)
+
+    async def _round(self, number: int) -> Round | None:
+        """The next method in line samples; one that this engine does not have makes way for the next."""
+        methods = self.policy.methods
+        while True:
+            method = methods[min(number + len(self._unavailable), len(methods) - 1)]
+            try:
+                return await self._sample(number, method)
+            except MethodUnavailableError as error:
+                if number + len(self._unavailable) + 1 >= len(methods):
+                    raise error.reason from None
+                self._unavailable.append(method)
+
+    async def _sample(self, number: int, method: str) -> Round:
+        optimization = self.policy.optimization
+        constraint = self._constraint()
+        planned = plan_round(self.policy, constraint, number, method)
+        budget = self.policy.objective.token_budget
+        if budget is not None:
+            planned = planned.first(max(1, budget - self._tokens))
+        length = self._left(len(planned.slots))
+        checkpoints: tuple[int, ...] = ()
+        if optimization.branch_and_prune and len(planned.slots) > 1:
+            checkpoints = tuple(sorted({max(1, round(length * share)) for share in PRUNING_SHARES}))
+        ask = Ask(
+            round=planned,
+            constraint=constraint,
+            max_tokens=length,
+            scored=optimization.confidence_triggered_regeneration or planned.votes,
+            checkpoints=checkpoints,
+            number=number,
+        )
+        await self._try(ask, Kind.CANDIDATE)
+        return planned
+
+    async def _try(self, ask: Ask, kind: Kind) -> Sequence[Trial]:
+        """Generate and judge; what it came to is on record."""
+        started = self.clock()
+        answers = await self.generate(ask)
+        latency = round(1000 * (self.clock() - started))
+        self._tokens += sum(answer.tokens for answer in answers)
+        verdicts = await self.verify([Text(answer.text, answer.cut) for answer in answers])
+        ballots = Counter(normalise(answer.text) for answer in answers)
+        slots = ask.round.slots
+        made = [
+            Trial(
+                answer=answer,
+                verdict=verdict,
+                kind=kind,
+                method=ask.round.method,
+                round=ask.number,
+                slot=slot,
+                latency_ms=latency,
+                temperature=slots[min(slot, len(slots) - 1)].temperature,
+                top_p=slots[min(slot, len(slots) - 1)].top_p,
+                model=slots[min(slot, len(slots) - 1)].model,
+                votes=ballots[normalise(answer.text)] if ask.round.votes else 0,
+            )
             for slot, (answer, verdict) in enumerate(zip(answers, verdicts, strict=True))
         ]
-        winner = max(trials, key=lambda t: (t.verdict.accepted, t.verdict.score, -t.latency_ms))
-        if winner.verdict.accepted:
-            break
-    return Outcome(winner, tuple(trials))
+        self._trials += made
+        return made
 
+    async def _repaired(self, planned: Round, number: int) -> bool:
+        """Have the rejected winner written again, told why, while repairs are left; True when that helped."""
+        verifiers = self.policy.verifiers
+        done = sum(trial.kind is Kind.REPAIR for trial in self._trials)
+        if not verifiers.repair_on_failure or done >= verifiers.max_retries:
+            return False
+        rejected = self.winner
+        if rejected.verdict.accepted or not self._may_go_on():
+            return False
+        await self._again(planned, number, Kind.REPAIR, Turn(rejected.answer.text, repair_request(rejected)))
+        return self._content()
 
-def asked(policy: RuntimePolicy, retry: int) -> Asked:
-    """The sampling of round `retry`; each retry is a little cooler than the one before, down to a floor.
-
-    A first round below the floor is retried at the floor, lest every round be the same.
-    """
-    sampling, constraints = policy.sampling, policy.constraints
-    count = max(policy.optimization.best_of_n, sampling.num_candidates)
-    method = resolve(sampling.method)
-    ensemble, beam = method is Method.ENSEMBLE, method is Method.BEAM
-    cooled = retry * (retry + 1) / 2  # the steps 1, 2, … add up
-    return own_fields(
-        Asked(
-            method=sampling.method,
-            temperature=sampling.temperature
-            if retry == 0
-            else max(0.05, sampling.temperature - 0.08 * cooled),
-            top_p=sampling.top_p if retry == 0 else max(0.2, sampling.top_p - 0.04 * cooled),
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            typical_p=sampling.typical_p,
-            ads_subset_size=sampling.ads_subset_size,
-            ads_beta=sampling.ads_beta,
-            beam_width=max(sampling.beam_width, count) if beam else None,
-            n=1 if ensemble else count,
-            best_of=count if ensemble and count > 1 else None,
-            ensemble_models=tuple(sampling.ensemble_models),
-            draft_model=sampling.draft_model,
-            constrained=constraints.json_mode
-            or any(
-                given is not None
-                for given in (constraints.json_schema, constraints.regex_pattern, constraints.grammar)
-            ),
+    async def _again(self, planned: Round, number: int, kind: Kind, *turns: Turn) -> Trial:
+        ask = Ask(
+            round=single(planned),
+            constraint=self._constraint(),
+            turns=turns,
+            max_tokens=max(1, self._left(1)),
+            scored=self.policy.optimization.confidence_triggered_regeneration,
+            number=number,
         )
+        (trial,) = await self._try(ask, kind)
+        return trial
+
+    async def _revise(self, number: int) -> None:
+        """One pass of critique and revision over the winner; the revision has to be as good to be kept."""
+        before = self.winner
+        planned = plan_round(self.policy, self._constraint(), number, before.method)
+        asking = Ask(
+            round=free(single(planned)),
+            constraint=None,
+            turns=(Turn(before.answer.text, CRITIQUE_REQUEST),),
+            max_tokens=max(1, min(CRITIQUE_TOKENS, self._left(1))),
+            number=number,
+        )
+        (critique, *_) = await self.generate(asking)
+        self._tokens += critique.tokens
+        if not self._may_go_on():
+            self._critiques.append(Critique(critique.text, critique.tokens, kept=False))
+            return
+        turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
+        revised = await self._again(planned, number, Kind.REVISION, *turns)
+        kept = _worth(revised, self.policy) >= _worth(before, self.policy)
+        if kept:
+            self._revised = revised
+        self._critiques.append(Critique(critique.text, critique.tokens, kept))
+
+
+CRITIQUE_REQUEST = (
+    "Look at your answer again. Name in a few words what is wrong, missing or unclear in it. If nothing is,"
+    " say so."
+)
+REVISION_REQUEST = "Write the whole answer again with that mended. Give the answer alone."
+_REASON_CHARACTERS = 1000
+
+
+def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:
+    """Accepted ones first, then the most votes, the highest score, the greatest speed; the first of equals.
+
+    Without `rerank` the first that is accepted.
+    """
+    if not policy.verifiers.rerank:
+        first = next((trial for trial in trials if trial.verdict.accepted), None)
+        if first is not None:
+            return first
+    return max(trials, key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, *_sure(trial)))
+
+
+def _worth(trial: Trial, policy: RuntimePolicy) -> tuple[bool, int, float]:
+    sign = 1 if policy.objective.maximize else -1
+    return trial.verdict.accepted, trial.votes, sign * trial.verdict.score
+
+
+def _sure(trial: Trial) -> tuple[bool, float]:
+    """What parts candidates of one round that are equal otherwise: complete, then likely."""
+    return trial.answer.pruned_at is None, trial.answer.mean_logprob or 0.0
+
+
+def repair_request(rejected: Trial) -> str:
+    reason = rejected.verdict.reason[:_REASON_CHARACTERS]
+    return (
+        f"This answer was rejected: {reason}.\nWrite the whole answer again so that it passes."
+        " Give the answer alone."
     )
+
+
+def free(planned: Round) -> Round:
+    """`planned` without its constraint, for text about an answer."""
+    method = None if planned.asked.constrained else planned.asked.method
+    return replace(planned, asked=replace(planned.asked, method=method, constrained=False, beam_width=None))
