@@ -315,13 +315,13 @@ def _faults(policy: RuntimePolicy) -> Iterator[str]:
         "regex": (constraints.regex_pattern is not None, "regex_pattern"),
     }
     for name in policy.verifiers.enabled:
-        given, field = needed.get(name, (True, ""))
+        given, by = needed.get(name, (True, ""))
         if not given and policy.steering.preset != JSON_PRESET:
-            yield f"verifiers.enabled: {name} has no effect without constraints.{field}"
+            yield f"verifiers.enabled: {name} has no effect without constraints.{by}"
     drawn = resolve(sampling.method) not in (Method.GREEDY, Method.BEAM)
-    for name in ("diversity_strength", "adaptive_temperature", "adaptive_top_p"):
-        if getattr(sampling, name) and not drawn:
-            yield f"sampling.{name} has no effect with {sampling.method}, which draws nothing"
+    for field in ("diversity_strength", "adaptive_temperature", "adaptive_top_p"):
+        if getattr(sampling, field) and not drawn:
+            yield f"sampling.{field} has no effect with {sampling.method}, which draws nothing"
     several = policy.candidates > 1 or resolve(sampling.method) is Method.ENSEMBLE
     if sampling.diversity_strength and not several:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"

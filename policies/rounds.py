@@ -5,22 +5,13 @@ from typing import TypeVar
 
 from policies.enforced import Enforced
 from policies.policy import RuntimePolicy
-from policies.sampling import ENSEMBLE_SAMPLES, Asked, Method, own_fields, resolve
+from policies.sampling import ENSEMBLE_SAMPLES, Asked, Method, Slot, own_fields, resolve
 
 _LEAST_TEMPERATURE, _LEAST_TOP_P = 0.05, 0.2
 _COOLING, _NARROWING = 0.08, 0.04  # per retry, cumulative
 _MOST_TEMPERATURE = 2.0
 
 Value = TypeVar("Value", float, int)
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What one candidate has of its own; `model` None: the request's."""
-
-    temperature: float
-    top_p: float | None
-    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from policies.vote import normalise
 
 CRITIQUE_TOKENS = 128
 PRUNING_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a candidate's tokens: at each, the worse half ends
+_USUAL_TOKENS = 256  # where a request sets no limit
 
 
 class Kind(StrEnum):
@@ -62,13 +63,13 @@ class Ask:
     """One call of the engine: `round.slots` candidates for the prompt and the turns after it.
 
     `constraint` None: free text, as for a critique. `checkpoints` are token counts at which the worse half
-    of the candidates ends, by mean log-probability.
+    of the candidates ends, by mean log-probability. `max_tokens` None: what the context has room for.
     """
 
     round: Round
     constraint: Enforced | None
     turns: tuple[Turn, ...] = ()
-    max_tokens: int
+    max_tokens: int | None
     scored: bool = False
     checkpoints: tuple[int, ...] = ()
     number: int = 0
@@ -155,7 +156,7 @@ class Runner:
     policy: RuntimePolicy
     generate: Generate
     verify: Verify
-    max_tokens: int
+    max_tokens: int | None
     grammar_compiles: bool = True
     clock: Callable[[], float] = time.perf_counter
     _trials: list[Trial] = field(default_factory=list)
@@ -227,10 +228,11 @@ class Runner:
             self._stopped = self._stopped or "token_budget"
         return self._stopped is None
 
-    def _left(self, count: int) -> int:
-        """Tokens that each of `count` candidates may have."""
+    def _left(self, count: int, most: int | None = None) -> int | None:
+        """Tokens that each of `count` candidates may have; None: no end but the context's."""
         budget = self.policy.objective.token_budget
-        return self.max_tokens if budget is None else min(self.max_tokens, (budget - self._tokens) // count)
+        left = None if budget is None else max(1, (budget - self._tokens) // count)
+        return min((each for each in (self.max_tokens, left, most) if each is not None), default=None)
 
     async def _round(self, number: int) -> Round | None:
         """The next method in line samples; one that this engine does not have makes way for the next."""
@@ -254,7 +256,8 @@ class Runner:
         length = self._left(len(planned.slots))
         checkpoints: tuple[int, ...] = ()
         if optimization.branch_and_prune and len(planned.slots) > 1:
-            checkpoints = tuple(sorted({max(1, round(length * share)) for share in PRUNING_SHARES}))
+            shares = {max(1, round((length or _USUAL_TOKENS) * share)) for share in PRUNING_SHARES}
+            checkpoints = tuple(sorted(shares))
         ask = Ask(
             round=planned,
             constraint=constraint,
@@ -311,7 +314,7 @@ class Runner:
             round=single(planned),
             constraint=self._constraint(),
             turns=turns,
-            max_tokens=max(1, self._left(1)),
+            max_tokens=self._left(1),
             scored=self.policy.optimization.confidence_triggered_regeneration,
             number=number,
         )
@@ -326,7 +329,7 @@ class Runner:
             round=free(single(planned)),
             constraint=None,
             turns=(Turn(before.answer.text, CRITIQUE_REQUEST),),
-            max_tokens=max(1, min(CRITIQUE_TOKENS, self._left(1))),
+            max_tokens=self._left(1, CRITIQUE_TOKENS),
             number=number,
         )
         (critique, *_) = await self.generate(asking)

@@ -97,12 +97,22 @@ class Ads:
     beta: float
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What one of several candidates has of its own; `model` None: the request's."""
+
+    temperature: float
+    top_p: float | None
+    model: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How one request is decoded. Fields that are None keep the model's own default.
 
     `candidates` > 1: that many sequences run as separate engine requests and `choose` reduces them;
-    1: one engine request, with vLLM's own `n`. `beam_width` > 0: beam search instead of sampling.
+    1: one engine request, with vLLM's own `n`. `beam_width` > 0: beam search instead of sampling. `slots`,
+    where given, are the candidates' own values, one for each.
     """
 
     method_used: Method
@@ -116,6 +126,7 @@ class Plan:
     candidates: int = 1
     choose: Choose = Choose.ALL
     models: tuple[str, ...] = ()
+    slots: tuple[Slot, ...] = ()
     warning: str | None = None
 
 

@@ -17,6 +17,8 @@ R = TypeVar("R")
 
 # False while a sibling runs whose prompt its group has counted already.
 counts_prompt: ContextVar[bool] = ContextVar("counts_prompt", default=True)
+# Which of its siblings a request is.
+sibling: ContextVar[int] = ContextVar("sibling", default=0)
 
 
 class Response(Protocol):
@@ -31,12 +33,15 @@ async def gather(calls: Sequence[Callable[[], Awaitable[R]]], firsts: Sequence[b
 
     `firsts` marks the calls whose prompt counts as used; the others share it.
     """
-    runs = [partial(_run, call, first) for call, first in zip(calls, firsts, strict=True)]
+    runs = [
+        partial(_run, call, slot, first) for slot, (call, first) in enumerate(zip(calls, firsts, strict=True))
+    ]
     return await together(runs, at_once=len(runs))
 
 
-async def _run(call: Callable[[], Awaitable[R]], first: bool) -> R:
+async def _run(call: Callable[[], Awaitable[R]], slot: int, first: bool) -> R:
     counts_prompt.set(first)
+    sibling.set(slot)
     return await call()
 
 

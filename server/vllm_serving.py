@@ -230,13 +230,22 @@ class Serving:
             group = fresh_group()
             pinned = self._pinned(raw, group)
             for slot in range(planned.candidates):
-                one = request.candidate(Seat(group, slot, planned.candidates), **prompt)
+                own = self._own(request, planned, slot)
+                one = request.candidate(Seat(group, slot, planned.candidates), **prompt, **own)
                 calls.append(functools.partial(self._create, one, pinned))
         firsts = [index % planned.candidates == 0 for index in range(len(calls))]
         results = await candidates.gather(calls, firsts)
         if request.stream:
             return streams.interleave(results, firsts, include_usage=request.include_usage)
         return candidates.merge(results, firsts)
+
+    def _own(self, request: Decodable, planned: Plan, slot: int) -> dict[str, Any]:
+        """What candidate `slot` has of its own, as changes to a copy of the request."""
+        if not planned.slots:
+            return {}
+        own = planned.slots[slot]
+        model = request.model if own.model is None else self.models.resolve(own.model)
+        return {"temperature": own.temperature, "top_p": own.top_p, "model": model}
 
     async def _chosen(self, request: Decodable, raw: Request, planned: Plan) -> Any:
         """Best-of-n and votes, for each prompt: every candidate is complete before one can be chosen."""

@@ -1,0 +1,261 @@
+"""A policy over the served model: its rounds as requests, and the request it came with as their template."""
+
+import functools
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request
+
+from policies.constraint import ConstraintError, from_grammar
+from policies.enforced import Enforced
+from policies.policy import RuntimePolicy, SamplingControls
+from policies.run import Answer, Ask, Kind, MethodUnavailableError, Outcome, Runner, Turn
+from policies.sampling import Choose, Plan
+from policies.verdict import ELSEWHERE, has_literals
+from server.candidates import mean_logprob, text_of
+from server.constraints import ConstraintChecker
+from server.errors import InvalidRequest, NotFound, NotSupported
+from server.judge import JudgeProcess
+from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
+from server.sandbox import Sandbox, SandboxOff
+from server.together import together
+from server.verification import Factual, Verification
+from server.vllm_pruning import Heat, current_heat
+from server.vllm_serving import Decodable, Serving
+from server.vllm_wire import ChatRequest
+from server.wire import NativeSampling
+
+_SEEDS_APART = 4096  # between rounds: more than a round has candidates
+_YES_NO = ("yes", "no")
+_FACT_CHARACTERS = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRuns:
+    """Runs policies for the routes of one API process."""
+
+    serving: Serving
+    checker: ConstraintChecker
+    judge: JudgeProcess
+    sandbox: Sandbox | SandboxOff
+
+    async def run(
+        self,
+        policy: RuntimePolicy,
+        template: Decodable,
+        raw: Request,
+        *,
+        path: str = "policy",
+        on_trial: Callable[[], None] | None = None,
+    ) -> Outcome:
+        """`template` is the request without what the policy decides. `path` is where the policy stands in
+        the request, for errors that name a field. Raises SteersmanError.
+        """
+        compiles = await self._grammar_compiles(policy, path)
+        call = _Call(self.serving, policy, template, raw, path)
+        verify = Verification(
+            policy, self.judge, self._sandbox(policy, path), self._factual(policy, call), compiles
+        )
+        runner = Runner(policy, call.generate, verify, template.max_tokens, grammar_compiles=compiles)
+        outcome = await runner.run()
+        decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
+        POLICY_DECISIONS.labels(decision).inc()
+        POLICY_SECONDS.observe(outcome.latency_ms / 1000)
+        return outcome
+
+    async def _grammar_compiles(self, policy: RuntimePolicy, path: str) -> bool:
+        """False for guidance that is no grammar, and is checked as literals. Raises InvalidRequest."""
+        grammar = policy.constraints.grammar
+        if grammar is None:
+            return True
+        field = f"{path}.constraints.grammar"
+        try:
+            await self.checker.check(from_grammar(grammar), field)
+        except ConstraintError as error:
+            raise InvalidRequest(error.reason, param=field) from error
+        except InvalidRequest:
+            if not has_literals(grammar) or "::=" in grammar or grammar.lstrip().startswith("regex:"):
+                raise
+            return False
+        return True
+
+    def _sandbox(self, policy: RuntimePolicy, path: str) -> Sandbox | None:
+        if "unit_tests" not in policy.verifiers.enabled:
+            return None
+        if isinstance(self.sandbox, SandboxOff):
+            raise NotSupported(
+                f"unit_tests cannot run here: {self.sandbox.problem}", param=f"{path}.verifiers.enabled"
+            )
+        return self.sandbox
+
+    def _factual(self, policy: RuntimePolicy, call: "_Call") -> Factual | None:
+        return call.factual if "factuality" in policy.verifiers.enabled else None
+
+
+# What planning calls a field → where it stands in a policy.
+_NAMES = {
+    **{field: f"sampling.{field}" for field in SamplingControls.model_fields},
+    "sampling_method": "sampling.method",
+    "n": "optimization.best_of_n",
+    "best_of": "optimization.best_of_n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One run's requests to the served model."""
+
+    serving: Serving
+    policy: RuntimePolicy
+    template: Decodable
+    raw: Request
+    path: str
+
+    async def generate(self, ask: Ask) -> Sequence[Answer]:
+        planned = self._plan(ask)
+        request = self._request(ask, planned)
+        heat = Heat(len(ask.round.slots), ask.checkpoints) if ask.checkpoints else None
+        token = current_heat.set(heat)
+        try:
+            decoded = await self.serving.decode(
+                request, self.raw, planned, steering_field=f"{self.path}.steering"
+            )
+        finally:
+            current_heat.reset(token)
+        steering = decoded.steered.described() if decoded.steered else None
+        return [
+            Answer(
+                text=text_of(choice),
+                tokens=_tokens(decoded.response, choice),
+                method_used=ask.round.method if ask.round.votes else decoded.plan.method_used,
+                finish_reason=choice.finish_reason,
+                mean_logprob=mean_logprob(choice) if ask.scored or heat else None,
+                pruned_at=heat.pruned.get(slot) if heat else None,
+                steering=steering,
+                warning=decoded.plan.warning,
+                source=(decoded.response, choice),
+            )
+            for slot, choice in enumerate(decoded.response.choices)
+        ]
+
+    def _plan(self, ask: Ask) -> Plan:
+        names = {name: f"{self.path}.{place}" for name, place in _NAMES.items()}
+        try:
+            planned = self.serving.plan(ask.round.asked, names)
+            for slot in ask.round.slots:
+                if slot.model is not None:
+                    self.serving.models.resolve(slot.model)
+        except (NotSupported, NotFound) as error:
+            raise MethodUnavailableError(error) from error
+        if planned.beam_width or planned.temperature == 0:
+            return planned
+        several = ask.round.varies or ask.round.votes or ask.checkpoints
+        if several and len(ask.round.slots) > 1:
+            count = len(ask.round.slots)
+            return replace(planned, candidates=count, choose=Choose.ALL, models=(), slots=ask.round.slots)
+        return planned
+
+    def _request(self, ask: Ask, planned: Plan) -> Decodable:
+        """A copy of the template with what this call decides."""
+        alone = planned.candidates > 1
+        changes: dict[str, Any] = {
+            "n": 1 if alone else ask.round.asked.n,
+            "stream": False,
+            "stream_options": None,
+            "return_token_ids": True,
+            **_after(self.template, ask.turns),
+        }
+        if ask.max_tokens is not None:
+            changes["max_tokens"] = ask.max_tokens
+        if self.template.seed is not None:
+            changes["seed"] = self.template.seed + ask.number * _SEEDS_APART
+        if ask.scored or ask.checkpoints:
+            changes |= self.template.scored()
+        request = self.template.model_copy(update={**changes, **_constrained(ask.constraint)})
+        if ask.constraint is not None:
+            request.ban(ask.constraint.forbidden_terms)
+        return request
+
+    async def factual(self, answer: str) -> float:
+        """P(yes) of the served model, between the two words it may say; steered by nothing."""
+        question = (
+            f"Question:\n{_asked(self.template)[-_FACT_CHARACTERS:]}\n\nAnswer:\n{answer[:_FACT_CHARACTERS]}\n\n"
+            "Is every statement of the answer factually correct? Say yes or no."
+        )
+        yes, no = await together([functools.partial(self._likelihood, question, word) for word in _YES_NO])
+        return 1 / (1 + math.exp(min(700.0, no - yes)))
+
+    async def _likelihood(self, question: str, word: str) -> float:
+        """Log-probability that the model says `word`, in nats, before any constraint."""
+        sent = self.serving.prompted(
+            question,
+            self.template.model,
+            8,
+            NativeSampling(),
+            temperature=0.0,
+            structured_outputs={"choice": [word]},
+        )
+        sent = sent.model_copy(update=sent.scored())
+        decoded = await self.serving.decode(sent, self.raw)
+        choice = decoded.response.choices[0]
+        return _first_logprob(choice)
+
+
+def _constrained(constraint: Enforced | None) -> dict[str, Any]:
+    """The one constraint that decoding holds to, in place of whatever the template has."""
+    none = {"json_schema": None, "regex_pattern": None, "grammar": None, "response_format": None}
+    if constraint is None:
+        return {**none, "structured_outputs": None, "tools": None, "tool_choice": None}
+    if not constraint.constrained:
+        return {}
+    given: dict[str, Any] = {
+        "json_schema": None if constraint.json_schema is None else dict(constraint.json_schema),
+        "regex_pattern": constraint.regex_pattern,
+        "grammar": constraint.grammar,
+    }
+    if constraint.json_object:
+        given["json_schema"] = {"type": "object", "additionalProperties": True}
+    return {**none, **given}
+
+
+def _after(template: Decodable, turns: Sequence[Turn]) -> dict[str, Any]:
+    """What follows the prompt: turns of a conversation, or for a bare prompt text in its place."""
+    if not turns:
+        return {}
+    if isinstance(template, ChatRequest):
+        said = [
+            message
+            for turn in turns
+            for message in (
+                {"role": "assistant", "content": turn.answer},
+                {"role": "user", "content": turn.reply},
+            )
+        ]
+        return {"messages": [*template.messages, *said]}
+    text = "".join(f"{turn.answer}\n\n{turn.reply}\n\n" for turn in turns)
+    return {"prompt": f"{template.prompt}{text}"}
+
+
+def _asked(template: Decodable) -> str:
+    """The last thing the user said."""
+    if not isinstance(template, ChatRequest):
+        return str(template.prompt)
+    content = next((m["content"] for m in reversed(template.messages) if m["role"] == "user"), "")
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.get("text", "") for part in content if part.get("type") == "text")
+
+
+def _tokens(response: Any, choice: Any) -> int:
+    ids = getattr(choice, "token_ids", None)
+    if ids is not None:
+        return len(ids)
+    return int(response.usage.completion_tokens) // len(response.choices)
+
+
+def _first_logprob(choice: Any) -> float:
+    content = getattr(choice.logprobs, "content", None)
+    value = choice.logprobs.token_logprobs[0] if content is None else content[0].logprob
+    return float(value)

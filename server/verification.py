@@ -1,0 +1,71 @@
+"""Judge the answers of one policy run: by their text, their code in the sandbox, the served model's opinion."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from policies.policy import RuntimePolicy
+from policies.verdict import Text, Verdict, code_of, judge
+from server.judge import JudgeProcess
+from server.metrics import VERIFIER_RUNS
+from server.sandbox import Ended, Ran, Sandbox
+
+FACTUAL = 0.5  # P(yes) from which an answer counts as factual
+_REASON_CHARACTERS = 500
+
+# The probability, between 0 and 1, that an answer is factual.
+Factual = Callable[[str], Awaitable[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """`sandbox` and `factual` are there where the policy's verifiers need them."""
+
+    policy: RuntimePolicy
+    judge: JudgeProcess
+    sandbox: Sandbox | None
+    factual: Factual | None
+    masked_grammar: bool
+
+    async def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
+        verdicts = await self._by_text(texts)
+        if self.sandbox is not None:
+            verdicts = await asyncio.gather(*map(self._tested, texts, verdicts))
+        if self.factual is not None:
+            verdicts = await asyncio.gather(*map(self._fact_checked, texts, verdicts))
+        for verdict in verdicts:
+            for name in self.policy.verifiers.enabled:
+                VERIFIER_RUNS.labels(name, "failed" if name in verdict.failed else "passed").inc()
+        return list(verdicts)
+
+    async def _by_text(self, texts: Sequence[Text]) -> Sequence[Verdict]:
+        constraints = self.policy.constraints
+        hostile = (constraints.json_schema, constraints.regex_pattern, constraints.tool_schema)
+        if any(each is not None for each in hostile) or "code_compile" in self.policy.verifiers.enabled:
+            return await self.judge(texts, self.policy, masked_grammar=self.masked_grammar)
+        return [judge(text, self.policy, masked_grammar=self.masked_grammar) for text in texts]
+
+    async def _tested(self, text: Text, verdict: Verdict) -> Verdict:
+        if "unit_tests" in verdict.failed:  # another language, which is not run
+            return verdict
+        verifiers = self.policy.verifiers
+        assert self.sandbox is not None
+        code = "\n\n".join([code_of(text.text), *verifiers.code_unit_tests])
+        ran = await self.sandbox.run(code, verifiers.unit_test_timeout_ms / 1000)
+        return verdict.found("unit_tests", _fault(ran))
+
+    async def _fact_checked(self, text: Text, verdict: Verdict) -> Verdict:
+        assert self.factual is not None
+        yes = await self.factual(text.text)
+        reason = None if yes >= FACTUAL else f"P(factual) is {yes:.2f}, below {FACTUAL:g}"
+        return verdict.found("factuality", reason, yes)
+
+
+def _fault(ran: Ran) -> str | None:
+    if ran.ended is Ended.PASSED:
+        return None
+    if ran.ended is Ended.TIMED_OUT:
+        return "unit tests timed out"
+    reasons = {Ended.MEMORY: "out of memory", Ended.OUTPUT: "too much output", Ended.KILLED: "killed"}
+    said = ran.stderr.strip()[-_REASON_CHARACTERS:]
+    return said or reasons.get(ran.ended, "unit tests failed")
