@@ -6,6 +6,7 @@ from server.auth import KeyRing
 from server.constraints import ConstraintChecker
 from server.jobs import Jobs
 from server.judge import JudgeProcess
+from server.policies import Policies
 from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
@@ -27,6 +28,7 @@ class ServerState:
     judge: JudgeProcess
     vectors: Vectors
     jobs: Jobs
+    policies: Policies
     studio: Studio | Unsteerable
 
     @property

@@ -36,8 +36,18 @@ from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, Stee
 from server.jobs import Jobs
 from server.judge import JudgeProcess
 from server.metrics import AUTH_ATTEMPTS, record_build
+from server.policies import Policies
 from server.refusal import refusal
-from server.routes import keys, native, openai, policies, steering, steering_trials, steering_vectors
+from server.routes import (
+    keys,
+    native,
+    openai,
+    policies,
+    saved_policies,
+    steering,
+    steering_trials,
+    steering_vectors,
+)
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
@@ -70,7 +80,8 @@ class SteersmanPlugin:
         drain = Drain()
         self._app, self._doors = app, _Doors(settings, store, keyring, drain)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
-        for routes in (openai, native, policies, steering, steering_vectors, steering_trials, keys):
+        axionic = (native, policies, saved_policies, steering, steering_vectors, steering_trials, keys)
+        for routes in (openai, *axionic):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -116,6 +127,7 @@ class SteersmanPlugin:
             JudgeProcess(_JUDGE_SECONDS),
             vectors,
             jobs,
+            Policies(doors.store.database),
             studio,
         )
         if isinstance(studio, Unsteerable):

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
-from server import jobs, vectors  # noqa: F401  # their tables
+from server import jobs, policies, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -43,9 +43,7 @@ def tables(connection):
 def test_the_migrations_make_the_schema_that_the_code_expects(database_url):
     """After `migrate` there is nothing left for Alembic to change, and running it again changes nothing."""
     Store(database_url).migrate()
-    assert {"accounts", "api_keys", "steering_vectors", "steering_jobs"} <= on_connection(
-        database_url, tables
-    )
+    assert on_connection(database_url, tables) == {"alembic_version", *Table.metadata.tables}
     assert on_connection(database_url, differences) == []
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
@@ -56,6 +54,17 @@ def test_the_migrations_can_be_undone(database_url):
     Store(database_url).migrate()
     Database(database_url).alembic(lambda config: command.downgrade(config, "base"))
     assert on_connection(database_url, tables) == {"alembic_version"}
+    Store(database_url).migrate()
+    assert on_connection(database_url, differences) == []
+
+
+def test_policies_can_be_undone_alone(database_url):
+    """One step down takes policies and their presets away and nothing else; one step up brings them back."""
+    Store(database_url).migrate()
+    whole = on_connection(database_url, tables)
+    Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
+    left = on_connection(database_url, tables)
+    assert whole - left == {"policies", "policy_versions", "policy_presets"}
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
