@@ -217,6 +217,12 @@ class ConstraintControls(Part):
         return self
 
     @property
+    def masks(self) -> bool:
+        """Whether decoding is held to a form."""
+        forms = (self.tool_schema, self.regex_pattern, self.grammar)
+        return self.wants_json or any(form is not None for form in forms)
+
+    @property
     def wants_json(self) -> bool:
         return self.json_mode or self.json_schema is not None or bool(self.required_fields)
 
@@ -273,6 +279,21 @@ class RuntimePolicy(Part):
     def candidates(self) -> int:
         """Candidates of one round, votes of an ensemble excepted."""
         return max(self.optimization.best_of_n, self.sampling.num_candidates)
+
+    @property
+    def judged(self) -> bool:
+        """Whether an answer can be rejected, or chosen among others: it is complete before it is told."""
+        constraints, optimization = self.constraints, self.optimization
+        return bool(
+            constraints.masks
+            or constraints.forbidden_terms
+            or self.verifiers.enabled
+            or self.candidates > 1
+            or resolve(self.sampling.method) in (Method.ENSEMBLE, Method.BEAM)
+            or optimization.fallback_methods
+            or optimization.confidence_triggered_regeneration
+            or optimization.self_revision_loops
+        )
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -143,6 +143,7 @@ class Outcome:
     retries: tuple[Retry, ...]
     critiques: tuple[Critique, ...]
     unavailable: tuple[str, ...]
+    constraint: Enforced
     stopped: str | None
     latency_ms: int
     tokens: int
@@ -197,6 +198,7 @@ class Runner:
             retries=tuple(self._retries),
             critiques=tuple(self._critiques),
             unavailable=tuple(self._unavailable),
+            constraint=self._constraint(),
             stopped=self._stopped,
             latency_ms=round(1000 * (self.clock() - self._started)),
             tokens=self._tokens,

@@ -10,9 +10,10 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from policies.policy import RuntimePolicy
-from policies.verdict import Verdict, judge
+from policies.verdict import Text, Verdict, judge
 
 _MEMORY = 2 * 2**30  # bytes of address space
 _LINE = 64 * 2**20  # bytes of one job or answer at most
@@ -27,9 +28,17 @@ class JudgeProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
 
-    async def __call__(self, texts: Sequence[str], policy: RuntimePolicy) -> list[Verdict]:
+    async def __call__(
+        self, texts: Sequence[Text], policy: RuntimePolicy, *, masked_grammar: bool = True
+    ) -> list[Verdict]:
         """A verdict per text. All are rejections, which say so, where judging takes too long or fails."""
-        job = json.dumps({"texts": list(texts), "policy": policy.model_dump(mode="json")})
+        job = json.dumps(
+            {
+                "texts": [asdict(text) for text in texts],
+                "policy": policy.model_dump(mode="json", exclude_unset=True),
+                "masked_grammar": masked_grammar,
+            }
+        )
         async with self._turn:
             process = await self._started()
             assert process.stdin is not None and process.stdout is not None  # noqa: PT018  # both are pipes
@@ -37,19 +46,18 @@ class JudgeProcess:
                 process.stdin.write(job.encode() + b"\n")
                 await process.stdin.drain()
                 answer = await asyncio.wait_for(process.stdout.readline(), self._seconds)
-                return [
-                    Verdict(**{**fields, "reasons": tuple(fields["reasons"])})
-                    for fields in json.loads(answer)
-                ]
+                return [Verdict(**fields) for fields in json.loads(answer)]
             except TimeoutError:
-                reason = f"constraint: judging took longer than {self._seconds:g} s"
+                reason = f"judging took longer than {self._seconds:g} s"
             except (OSError, ValueError):
-                reason = "constraint: judging failed; the regex or schema needs too much memory"
+                reason = "judging failed; the regex or schema needs too much memory"
             except asyncio.CancelledError:
                 await self._end()
                 raise
             await self._end()
-        return [Verdict(-1.0, constraints_ok=False, verifier_ok=False, reasons=(reason,)) for _ in texts]
+        # Nothing was found good: as if every verifier had failed.
+        failed = dict.fromkeys(policy.verifiers.enabled or ["syntax"], reason)
+        return [Verdict(reason, failed) for _ in texts]
 
     async def close(self) -> None:
         async with self._turn:
@@ -83,7 +91,13 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         policy = RuntimePolicy.model_validate(job["policy"])
-        print(json.dumps([asdict(judge(text, policy)) for text in job["texts"]]), flush=True)
+        masked = job["masked_grammar"]
+        verdicts = [judge(Text(**text), policy, masked_grammar=masked) for text in job["texts"]]
+        print(json.dumps([_plain(verdict) for verdict in verdicts]), flush=True)
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    return {"broken": verdict.broken, "failed": dict(verdict.failed)}
 
 
 if __name__ == "__main__":

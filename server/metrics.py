@@ -30,6 +30,15 @@ STEERING_TOKENS = Counter(
 STEERING_ROWS = Gauge(
     "steersman_steering_rows_used", "Lines of the engine's vector table in use.", multiprocess_mode="livesum"
 )
+POLICY_DECISIONS = Counter("steersman_policy_decisions", "Policies run, by how they ended.", ["outcome"])
+POLICY_SECONDS = Histogram(
+    "steersman_policy_duration_seconds",
+    "Time of a policy's rounds, repairs and revisions together.",
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+VERIFIER_RUNS = Counter(
+    "steersman_verifier_runs", "Answers that verifiers looked at.", ["verifier", "outcome"]
+)
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )

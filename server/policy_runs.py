@@ -2,18 +2,19 @@
 
 import functools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 
 from policies.constraint import ConstraintError, from_grammar
-from policies.enforced import Enforced
+from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy, SamplingControls
-from policies.run import Answer, Ask, Kind, MethodUnavailableError, Outcome, Runner, Turn
+from policies.rounds import plan_round
+from policies.run import Answer, Ask, MethodUnavailableError, Outcome, Runner, Turn
 from policies.sampling import Choose, Plan
-from policies.verdict import ELSEWHERE, has_literals
+from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported
@@ -23,7 +24,7 @@ from server.sandbox import Sandbox, SandboxOff
 from server.together import together
 from server.verification import Factual, Verification
 from server.vllm_pruning import Heat, current_heat
-from server.vllm_serving import Decodable, Serving
+from server.vllm_serving import Decodable, Decoded, Serving
 from server.vllm_wire import ChatRequest
 from server.wire import NativeSampling
 
@@ -48,7 +49,6 @@ class PolicyRuns:
         raw: Request,
         *,
         path: str = "policy",
-        on_trial: Callable[[], None] | None = None,
     ) -> Outcome:
         """`template` is the request without what the policy decides. `path` is where the policy stands in
         the request, for errors that name a field. Raises SteersmanError.
@@ -64,6 +64,17 @@ class PolicyRuns:
         POLICY_DECISIONS.labels(decision).inc()
         POLICY_SECONDS.observe(outcome.latency_ms / 1000)
         return outcome
+
+    async def stream(
+        self, policy: RuntimePolicy, template: Decodable, raw: Request
+    ) -> AsyncGenerator[str, None]:
+        """The events of a policy's only candidate as it is decoded. Raises SteersmanError."""
+        planned = plan_round(policy, enforced(policy), 0, policy.sampling.method)
+        POLICY_DECISIONS.labels("accepted").inc()
+        ask = Ask(round=planned, constraint=None, max_tokens=template.max_tokens)
+        decoded = await _Call(self.serving, policy, template, raw, "policy").stream(ask)
+        assert decoded.stream is not None
+        return decoded.stream
 
     async def _grammar_compiles(self, policy: RuntimePolicy, path: str) -> bool:
         """False for guidance that is no grammar, and is checked as literals. Raises InvalidRequest."""
@@ -139,6 +150,14 @@ class _Call:
             )
             for slot, choice in enumerate(decoded.response.choices)
         ]
+
+    async def stream(self, ask: Ask) -> Decoded:
+        try:
+            planned = self._plan(ask)
+        except MethodUnavailableError as error:
+            raise error.reason from None
+        field = f"{self.path}.steering"
+        return await self.serving.decode(self.template, self.raw, planned, steering_field=field)
 
     def _plan(self, ask: Ask) -> Plan:
         names = {name: f"{self.path}.{place}" for name, place in _NAMES.items()}

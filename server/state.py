@@ -7,6 +7,7 @@ from server.constraints import ConstraintChecker
 from server.jobs import Jobs
 from server.judge import JudgeProcess
 from server.policies import Policies
+from server.policy_runs import PolicyRuns
 from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
@@ -29,6 +30,7 @@ class ServerState:
     vectors: Vectors
     jobs: Jobs
     policies: Policies
+    policy_runs: PolicyRuns
     studio: Studio | Unsteerable
 
     @property

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -76,11 +76,37 @@ async def _evidence(held: str, steered: Steered) -> list[str]:
     try:
         await steered.count()
     except SteersmanError as error:
-        failed = {"message": error.message, "type": error.type, "code": error.status}
-        return [held, _event({"error": failed})]
+        return [held, failed(error)]
     chunk = _payload(held)
     assert chunk is not None
     return [_event({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})]
+
+
+def failed(error: SteersmanError) -> str:
+    """An error as the event that ends a stream."""
+    return _event({"error": {"message": error.message, "type": error.type, "code": error.status}})
+
+
+async def ending_with(
+    stream: AsyncGenerator[str, None], told: Mapping[str, Any]
+) -> AsyncGenerator[str, None]:
+    """`stream` with `told` under `steersman` in its last event before `[DONE]`; one that failed has none."""
+    held = ""
+    async with aclosing(stream):
+        async for event in stream:
+            if held and event.startswith("data: [DONE]"):
+                chunk = _payload(held)
+                assert chunk is not None
+                held = _event({**chunk, "steersman": {**chunk.get("steersman", {}), **told}})
+            if held:
+                yield held
+                held = ""
+            if _may_be_last(event):
+                held = event
+            else:
+                yield event
+    if held:
+        yield held
 
 
 async def interleave(

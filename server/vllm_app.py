@@ -101,7 +101,7 @@ class SteersmanPlugin:
             engine_client, models.default, doors.settings, doors.store, processes=args.api_server_count or 1
         )
         _meter_engine(engine_client, state, meter)
-        engine_client.generate = steered(engine_client.generate)
+        engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
         serving = Serving(
             chat=state.openai_serving_chat,

@@ -4,7 +4,7 @@ The models derive from vLLM's, so one validation pass serves both and vLLM's ser
 are. What a request's plan changes enters through `to_sampling_params`, where vLLM merges its own defaults.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -105,6 +105,7 @@ class Planned(AxionicFields, _VllmFields):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
 
     _plan: Plan | None = PrivateAttr(None)
+    _banned: tuple[str, ...] = PrivateAttr(())
     _seat: Seat | None = PrivateAttr(None)
 
     @model_validator(mode="before")
@@ -199,6 +200,14 @@ class Planned(AxionicFields, _VllmFields):
         for field in _NOT_FOR_BEAMS:
             if getattr(self, field) not in (None, 0, [], {}, False):
                 raise InvalidRequest(f"beam search does not apply `{field}`", param=field)
+
+    def ban(self, terms: Sequence[str]) -> None:
+        """Have decoding avoid `terms`, however they are written."""
+        self._banned = tuple(terms)
+
+    @property
+    def tools_given(self) -> bool:
+        return bool(getattr(self, "tools", None)) and getattr(self, "tool_choice", None) != "none"
 
     @property
     def wants_prompt_logprobs(self) -> bool:

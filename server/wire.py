@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from policies.policy import RuntimePolicy
 from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked, known_method
 from policies.steering import Flat, SteeringEntry, Strength
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
@@ -117,6 +118,9 @@ class AxionicFields(SteeringFields):
     json_schema: dict[str, JsonValue] | None = None
     regex_pattern: str | None = None
     grammar: str | None = None
+    policy: RuntimePolicy | None = None
+    policy_id: str | None = Field(default=None, description="of a stored policy, in place of `policy`")
+    include_trace: bool = Field(default=False, description="of the policy's run, in `steersman.policy`")
     # Sent by OpenAI's clients as a matter of course; nothing here depends on them.
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -183,14 +187,15 @@ class SamplingRequest(Strict, SteeringFields):
     best_of_n: Candidates | None = None
     draft_model: str | None = None
     ensemble_models: Models | None = None
-    policy: None = Field(default=None, description="policies run on /policies/run")
-    policy_id: None = Field(default=None, description="policies run on /policies/run")
+    policy: RuntimePolicy | None = None
+    policy_id: str | None = None
 
 
 class SamplingResponse(BaseModel):
     output: str
     method_used: str
     steering: dict[str, Any] | None = None
+    policy: dict[str, Any] | None = None
 
 
 class HostedModel(BaseModel):

@@ -12,7 +12,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.sampling import own_fields
 from server.candidates import text_of
-from server.errors import SteersmanError
+from server.errors import InvalidRequest, SteersmanError
+from server.policy_requests import native_template, overridden
+from server.policy_wire import outcome_summary
 from server.routes.body import JsonRoute
 from server.routes.openai import evidence
 from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
@@ -103,6 +105,8 @@ _SAMPLING_NAMES = {
 @router.post("/sampling/generate", response_model=SamplingResponse)
 @guarded
 async def sampling_generate(request: SamplingRequest, raw_request: Request) -> Response:
+    if request.policy is not None or request.policy_id is not None:
+        return await _under_policy(request, raw_request)
     serving: Serving = raw_request.app.state.steersman.serving
     fields = request.params or NativeSampling()
     constraints = {
@@ -128,6 +132,51 @@ async def sampling_generate(request: SamplingRequest, raw_request: Request) -> R
         steering=decoded.steered.described() if decoded.steered else None,
     )
     return JSONResponse(answer.model_dump(exclude_none=True), headers=evidence(decoded))
+
+
+async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
+    """As /policies/run; what the request says itself wins over the policy."""
+    if request.policy is not None and request.policy_id is not None:
+        raise InvalidRequest("give one of policy and policy_id", param="policy_id")
+    state = raw.app.state.steersman
+    policy = request.policy
+    if policy is None:
+        policy = (await state.policies.get(raw.state.principal.account_id, request.policy_id)).policy
+    params = request.params or NativeSampling()
+    given = params.model_dump(exclude_unset=True, exclude={"seed", "stop"})
+    own = {
+        "method": request.method,
+        "draft_model": request.draft_model,
+        "ensemble_models": request.ensemble_models,
+    }
+    given |= {name: value for name, value in own.items() if value is not None}
+    named = ("json_schema", "regex_pattern", "grammar")
+    constraints = [
+        (name, getattr(request, name), name) for name in named if getattr(request, name) is not None
+    ]
+    policy = overridden(policy.expanded(), given, constraints, params.stop or ())
+    if request.best_of_n is not None:
+        controls = policy.optimization.model_copy(update={"best_of_n": request.best_of_n})
+        policy = policy.model_copy(update={"optimization": controls})
+    template = native_template(
+        state.serving,
+        request.prompt,
+        policy,
+        model=request.model,
+        max_tokens=request.max_new_tokens,
+        seed=params.seed,
+        steering=request.steering_fields(),
+    )
+    outcome = await state.policy_runs.run(policy, template, raw)
+    winner = outcome.winner.answer
+    answer = SamplingResponse(
+        output=winner.text,
+        method_used=winner.method_used,
+        steering=dict(winner.steering) if winner.steering else None,
+        policy=outcome_summary(policy, outcome, trace=False),
+    )
+    headers = {"x-steersman-method": winner.method_used}
+    return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
 
 
 @router.get("/models")

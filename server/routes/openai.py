@@ -5,6 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from server.errors import InvalidRequest
+from server.routes import policy_answers
 from server.routes.body import JsonRoute
 from server.vllm_responses import SteeredResponses, respond
 from server.vllm_serving import Decodable, Decoded, ServedModels, guarded
@@ -34,6 +36,10 @@ async def create_response(request: SteeredResponses, raw_request: Request) -> Re
 
 
 async def _answer(request: Decodable, raw: Request) -> Response:
+    if request.policy is not None or request.policy_id is not None:
+        return await policy_answers.respond(request, raw)
+    if request.include_trace:
+        raise InvalidRequest("include_trace has no effect without a policy", param="include_trace")
     decoded: Decoded = await raw.app.state.steersman.serving.decode(request, raw)
     headers = evidence(decoded)
     if decoded.stream is not None:

@@ -1,140 +1,176 @@
-"""POST /policies/run: one prompt under an inline policy."""
+"""Policies at work: /policies/run, /policies/{id}/run, compare, evaluate, autotune."""
 
 import functools
-from collections.abc import Sequence
-from typing import Annotated, Any
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from policies.policy import RuntimePolicy, SamplingControls
-from policies.run import Answer, Outcome, Trial, judge_here, run
-from policies.sampling import Asked
-from server.candidates import text_of
-from server.errors import InvalidRequest, NotSupported
+from policies.policy import RuntimePolicy
+from policies.run import Outcome
+from policies.trials import BASE, Score, SearchError, Variant, best, variants
+from server.errors import InvalidRequest, SteersmanError
+from server.policies import plain
+from server.policy_requests import native_template
+from server.policy_wire import (
+    AutotuneRequest,
+    CompareRequest,
+    EvaluateRequest,
+    PolicyRunById,
+    PolicyRunRequest,
+    run_response,
+)
 from server.routes.body import JsonRoute
-from server.vllm_serving import Serving, guarded
-from server.wire import MaxTokens, NativeSampling, Strict
+from server.together import together
+from server.vllm_serving import guarded, kept_alive
+
+_PROMPTS_AT_ONCE = 8
+_KEEP_ALIVE_SECONDS = 15.0
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
-
-
-# What planning calls a field → where it stands in the request.
-_NAMES = {
-    **{field: f"policy.sampling.{field}" for field in SamplingControls.model_fields},
-    "sampling_method": "policy.sampling.method",
-    "n": "policy.optimization.best_of_n",
-    "best_of": "policy.optimization.best_of_n",
-}
-
-
-class PolicyRunRequest(Strict):
-    prompt: Annotated[str, Field(min_length=1)]
-    policy: RuntimePolicy | None = None
-    policy_id: str | None = None
-    model: str | None = None
-    max_new_tokens: MaxTokens = 128
-    include_trace: bool = True
 
 
 @router.post("/policies/run")
 @guarded
 async def run_policy(request: PolicyRunRequest, raw_request: Request) -> Response:
-    if request.policy_id is not None:
-        raise NotSupported("stored policies are not served by this version; send `policy`", param="policy_id")
-    if request.policy is None:
-        raise InvalidRequest("send a `policy`", param="policy")
-    policy = request.policy.expanded()
-    constraints = policy.constraints
-    own = constraints.json_schema is not None or constraints.regex_pattern is not None
-    outcome = await run(
-        policy,
-        functools.partial(_generate, request, policy, raw_request),
-        raw_request.app.state.steersman.judge if own else judge_here,
+    policy = await _policy(request.policy, request.policy_id, raw_request)
+    return await _one(request, policy, raw_request)
+
+
+@router.post("/policies/compare")
+@guarded
+async def compare(request: CompareRequest, raw_request: Request) -> Response:
+    """One run for each policy, in order."""
+    results = []
+    for index, given in enumerate(request.policies):
+        policy = given.expanded()
+        (outcome,) = await _over(policy, [request.prompt], request, raw_request, f"policies.{index}")
+        results.append(run_response(policy, outcome, trace=request.include_trace))
+    return JSONResponse({"results": results})
+
+
+@router.post("/policies/evaluate")
+@guarded
+async def evaluate(request: EvaluateRequest, raw_request: Request) -> Response:
+    policy = await _policy(request.policy, request.policy_id, raw_request)
+    outcomes = await _over(policy, request.prompts, request, raw_request)
+    score = Score.of(outcomes)
+    return JSONResponse(
+        {
+            "num_prompts": len(outcomes),
+            "success_rate": score.success_rate,
+            "avg_score": score.avg_score,
+            "avg_latency_ms": score.avg_latency_ms,
+            "avg_tokens": score.avg_tokens,
+            "pass_count": score.pass_count,
+            "fail_count": score.fail_count,
+            "outputs": [run_response(policy, outcome, trace=request.include_trace) for outcome in outcomes],
+        }
     )
-    body = _response(outcome)
-    if request.include_trace:
-        body["trace"] = _trace(policy, outcome)
-    return JSONResponse(body)
 
 
-async def _generate(
-    request: PolicyRunRequest, policy: RuntimePolicy, raw: Request, asked: Asked
-) -> Sequence[Answer]:
-    serving: Serving = raw.app.state.steersman.serving
-    sampling, constraints = policy.sampling, policy.constraints
-    fields = NativeSampling(
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        stop=constraints.stop_sequences or None,
-    )
-    model = request.model if request.model not in (None, "default") else policy.model.model
-    sent = serving.prompted(
-        request.prompt, model, request.max_new_tokens, fields, n=asked.n, **_constraint(policy)
-    )
-    entry = policy.steering.entry
-    sent.steering = [entry] if entry else None
-    decoded = await serving.decode(sent, raw, serving.plan(asked, _NAMES), steering_field="policy.steering")
-    steering = decoded.steered.described() if decoded.steered else None
-    choices = decoded.response.choices
-    tokens = decoded.response.usage.completion_tokens // len(choices)
-    return [
-        Answer(text_of(choice), tokens, decoded.plan.method_used, choice.finish_reason, steering)
-        for choice in choices
-    ]
+@router.post("/policies/autotune", responses=_STREAMS)
+@guarded
+async def autotune(request: AutotuneRequest, raw_request: Request) -> Response:
+    """Every point of the grid over dotted paths, up to `max_trials`, on all prompts."""
+    base: Mapping[str, Any] = BASE
+    if request.base_policy is not None:
+        base = plain(request.base_policy)
+    elif request.base_policy_id is not None:
+        base = plain(await _stored(request.base_policy_id, raw_request))
+    try:
+        tried = variants(base, request.search_space, request.max_trials)
+    except SearchError as error:
+        raise InvalidRequest(str(error), param=error.field) from error
+    trials = _trials(tried, request, raw_request)
+    if request.stream or "text/event-stream" in raw_request.headers.get("accept", ""):
+        events = kept_alive(_progress(tried, trials), _KEEP_ALIVE_SECONDS)
+        return StreamingResponse(events, media_type="text/event-stream")
+    return JSONResponse(_best(tried, [score async for score in trials]))
 
 
-def _constraint(policy: RuntimePolicy) -> dict[str, Any]:
-    """The one constraint that decoding enforces, as fields of a request."""
-    constraints = policy.constraints
-    given: dict[str, Any] = {
-        name: value
-        for name in ("json_schema", "regex_pattern", "grammar")
-        if (value := getattr(constraints, name)) is not None
-    }
-    if constraints.json_mode and not given:
-        return {"response_format": {"type": "json_object"}}
-    return given
+async def _trials(
+    tried: Sequence[Variant], request: AutotuneRequest, raw: Request
+) -> AsyncGenerator[Score, None]:
+    for variant in tried:
+        policy = variant.policy.expanded()
+        yield Score.of(await _over(policy, request.prompts, request, raw, "search_space"))
 
 
-def _response(outcome: Outcome) -> dict[str, Any]:
-    winner = outcome.winner
-    steering = {"steering": winner.answer.steering} if winner.answer.steering else {}
-    return {
-        **steering,
-        "output": winner.answer.text,
-        "accepted": winner.verdict.accepted,
-        "policy_id": None,
-        "score": winner.verdict.score,
-        "latency_ms": outcome.latency_ms,
-        "tokens": winner.answer.tokens,
-        "constraints_ok": winner.verdict.constraints_ok,
-        "verifier_ok": winner.verdict.verifier_ok,
-    }
+async def _progress(
+    tried: Sequence[Variant], trials: AsyncGenerator[Score, None]
+) -> AsyncGenerator[str, None]:
+    scores: list[Score] = []
+    try:
+        async for score in trials:
+            scores.append(score)
+            done = {"done": len(scores), "of": len(tried), "trial": _trial(tried[len(scores) - 1], score)}
+            yield _event({"status": "processing", "progress": done})
+    except SteersmanError as error:
+        yield _event({"status": "error", "message": error.message})
+        return
+    yield _event({"status": "complete", "result": _best(tried, scores)})
 
 
-def _trace(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
-    return {
-        "policy_name": policy.name,
-        "candidates": [_candidate(trial) for trial in outcome.trials],
-        "selection": _candidate(outcome.winner),
-    }
+def _event(payload: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
 
 
-def _candidate(trial: Trial) -> dict[str, Any]:
-    return {
-        "output": trial.answer.text,
-        "accepted": trial.verdict.accepted,
-        "score": trial.verdict.score,
-        "latency_ms": trial.latency_ms,
-        "tokens": trial.answer.tokens,
-        "constraints_ok": trial.verdict.constraints_ok,
-        "verifier_ok": trial.verdict.verifier_ok,
-        "reason": trial.verdict.reason,
-        "sampling_method": trial.answer.method_used,
-        "finish_reason": trial.answer.finish_reason,
-        "round": trial.round,
-        "slot": trial.slot,
-    }
+def _best(tried: Sequence[Variant], scores: Sequence[Score]) -> dict[str, Any]:
+    trials = [_trial(variant, score) for variant, score in zip(tried, scores, strict=True)]
+    found = trials[best(scores)]
+    return {"best_policy": found["policy"], "best_trial": found, "trials": trials}
+
+
+def _trial(variant: Variant, score: Score) -> dict[str, Any]:
+    return {"policy": variant.plain, **asdict(score)}
+
+
+# After the routes above, whose names it would take for ids.
+@router.post("/policies/{policy_id}/run")
+@guarded
+async def run_stored_policy(policy_id: str, request: PolicyRunById, raw_request: Request) -> Response:
+    policy = (await _stored(policy_id, raw_request)).expanded()
+    return await _one(request, policy, raw_request)
+
+
+async def _one(request: PolicyRunById, policy: RuntimePolicy, raw: Request) -> Response:
+    (outcome,) = await _over(policy, [request.prompt], request, raw)
+    return JSONResponse(run_response(policy, outcome, trace=request.include_trace))
+
+
+async def _over(
+    policy: RuntimePolicy, prompts: Sequence[str], request: Any, raw: Request, path: str = "policy"
+) -> list[Outcome]:
+    """One run for each prompt, some of them side by side."""
+    state = raw.app.state.steersman
+    runs: list[Callable[[], Awaitable[Outcome]]] = []
+    for prompt in prompts:
+        template = native_template(
+            state.serving,
+            prompt,
+            policy,
+            model=request.model,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed,
+        )
+        runs.append(functools.partial(state.policy_runs.run, policy, template, raw, path=path))
+    return await together(runs, at_once=_PROMPTS_AT_ONCE)
+
+
+async def _policy(policy: RuntimePolicy | None, policy_id: str | None, raw: Request) -> RuntimePolicy:
+    if policy is None:
+        assert policy_id is not None  # one of both is given
+        policy = await _stored(policy_id, raw)
+    return policy.expanded()
+
+
+async def _stored(policy_id: str, raw: Request) -> RuntimePolicy:
+    state = raw.app.state.steersman
+    record = await state.policies.get(raw.state.principal.account_id, policy_id)
+    policy: RuntimePolicy = record.policy
+    return policy

@@ -1,0 +1,123 @@
+"""Policies tried against prompts: what share passes, and which of many variants does best. Pure."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+from pydantic import ValidationError
+
+from policies.policy import RuntimePolicy
+from policies.run import Outcome
+
+MAX_AXES, MAX_VALUES, MAX_TRIALS = 16, 64, 128
+# The axes that Axionic's reference varies, in its order; any other path follows in the request's.
+_FIRST_AXES = ("sampling.method", "sampling.temperature", "sampling.top_p", "optimization.best_of_n")
+# What is varied where no policy is given.
+BASE = {
+    "sampling": {"method": "top-k", "temperature": 0.7, "top_p": 0.9},
+    "optimization": {"best_of_n": 1},
+}
+
+Run = Callable[[RuntimePolicy, Sequence[str]], Awaitable[Sequence[Outcome]]]
+
+
+class SearchError(ValueError):
+    """`field` is the path within the request."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of one policy over prompts."""
+
+    success_rate: float
+    avg_score: float
+    avg_latency_ms: float
+    avg_tokens: float
+    pass_count: int
+    fail_count: int
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> "Score":
+        count = len(outcomes)
+        passed = sum(outcome.winner.verdict.accepted for outcome in outcomes)
+        return cls(
+            success_rate=passed / count,
+            avg_score=sum(outcome.winner.verdict.score for outcome in outcomes) / count,
+            avg_latency_ms=sum(outcome.latency_ms for outcome in outcomes) / count,
+            avg_tokens=sum(outcome.winner.answer.tokens for outcome in outcomes) / count,
+            pass_count=passed,
+            fail_count=count - passed,
+        )
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        return self.success_rate, self.avg_score, -self.avg_latency_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A policy as JSON, with one value from each axis."""
+
+    plain: dict[str, Any]
+    policy: RuntimePolicy
+
+
+def variants(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials: int) -> list[Variant]:
+    """The first `max_trials` points of the grid over dotted paths, the last axis fastest.
+
+    Raises SearchError for a path that no policy has and for a value that makes no policy.
+    """
+    axes = sorted(
+        space, key=lambda path: _FIRST_AXES.index(path) if path in _FIRST_AXES else len(_FIRST_AXES)
+    )
+    for path in axes:
+        if not space[path]:
+            raise SearchError(f"search_space.{path}", "an axis has at least one value")
+    points = product(*(range(len(space[path])) for path in axes))
+    return [_variant(base, space, axes, point) for point in islice(points, max_trials)]
+
+
+def _variant(
+    base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], axes: Sequence[str], point: Sequence[int]
+) -> Variant:
+    plain = _copied(base)
+    for path, index in zip(axes, point, strict=True):
+        _set(plain, path, space[path][index])
+    try:
+        return Variant(plain, RuntimePolicy.model_validate(plain))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        axis = next((path for path in axes if path == where or where.startswith(f"{path}.")), None)
+        field = "search_space" if axis is None else f"search_space.{axis}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise SearchError(field, f"{where}: {message}" if where else message) from error
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
+
+
+def _set(plain: dict[str, Any], path: str, value: Any) -> None:
+    *groups, name = path.split(".")
+    at = plain
+    for group in groups:
+        inner = at.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise SearchError(f"search_space.{path}", f"{group} is no group of fields")
+        at = inner
+    if not name:
+        raise SearchError(f"search_space.{path}", "an axis is a path such as sampling.temperature")
+    at[name] = value
+
+
+def best(scores: Sequence[Score]) -> int:
+    """Index of the best: most passed, then score, then speed; the first of equals."""
+    return max(range(len(scores)), key=lambda index: scores[index].rank)

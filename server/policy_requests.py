@@ -1,0 +1,148 @@
+"""From a request that carries a policy to the policy that holds for it and the template of its rounds.
+
+A sampling or steering field given explicitly in the request wins over the policy's; constraints add up, and
+two different ones of a kind are an error that names the request's.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from policies.policy import RuntimePolicy
+from server.errors import InvalidRequest
+from server.vllm_serving import Decodable, Serving
+from server.vllm_wire import ChatRequest
+from server.wire import NativeSampling
+
+# Fields of a /v1 request → where a policy has them.
+_SAMPLING = {
+    "sampling_method": "method",
+    **{
+        name: name
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "typical_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "ads_subset_size",
+            "ads_beta",
+            "beam_width",
+            "ensemble_models",
+            "draft_model",
+        )
+    },
+}
+_CONSTRAINTS = ("json_schema", "regex_pattern", "grammar")
+_SINGLE = ("n", "best_of")  # a policy answers with its winner; its own fields say of how many
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+def native_template(
+    serving: Serving,
+    prompt: str,
+    policy: RuntimePolicy,
+    *,
+    model: str | None,
+    max_tokens: int,
+    seed: int | None,
+    steering: Mapping[str, Any] = MappingProxyType({}),
+) -> Decodable:
+    """Of Axionic's policy routes: a prompt, and nothing beside the policy."""
+    named = model if model not in (None, "default") else policy.model.model
+    sent = serving.prompted(prompt, named, max_tokens, NativeSampling(seed=seed), **steering)
+    return _settled(sent, policy)
+
+
+def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, Decodable]:
+    """What holds for a /v1 request that carries `policy`. Raises InvalidRequest naming the field."""
+    given = {name for name in request.model_fields_set if getattr(request, name) not in (None, [], {})}
+    for name in _SINGLE:
+        if name in given and getattr(request, name) != 1:
+            raise InvalidRequest(
+                f"a policy answers with one winner; `{name}` is 1, or the policy's optimization.best_of_n",
+                param=name,
+            )
+    if not isinstance(request, ChatRequest) and len(request.prompts()) > 1:
+        raise InvalidRequest("with a policy there is one prompt", param="prompt")
+    if not isinstance(request, ChatRequest) and not isinstance(request.prompt, str):
+        raise InvalidRequest("with a policy the prompt is text", param="prompt")
+    sampling = {own: getattr(request, name) for name, own in _SAMPLING.items() if name in given}
+    stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
+    holds = overridden(policy, sampling, _constraints(request, given), stops)
+    if request.tools_given and holds.constraints.masks:
+        raise InvalidRequest(
+            "`tools` and the policy's constraints are two forms of one answer", param="tools"
+        )
+    if request.structured_outputs is not None and holds.constraints.masks:
+        raise InvalidRequest(
+            "`structured_outputs` stands beside the policy's constraints", param="structured_outputs"
+        )
+    bare = dict.fromkeys([*_CONSTRAINTS, "sampling_method", "best_of", "beam_width", "draft_model"])
+    changes = {**bare, "ensemble_models": None, "response_format": None, "policy": None, "policy_id": None}
+    model = request.model if request.model not in (None, "default") else policy.model.model
+    return holds, _settled(request.model_copy(update={**changes, "model": model}), holds)
+
+
+def overridden(
+    policy: RuntimePolicy,
+    sampling: Mapping[str, Any],
+    constraints: Sequence[tuple[str, Any, str]],
+    stops: Sequence[str] = (),
+) -> RuntimePolicy:
+    """`policy` with a request's own sampling fields; `constraints` are its fields, their values, and where a
+    policy has them. Raises InvalidRequest."""
+    plain = policy.model_dump(exclude_unset=True)
+    own: dict[str, Any] = plain.setdefault("sampling", {})
+    for name, value in sampling.items():
+        own[name] = value
+        if name in ("temperature", "top_p"):  # given explicitly, it is not to change with the candidate
+            own |= {f"adaptive_{name}": False, f"adaptive_{name}_schedule": []}
+    limits: dict[str, Any] = plain.setdefault("constraints", {})
+    for field, value, name in constraints:
+        if limits.get(name) not in (None, False, value):
+            raise InvalidRequest(f"`{field}` and the policy's constraints.{name} are different", param=field)
+        limits[name] = value
+    limits["stop_sequences"] = list(dict.fromkeys([*limits.get("stop_sequences", ()), *stops]))
+    return _validated(plain)
+
+
+def _constraints(request: Decodable, given: set[str]) -> list[tuple[str, Any, str]]:
+    """The request's own: its field, the value, and where a policy has it."""
+    found = [(name, getattr(request, name), name) for name in _CONSTRAINTS if name in given]
+    wanted = request.response_format
+    if wanted is not None and wanted.type == "json_object":
+        found.append(("response_format", True, "json_mode"))
+    elif wanted is not None and wanted.type == "json_schema":
+        found.append(("response_format", wanted.json_schema.json_schema, "json_schema"))
+    elif wanted is not None and wanted.type != "text":
+        raise InvalidRequest(f"with a policy response_format is not {wanted.type}", param="response_format")
+    return found
+
+
+def _validated(plain: Mapping[str, Any]) -> RuntimePolicy:
+    try:
+        return RuntimePolicy.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise InvalidRequest(f"{where}: {message}" if where else message, param="policy") from error
+
+
+def _settled(template: Decodable, policy: RuntimePolicy) -> Decodable:
+    """With what of the policy is the same in every round."""
+    sampling = policy.sampling
+    changes: dict[str, Any] = {
+        name: getattr(sampling, name) for name in _PENALTIES if getattr(sampling, name) is not None
+    }
+    if policy.constraints.stop_sequences:
+        changes["stop"] = list(policy.constraints.stop_sequences)
+    if not template.steering_entries() and (entry := policy.steering.entry) is not None:
+        changes["steering"] = [entry]
+    return template.model_copy(update=changes)
