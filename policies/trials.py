@@ -1,6 +1,6 @@
 """Policies tried against prompts: what share passes, and which of many variants does best. Pure."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any

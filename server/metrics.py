@@ -39,6 +39,13 @@ POLICY_SECONDS = Histogram(
 VERIFIER_RUNS = Counter(
     "steersman_verifier_runs", "Answers that verifiers looked at.", ["verifier", "outcome"]
 )
+SANDBOX_RUNS = Counter("steersman_sandbox_runs", "Sandboxed runs of code, by how they ended.", ["outcome"])
+SANDBOX_SECONDS = Histogram(
+    "steersman_sandbox_seconds",
+    "Time that sandboxed code ran, without the wait for its turn.",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+SANDBOX_IDLE = Gauge("steersman_sandbox_idle", "Sandboxes that wait for code.", multiprocess_mode="livesum")
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )

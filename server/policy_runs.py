@@ -76,6 +76,10 @@ class PolicyRuns:
         assert decoded.stream is not None
         return decoded.stream
 
+    async def close(self) -> None:
+        if isinstance(self.sandbox, Sandbox):
+            await self.sandbox.close()
+
     async def _grammar_compiles(self, policy: RuntimePolicy, path: str) -> bool:
         """False for guidance that is no grammar, and is checked as literals. Raises InvalidRequest."""
         grammar = policy.constraints.grammar

@@ -1,4 +1,4 @@
-"""Judge the answers of one policy run: by their text, their code in the sandbox, the served model's opinion."""
+"""Judge the answers of a policy run: by their text, their code in the sandbox, the served model's opinion."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

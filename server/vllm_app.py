@@ -37,6 +37,7 @@ from server.jobs import Jobs
 from server.judge import JudgeProcess
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.policies import Policies
+from server.policy_runs import PolicyRuns
 from server.refusal import refusal
 from server.routes import (
     keys,
@@ -48,6 +49,7 @@ from server.routes import (
     steering_trials,
     steering_vectors,
 )
+from server.sandbox import Sandbox, SandboxOff
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
@@ -56,6 +58,7 @@ from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_meter import Call, current_call, metered, metered_beam
+from server.vllm_pruning import pruning
 from server.vllm_serving import ServedModels, Serving, translated
 from server.vllm_steering import prompt_logprobs_kill, steered
 
@@ -103,6 +106,8 @@ class SteersmanPlugin:
         _meter_engine(engine_client, state, meter)
         engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
+        sandbox = await Sandbox.open(hidden=[doors.settings.home])
+        judge = JudgeProcess(_JUDGE_SECONDS)
         serving = Serving(
             chat=state.openai_serving_chat,
             completion=state.openai_serving_completion,
@@ -124,14 +129,17 @@ class SteersmanPlugin:
             models,
             checker,
             serving,
-            JudgeProcess(_JUDGE_SECONDS),
+            judge,
             vectors,
             jobs,
             Policies(doors.store.database),
+            PolicyRuns(serving, checker, judge, sandbox),
             studio,
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
+        if isinstance(sandbox, SandboxOff):
+            logger.warning("Policies that ask for unit_tests get 501: %s", sandbox.problem)
         record_build()
         _handle_errors(app)
         _run_beside(app, state.steersman)
@@ -221,6 +229,7 @@ def _run_beside(app: FastAPI, server: ServerState) -> None:
                 await asyncio.gather(*beside, return_exceptions=True)
                 await server.checker.close()
                 await server.judge.close()
+                await server.policy_runs.close()
                 await server.store.close()
 
     app.router.lifespan_context = lifespan

@@ -31,10 +31,8 @@ async def respond(request: Decodable, raw: Request) -> Response:
     events = _judged(policy, template, request, raw) if policy.judged else None
     if events is None:
         direct = await state.policy_runs.stream(policy, template, raw)
-        summary = {
-            "policy": {"id": policy.id, "name": policy.name, "accepted": True, "score": 1.0, "rounds": 1}
-        }
-        events = streams.ending_with(direct, summary)
+        accepted = {"id": policy.id, "name": policy.name, "accepted": True, "score": 1.0, "rounds": 1}
+        events = streams.ending_with(direct, {"policy": accepted})
     alive = kept_alive(events, state.serving.keep_alive)
     return StreamingResponse(alive, media_type="text/event-stream")
 

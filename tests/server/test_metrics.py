@@ -19,6 +19,9 @@ CONTRACT = {
     "steersman_steering_requests_total": ("counter", ["operation"]),
     "steersman_steered_tokens_total": ("counter", ["phase"]),
     "steersman_steering_rows_used": ("gauge", []),
+    "steersman_sandbox_runs_total": ("counter", ["outcome"]),
+    "steersman_sandbox_seconds": ("histogram", []),
+    "steersman_sandbox_idle": ("gauge", []),
     "steersman_build_info": ("gauge", ["version", "vllm"]),
 }
 OURS = (
@@ -29,6 +32,9 @@ OURS = (
     metrics.STEERING_REQUESTS,
     metrics.STEERING_TOKENS,
     metrics.STEERING_ROWS,
+    metrics.SANDBOX_RUNS,
+    metrics.SANDBOX_SECONDS,
+    metrics.SANDBOX_IDLE,
     metrics.BUILD_INFO,
 )
 

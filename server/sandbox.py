@@ -1,0 +1,416 @@
+"""Run Python that a model wrote where it can harm nothing: bubblewrap around an interpreter, used once.
+
+A sandbox is `bwrap` with namespaces of its own (no network, no other processes), a file system of nothing but
+the interpreter and a small folder in memory, no environment, an unprivileged user and a filter of system
+calls; `server/sandbox_runner.py` inside adds limits and a stricter filter, and runs one job. Some sandboxes
+are started ahead. Killing `bwrap` ends pid 1 of the namespace, and the kernel ends the rest with it.
+
+Every start proves all that by attacks (`server/sandbox_attacks.py`); where one succeeds there is no sandbox.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from server import seccomp
+from server.errors import Unavailable
+from server.metrics import SANDBOX_IDLE, SANDBOX_RUNS, SANDBOX_SECONDS
+from server.sandbox_attacks import Attack, attacks
+
+_RUNNER = Path(__file__).with_name("sandbox_runner.py")
+_NOBODY = "65534"
+_START_SECONDS = 20.0
+_KILL_SECONDS = 5.0
+_TAIL = 4096  # bytes kept of what is written to stderr
+_STAGE = Path("/mnt")  # see `_Layout`
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_HIDDEN = tuple(map(Path, ("/etc", "/home", "/proc", "/sys", "/var", "/run")))  # of any host
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+
+logger = logging.getLogger(__name__)
+
+
+class Ended(StrEnum):
+    PASSED = "passed"  # ran to its last line
+    FAILED = "failed"  # an exception, or an exit before the last line
+    TIMED_OUT = "timed_out"  # wall or CPU time
+    MEMORY = "memory"
+    OUTPUT = "output"
+    KILLED = "killed"  # by a signal, its own or the kernel's
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """`stderr` is the end of what the code wrote there, its traceback included."""
+
+    ended: Ended
+    stderr: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    memory: int = 512 * 2**20  # bytes of address space
+    scratch: int = 16 * 2**20  # bytes of files
+    inodes: int = 1000  # files and folders
+    output: int = 2**20  # bytes on stdout and stderr together
+    threads: int = 32  # the first included
+    descriptors: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxOff:
+    """There is no sandbox on this host: `problem` says why, and where it can what to do."""
+
+    problem: str
+
+
+_LIMITS = Limits()
+
+
+class Sandbox:
+    """`warm` sandboxes are kept ready; at most `concurrent` run code, the rest wait in order of arrival."""
+
+    def __init__(self, *, warm: int = 2, concurrent: int = 4, limits: Limits = _LIMITS) -> None:
+        self._warm, self._limits = warm, limits
+        self._turns = asyncio.Semaphore(concurrent)
+        self._idle: deque[asyncio.Task[_Cell]] = deque()  # started or starting
+        self._cells: set[_Cell] = set()
+        self._closed = False
+        self._layout = _Layout.of_this_host(limits.scratch)
+        self._base_filter = seccomp.program(platform.machine(), processes=True)
+        strict = seccomp.program(platform.machine(), processes=False)
+        told = {
+            "memory": limits.memory,
+            "scratch": limits.scratch,
+            "inodes": limits.inodes,
+            "threads": limits.threads,
+            "descriptors": limits.descriptors,
+            "filter": strict.hex(),
+        }
+        interpreter = (str(self._layout.executable), "-I", "-S", "-B", "-X", "utf8")
+        self._program = (*interpreter, "-c", _RUNNER.read_text(), json.dumps(told))
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        warm: int = 2,
+        concurrent: int = 4,
+        limits: Limits = _LIMITS,
+        hidden: Sequence[Path] = (),
+    ) -> "Sandbox | SandboxOff":
+        """A sandbox that has withstood every attack. `hidden` are paths that code must not read."""
+        missing = _missing()
+        if missing is not None:
+            return SandboxOff(missing)
+        sandbox = cls(warm=warm, concurrent=concurrent, limits=limits)
+        try:
+            problem = await sandbox._weakness(hidden)
+        except BaseException:
+            await sandbox.close()
+            raise
+        if problem is not None:
+            await sandbox.close()
+            return SandboxOff(problem)
+        return sandbox
+
+    async def run(self, code: str, seconds: float) -> Ran:
+        """Run `code` as a program of its own, for at most `seconds` of wall time and about as much CPU time.
+
+        Raises Unavailable where no sandbox can be started.
+        """
+        ran = await self._run(code, seconds, max(1, math.ceil(seconds)))
+        SANDBOX_RUNS.labels(ran.ended.value).inc()
+        SANDBOX_SECONDS.observe(ran.seconds)
+        return ran
+
+    async def close(self) -> None:
+        """End everything, running code too: it is reported as killed."""
+        self._closed = True
+        starting = list(self._idle)
+        self._idle.clear()
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        await asyncio.gather(*(cell.end() for cell in self._cells))
+        self._count_idle()
+
+    async def _run(self, code: str, seconds: float, cpu_seconds: int) -> Ran:
+        async with self._turns:
+            cell = await self._take()
+            try:
+                return await cell.run(code, seconds, cpu_seconds, self._limits.output)
+            finally:
+                await self._drop(cell)
+
+    async def _take(self) -> "_Cell":
+        """A living sandbox that nobody else has."""
+        for _ in range(self._warm + 2):  # all that were warm may have died
+            if self._closed:
+                break
+            starting = self._idle.popleft() if self._idle else self._begin()
+            self._refill()
+            try:
+                cell = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                if not self._closed:
+                    self._idle.appendleft(starting)
+                raise
+            if cell.alive:
+                return cell
+            await self._drop(cell)
+        raise Unavailable("no sandbox can be had to run code in", retry_after=1)
+
+    def _refill(self) -> None:
+        while len(self._idle) < self._warm:
+            self._idle.append(self._begin())
+        self._count_idle()
+
+    def _begin(self) -> "asyncio.Task[_Cell]":
+        task = asyncio.create_task(self._start())
+        task.add_done_callback(self._begun)
+        return task
+
+    def _begun(self, task: "asyncio.Task[_Cell]") -> None:
+        if not task.cancelled():
+            task.exception()  # whoever takes it is told; where nobody does, it is no news
+        self._count_idle()
+
+    def _count_idle(self) -> None:
+        SANDBOX_IDLE.set(
+            sum(task.done() and not task.cancelled() and task.exception() is None for task in self._idle)
+        )
+
+    async def _start(self) -> "_Cell":
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        base_filter = os.memfd_create("seccomp")
+        try:
+            os.write(base_filter, self._base_filter)
+            os.lseek(base_filter, 0, os.SEEK_SET)
+            # The loop's own thread starts it, not one of a pool: `bwrap` dies with the thread that began it.
+            process = await asyncio.create_subprocess_exec(
+                *(*self._layout.command, "--seccomp", str(base_filter), "--"),
+                *(*self._program, str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(base_filter, theirs.fileno()),
+                env=_ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            writer.close()
+            raise Unavailable(f"a sandbox cannot be started: {error}") from error
+        except BaseException:
+            writer.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(base_filter)
+        cell = _Cell(process, reader, writer)
+        self._cells.add(cell)
+        try:
+            await cell.ready()
+        except BaseException:
+            await self._drop(cell)
+            raise
+        if self._closed:
+            await self._drop(cell)
+            raise Unavailable("the server is stopping")
+        return cell
+
+    async def _drop(self, cell: "_Cell") -> None:
+        self._cells.discard(cell)
+        await cell.end()
+
+    async def _weakness(self, hidden: Sequence[Path]) -> str | None:
+        """The first property that does not hold."""
+        layout = self._layout
+        secret = [*_HIDDEN, _RUNNER.parent, Path.home(), Path(sys.prefix), *layout.masked, *hidden]
+        secret = [path for path in secret if path not in (Path("/"), Path(sys.base_prefix))]
+        tried = list(attacks(secret, layout.bound, self._limits.scratch, self._limits.memory))
+        ends = await asyncio.gather(*map(self._withstands, tried))
+        return next((problem for problem in ends if problem is not None), None)
+
+    async def _withstands(self, attack: Attack) -> str | None:
+        try:
+            ran = await self._run(attack.code, attack.seconds, attack.cpu_seconds)
+        except Unavailable as error:
+            return error.message
+        if ran.ended == attack.ended:
+            return None
+        last = ran.stderr.strip().rpartition("\n")[2]
+        return f"the sandbox does not hold: {attack.broken} ({ran.ended}{': ' * bool(last)}{last})"
+
+
+def _missing() -> str | None:
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in seccomp.MACHINES:
+        return f"sandboxes need Linux on {' or '.join(seccomp.MACHINES)}, not {sys.platform} on {machine}"
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed (apt-get install bubblewrap)"
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        return "setpriv is not installed, with which root becomes nobody (apt-get install util-linux)"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a sandbox's file system is made of. `command` is bwrap up to its filter and program."""
+
+    executable: Path
+    bound: tuple[Path, ...]
+    masked: tuple[Path, ...]  # installed packages within `bound`
+    command: tuple[str, ...]
+
+    @classmethod
+    def of_this_host(cls, scratch: int) -> "_Layout":
+        # A virtual environment's interpreter is a link to, or a copy of, the one that has the library.
+        executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+        prefix = Path(sys.base_prefix).resolve()
+        folders = [root / name for root in (Path("/usr"), prefix) for name in ("lib", "lib64")]
+        bound = [path for path in dict.fromkeys(folders) if path.is_dir() and not path.is_symlink()]
+        masked = [
+            found
+            for folder in bound
+            for name in ("site-packages", "dist-packages")
+            for found in folder.glob(f"python3*/{name}")
+            if found.is_dir() and not found.is_symlink()
+        ]
+        bound += [executable, *(path for path in _OPTIONAL if path.exists())]
+        become, staged = _as_nobody(prefix)
+        command = [*become, shutil.which("bwrap") or "bwrap", *_ISOLATION]
+        for path in bound:
+            source = _STAGE / path.relative_to(prefix) if staged and path.is_relative_to(prefix) else path
+            command += ["--ro-bind", str(source), str(path)]
+        for path in masked:
+            command += ["--tmpfs", str(path), "--remount-ro", str(path)]
+        for path in (Path("/lib"), Path("/lib64")):
+            if path.is_symlink():
+                command += ["--symlink", str(path.readlink()), str(path)]
+            elif path.is_dir():
+                command += ["--ro-bind", str(path), str(path)]
+        for device in _DEVICES:
+            command += ["--dev-bind", device, device]
+        command += ["--size", str(scratch), "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own
+        command += ["--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108  # as above
+        return cls(executable, tuple(bound), tuple(masked), tuple(command))
+
+
+_OPTIONAL = (Path("/etc/ld.so.cache"), Path("/usr/share/zoneinfo"))
+
+_ISOLATION = (
+    *("--unshare-user", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"),
+    *("--cap-drop", "ALL", "--uid", _NOBODY, "--gid", _NOBODY, "--hostname", "sandbox"),
+)
+
+
+def _as_nobody(prefix: Path) -> tuple[list[str], bool]:
+    """What stands before bwrap where the server is root, whom neither file modes nor RLIMIT_NPROC bind.
+
+    An interpreter under a folder of root's own, such as /root, is bound to `_STAGE` first, in a mount
+    namespace that ends with the sandbox: nobody could not reach it. The second value says so.
+    """
+    if os.geteuid() != 0:
+        return [], False
+    become = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
+    if all(folder.stat().st_mode & 0o001 for folder in (prefix, *prefix.parents)):
+        return become, False
+    bind = f'mount --bind "$0" {_STAGE} && exec "$@"'
+    private = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", bind, str(prefix)]
+    return [*private, *become], True
+
+
+class _Cell:
+    """One sandbox: bwrap, and in it the runner that waits for the only job it will get."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process, self._reader, self._writer = process, reader, writer
+        self._written, self._most_written = 0, _LIMITS.output
+        self._tail = b""
+        self._over = asyncio.gather(
+            self._drain(process.stdout, kept=0),
+            self._drain(process.stderr, kept=_TAIL),
+            process.wait(),
+            return_exceptions=True,
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None and not self._reader.at_eof()
+
+    async def ready(self) -> None:
+        answer = b""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_START_SECONDS):
+                answer = await self._reader.readline()
+        if answer != b"ready\n":
+            await self.end()  # after which the tail is whole
+            last = self._tail.decode(errors="replace").strip().rpartition("\n")[2]
+            raise Unavailable(f"a sandbox cannot be started: {last or 'it gives no answer'}")
+
+    async def run(self, code: str, seconds: float, cpu_seconds: int, output: int) -> Ran:
+        self._most_written = output
+        job = code.encode(errors="surrogatepass")  # which the runner refuses to decode: the code's fault
+        started = time.monotonic()
+        ended = Ended.KILLED
+        try:
+            async with asyncio.timeout(seconds):
+                self._writer.write(struct.pack(">II", cpu_seconds, len(job)) + job)
+                answer = await self._reader.readline()
+            ended = Ended(answer.decode().strip())
+        except TimeoutError:
+            ended = Ended.TIMED_OUT
+        except (OSError, ValueError):  # it ended without a word
+            pass
+        finally:
+            took = time.monotonic() - started
+            await self.end()
+        if self._written > output:
+            ended = Ended.OUTPUT
+        return Ran(ended, self._tail.decode(errors="replace"), took)
+
+    async def end(self) -> None:
+        """Kill the tree, and wait until nobody holds its output open."""
+        self._kill()
+        self._writer.close()
+        ended, _ = await asyncio.wait([self._over], timeout=_KILL_SECONDS)
+        if not ended:
+            self._over.cancel()
+            logger.error("a sandbox outlives its end: pid %d", self._process.pid)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _drain(self, stream: asyncio.StreamReader, kept: int) -> None:
+        while part := await stream.read(2**16):
+            self._written += len(part)
+            if kept:
+                self._tail = (self._tail + part)[-kept:]
+            if self._written > self._most_written:
+                self._kill()
