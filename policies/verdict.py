@@ -7,7 +7,7 @@ Penalties and reasons are those of Axionic's reference runner; what it names but
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -45,8 +45,8 @@ class Verdict:
     """
 
     broken: str | None = None
-    failed: Mapping[str, str] = MappingProxyType({})
-    measured: Mapping[str, float] = MappingProxyType({})
+    failed: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verified(self) -> float:
@@ -137,9 +137,9 @@ def _json_fault(text: str, policy: RuntimePolicy) -> str | None:
     value = _json_object(text)
     if value is None:
         return "invalid json"
-    for field in policy.constraints.required_fields:
-        if field not in value:
-            return f"missing required field '{field}'"
+    for name in policy.constraints.required_fields:
+        if name not in value:
+            return f"missing required field '{name}'"
     schema = policy.constraints.json_schema
     return None if schema is None else schema_fault(value, schema)
 
