@@ -32,13 +32,16 @@ class Kind(StrEnum):
 class Answer:
     """One generated text. `mean_logprob` is per token, in nats, where the request asked for it.
 
-    `source` is whatever the generator needs to make a response of this answer.
+    `temperature` and `top_p` are those it was drawn with, None where the model's own stood. `source` is
+    whatever the generator needs to make a response of this answer.
     """
 
     text: str
     tokens: int
     method_used: str
     finish_reason: str | None
+    temperature: float | None = None
+    top_p: float | None = None
     mean_logprob: float | None = None
     pruned_at: int | None = None
     steering: Mapping[str, Any] | None = None
@@ -104,8 +107,6 @@ class Trial:
     round: int
     slot: int
     latency_ms: int
-    temperature: float | None
-    top_p: float | None
     model: str | None = None
     votes: int = 0
 
@@ -289,8 +290,6 @@ class Runner:
                 round=ask.number,
                 slot=slot,
                 latency_ms=latency,
-                temperature=slots[min(slot, len(slots) - 1)].temperature,
-                top_p=slots[min(slot, len(slots) - 1)].top_p,
                 model=slots[min(slot, len(slots) - 1)].model,
                 votes=ballots[normalise(answer.text)] if ask.round.votes else 0,
             )
@@ -358,13 +357,14 @@ _REASON_CHARACTERS = 1000
 def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:
     """Accepted ones first, then the most votes, the highest score, the greatest speed; the first of equals.
 
-    Without `rerank` the first that is accepted.
+    Without `rerank` the first that is accepted. What was pruned cannot win: a heat leaves one at least.
     """
+    trials = [trial for trial in trials if trial.answer.pruned_at is None]
     if not policy.verifiers.rerank:
         first = next((trial for trial in trials if trial.verdict.accepted), None)
         if first is not None:
             return first
-    return max(trials, key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, *_sure(trial)))
+    return max(trials, key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, _likely(trial)))
 
 
 def _worth(trial: Trial, policy: RuntimePolicy) -> tuple[bool, int, float]:
@@ -372,9 +372,9 @@ def _worth(trial: Trial, policy: RuntimePolicy) -> tuple[bool, int, float]:
     return trial.verdict.accepted, trial.votes, sign * trial.verdict.score
 
 
-def _sure(trial: Trial) -> tuple[bool, float]:
-    """What parts candidates of one round that are equal otherwise: complete, then likely."""
-    return trial.answer.pruned_at is None, trial.answer.mean_logprob or 0.0
+def _likely(trial: Trial) -> float:
+    """What parts candidates of one round that are equal otherwise."""
+    return trial.answer.mean_logprob or 0.0
 
 
 def repair_request(rejected: Trial) -> str:

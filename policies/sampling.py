@@ -101,7 +101,7 @@ class Ads:
 class Slot:
     """What one of several candidates has of its own; `model` None: the request's."""
 
-    temperature: float
+    temperature: float | None
     top_p: float | None
     model: str | None = None
 

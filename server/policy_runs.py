@@ -13,7 +13,7 @@ from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy, SamplingControls
 from policies.rounds import plan_round
 from policies.run import Answer, Ask, MethodUnavailableError, Outcome, Runner, Turn
-from policies.sampling import Choose, Plan
+from policies.sampling import Choose, Plan, Slot
 from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
@@ -140,16 +140,20 @@ class _Call:
         finally:
             current_heat.reset(token)
         steering = decoded.steered.described() if decoded.steered else None
+        plan = decoded.plan
+        drawn = plan.slots or [Slot(plan.temperature, plan.top_p)] * len(decoded.response.choices)
         return [
             Answer(
                 text=text_of(choice),
                 tokens=_tokens(decoded.response, choice),
-                method_used=ask.round.method if ask.round.votes else decoded.plan.method_used,
+                method_used=ask.round.method if ask.round.votes else plan.method_used,
+                temperature=drawn[slot].temperature,
+                top_p=drawn[slot].top_p,
                 finish_reason=choice.finish_reason,
                 mean_logprob=mean_logprob(choice) if ask.scored or heat else None,
                 pruned_at=heat.pruned.get(slot) if heat else None,
                 steering=steering,
-                warning=decoded.plan.warning,
+                warning=plan.warning,
                 source=(decoded.response, choice),
             )
             for slot, choice in enumerate(decoded.response.choices)

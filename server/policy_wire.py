@@ -169,8 +169,8 @@ def _candidate(trial: Trial) -> dict[str, Any]:
         "round": trial.round,
         "slot": trial.slot,
         "kind": trial.kind,
-        "temperature": trial.temperature,
-        "top_p": trial.top_p,
+        "temperature": answer.temperature,
+        "top_p": answer.top_p,
     }
     more = {
         "model": trial.model,

@@ -112,3 +112,72 @@ def test_a_key_of_the_same_account_has_the_same_policies(mx, client, sent):
         assert client.delete(f"/auth/api-keys/{made['id']}").status_code == 200
     finally:
         forget(client, policy_id)
+
+
+FACTORIES = {
+    "strict": lambda policy: policy.strict_json_extraction(SCHEMA),
+    "router": lambda policy: policy.fast_tool_router(),
+    "diverse": lambda policy: policy.diverse_chatbot(),
+    "vote": lambda policy: policy.ensemble_vote([]),
+    "steered": lambda policy: policy.steering_preset("json_compliance"),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_runs(mx, name):
+    """What the SDK's factories write runs as it is, with a trace of every candidate."""
+    answer = mx.policy.run("Name a river as JSON.", FACTORIES[name](mx.policy), max_new_tokens=16)
+    assert isinstance(answer["accepted"], bool)
+    trace = answer["trace"]
+    assert answer["output"] in [each["output"] for each in trace["candidates"]]
+    assert trace["selection"]["score"] == answer["score"]
+    assert {"policy_name", "candidates", "retry_events", "selection"} <= trace.keys()
+
+
+def test_policies_are_compared_and_evaluated(mx, client, sent):
+    """compare has one result for each policy in order; evaluate counts over prompts, by id too."""
+    results = mx.policy.compare("Which river?", [sent, {"name": "plain"}], max_new_tokens=16)["results"]
+    assert [each["trace"]["policy_name"] for each in results] == ["rivers", "plain"]
+    policy_id = mx.policy.save(sent)
+    try:
+        found = mx.policy.evaluate(
+            ["Which river?", "A river in Egypt?"], policy_id=policy_id, max_new_tokens=16
+        )
+    finally:
+        forget(client, policy_id)
+    assert (found["num_prompts"], found["pass_count"] + found["fail_count"]) == (2, 2)
+    assert found["success_rate"] == found["pass_count"] / 2
+    assert [each["policy_id"] for each in found["outputs"]] == [policy_id] * 2
+
+
+def test_auto_tune_finds_the_best(mx, sent):
+    """Trials in the order of the grid; the best is one of them."""
+    found = mx.policy.auto_tune(
+        ["Which river?"],
+        base_policy=sent,
+        search_space={"sampling.temperature": [0.1, 0.8], "optimization.best_of_n": [1]},
+        max_new_tokens=16,
+    )
+    assert [trial["policy"]["sampling"]["temperature"] for trial in found["trials"]] == [0.1, 0.8]
+    assert found["best_policy"] == found["best_trial"]["policy"]
+
+
+@pytest.mark.parametrize(
+    "advanced",
+    [
+        {"best_of_n": 2},
+        {"regex": "[a-z]{3,9}"},
+        {"json_schema": SCHEMA},
+        {"min_p": 0.1},
+        {"typical_p": 0.9},
+        {"sampling_method": "ads", "ads_subset_size": 8},
+        {"adaptive_temperature": True, "adaptive_temperature_schedule": [0.2, 0.9]},
+        {"adaptive_top_p": True, "adaptive_top_p_schedule": [0.5]},
+        {"confidence_triggered_regeneration": True, "confidence_threshold": 0.2},
+        {"steering_preset": "json_compliance"},
+    ],
+    ids=lambda advanced: next(iter(advanced)),
+)
+def test_generates_advanced_arguments_run(mx, advanced):
+    """Each argument of generation.generate that makes the SDK write a policy gets an answer."""
+    assert isinstance(mx.generation.generate("Which river?", max_tokens=16, **advanced), str)
