@@ -166,7 +166,8 @@ def test_auto_tune_finds_the_best(mx, sent):
     "advanced",
     [
         {"best_of_n": 2},
-        {"regex": "[a-z]{3,9}"},
+        {"regex_pattern": "[a-z]{3,9}"},
+        {"code_unit_tests": ["assert True"]},
         {"json_schema": SCHEMA},
         {"min_p": 0.1},
         {"typical_p": 0.9},
