@@ -15,12 +15,14 @@ import math
 import os
 import platform
 import shutil
+import signal
 import socket
 import struct
 import sys
+import sysconfig
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,7 +37,9 @@ _RUNNER = Path(__file__).with_name("sandbox_runner.py")
 _NOBODY = "65534"
 _START_SECONDS = 20.0
 _KILL_SECONDS = 5.0
+_STOPPING = "the server is stopping"
 _TAIL = 4096  # bytes kept of what is written to stderr
+_FOLDER = "/tmp"  # noqa: S108  # the sandbox's own
 _STAGE = Path("/mnt")  # see `_Layout`
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _HIDDEN = tuple(map(Path, ("/etc", "/home", "/proc", "/sys", "/var", "/run")))  # of any host
@@ -89,6 +93,7 @@ class Sandbox:
         self._warm, self._limits = warm, limits
         self._turns = asyncio.Semaphore(concurrent)
         self._idle: deque[asyncio.Task[_Cell]] = deque()  # started or starting
+        self._starting: set[asyncio.Task[_Cell]] = set()
         self._cells: set[_Cell] = set()
         self._closed = False
         self._layout = _Layout.of_this_host(limits.scratch)
@@ -142,39 +147,37 @@ class Sandbox:
     async def close(self) -> None:
         """End everything, running code too: it is reported as killed."""
         self._closed = True
-        starting = list(self._idle)
         self._idle.clear()
-        for task in starting:
-            task.cancel()
-        await asyncio.gather(*starting, return_exceptions=True)
         await asyncio.gather(*(cell.end() for cell in self._cells))
+        # Not cancelled: asyncio would kill a bwrap that is just starting, and leave its child behind.
+        await asyncio.gather(*self._starting, return_exceptions=True)
         self._count_idle()
 
     async def _run(self, code: str, seconds: float, cpu_seconds: int) -> Ran:
         async with self._turns:
-            cell = await self._take()
-            try:
-                return await cell.run(code, seconds, cpu_seconds, self._limits.output)
-            finally:
-                await self._drop(cell)
+            for _ in range(self._warm + 2):  # all that were warm may have died
+                cell = await self._take()
+                try:
+                    ran = await cell.run(code, seconds, cpu_seconds, self._limits.output)
+                finally:
+                    await self._drop(cell)
+                if ran is not None:
+                    return ran
+        raise Unavailable("sandboxes end before they can be used", retry_after=1)
 
     async def _take(self) -> "_Cell":
-        """A living sandbox that nobody else has."""
-        for _ in range(self._warm + 2):  # all that were warm may have died
-            if self._closed:
-                break
-            starting = self._idle.popleft() if self._idle else self._begin()
-            self._refill()
-            try:
-                cell = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                if not self._closed:
-                    self._idle.appendleft(starting)
-                raise
-            if cell.alive:
-                return cell
-            await self._drop(cell)
-        raise Unavailable("no sandbox can be had to run code in", retry_after=1)
+        if self._closed:
+            raise Unavailable(_STOPPING)
+        while self._idle and _failed(self._idle[0]):
+            self._idle.popleft()  # what failed while nobody waited may work now
+        starting = self._idle.popleft() if self._idle else self._begin()
+        self._refill()
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            if not self._closed:
+                self._idle.appendleft(starting)
+            raise
 
     def _refill(self) -> None:
         while len(self._idle) < self._warm:
@@ -183,18 +186,18 @@ class Sandbox:
 
     def _begin(self) -> "asyncio.Task[_Cell]":
         task = asyncio.create_task(self._start())
+        self._starting.add(task)
         task.add_done_callback(self._begun)
         return task
 
     def _begun(self, task: "asyncio.Task[_Cell]") -> None:
+        self._starting.discard(task)
         if not task.cancelled():
             task.exception()  # whoever takes it is told; where nobody does, it is no news
         self._count_idle()
 
     def _count_idle(self) -> None:
-        SANDBOX_IDLE.set(
-            sum(task.done() and not task.cancelled() and task.exception() is None for task in self._idle)
-        )
+        SANDBOX_IDLE.set(sum(task.done() and not _failed(task) for task in self._idle))
 
     async def _start(self) -> "_Cell":
         ours, theirs = socket.socketpair()
@@ -213,7 +216,7 @@ class Sandbox:
                 pass_fds=(base_filter, theirs.fileno()),
                 env=_ENVIRONMENT,
                 cwd="/",
-                start_new_session=True,
+                start_new_session=True,  # so that it leads a group, which `_Cell` kills
             )
         except OSError as error:
             writer.close()
@@ -225,15 +228,15 @@ class Sandbox:
             theirs.close()
             os.close(base_filter)
         cell = _Cell(process, reader, writer)
+        if self._closed:
+            await cell.end()
+            raise Unavailable(_STOPPING)
         self._cells.add(cell)
         try:
             await cell.ready()
         except BaseException:
             await self._drop(cell)
             raise
-        if self._closed:
-            await self._drop(cell)
-            raise Unavailable("the server is stopping")
         return cell
 
     async def _drop(self, cell: "_Cell") -> None:
@@ -258,6 +261,10 @@ class Sandbox:
             return None
         last = ran.stderr.strip().rpartition("\n")[2]
         return f"the sandbox does not hold: {attack.broken} ({ran.ended}{': ' * bool(last)}{last})"
+
+
+def _failed(task: "asyncio.Task[_Cell]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _missing() -> str | None:
@@ -285,18 +292,23 @@ class _Layout:
         # A virtual environment's interpreter is a link to, or a copy of, the one that has the library.
         executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
         prefix = Path(sys.base_prefix).resolve()
-        folders = [root / name for root in (Path("/usr"), prefix) for name in ("lib", "lib64")]
-        bound = [path for path in dict.fromkeys(folders) if path.is_dir() and not path.is_symlink()]
+        bound = [
+            path
+            for path in dict.fromkeys(_needed(prefix))
+            if path.is_file() or (path.is_dir() and not path.is_symlink())
+        ]
         masked = [
-            found
+            path
             for folder in bound
+            for place in ("", "python3*/")
             for name in ("site-packages", "dist-packages")
-            for found in folder.glob(f"python3*/{name}")
-            if found.is_dir() and not found.is_symlink()
+            for path in folder.glob(place + name)
+            if path.is_dir() and not path.is_symlink()
         ]
         bound += [executable, *(path for path in _OPTIONAL if path.exists())]
         become, staged = _as_nobody(prefix)
         command = [*become, shutil.which("bwrap") or "bwrap", *_ISOLATION]
+        command += ["--size", str(scratch), "--tmpfs", _FOLDER]
         for path in bound:
             source = _STAGE / path.relative_to(prefix) if staged and path.is_relative_to(prefix) else path
             command += ["--ro-bind", str(source), str(path)]
@@ -309,9 +321,26 @@ class _Layout:
                 command += ["--ro-bind", str(path), str(path)]
         for device in _DEVICES:
             command += ["--dev-bind", device, device]
-        command += ["--size", str(scratch), "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own
-        command += ["--remount-ro", "/", "--chdir", "/tmp"]  # noqa: S108  # as above
+        command += ["--remount-ro", "/", "--chdir", _FOLDER]
         return cls(executable, tuple(bound), tuple(masked), tuple(command))
+
+
+def _needed(prefix: Path) -> Iterator[Path]:
+    """The library and what it links to. Other software lies in the same folders, so no more than that."""
+    if prefix in (Path("/usr"), Path("/usr/local")):
+        yield Path(sysconfig.get_path("stdlib")).resolve()
+        yield Path(sysconfig.get_path("platstdlib", vars={"platbase": str(prefix)})).resolve()
+        yield from prefix.glob("lib*/libpython3*.so*")
+    else:
+        yield from (prefix / "lib", prefix / "lib64")
+    system = Path("/usr/lib")
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    if multiarch and (system / multiarch).is_dir():
+        yield system / multiarch
+        yield from system.glob("ld-*.so*")
+    else:
+        yield system
+    yield Path("/usr/lib64")
 
 
 _OPTIONAL = (Path("/etc/ld.so.cache"), Path("/usr/share/zoneinfo"))
@@ -359,10 +388,6 @@ class _Cell:
             return_exceptions=True,
         )
 
-    @property
-    def alive(self) -> bool:
-        return self._process.returncode is None and not self._reader.at_eof()
-
     async def ready(self) -> None:
         answer = b""
         with suppress(TimeoutError, OSError):
@@ -373,18 +398,20 @@ class _Cell:
             last = self._tail.decode(errors="replace").strip().rpartition("\n")[2]
             raise Unavailable(f"a sandbox cannot be started: {last or 'it gives no answer'}")
 
-    async def run(self, code: str, seconds: float, cpu_seconds: int, output: int) -> Ran:
+    async def run(self, code: str, seconds: float, cpu_seconds: int, output: int) -> Ran | None:
+        """None where the sandbox was dead before it took the job."""
         self._most_written = output
         job = code.encode(errors="surrogatepass")  # which the runner refuses to decode: the code's fault
+        began, ended = False, Ended.KILLED
         started = time.monotonic()
-        ended = Ended.KILLED
         try:
             async with asyncio.timeout(seconds):
                 self._writer.write(struct.pack(">II", cpu_seconds, len(job)) + job)
+                began = await self._reader.readline() == b"began\n"
                 answer = await self._reader.readline()
             ended = Ended(answer.decode().strip())
         except TimeoutError:
-            ended = Ended.TIMED_OUT
+            began, ended = True, Ended.TIMED_OUT
         except (OSError, ValueError):  # it ended without a word
             pass
         finally:
@@ -392,7 +419,7 @@ class _Cell:
             await self.end()
         if self._written > output:
             ended = Ended.OUTPUT
-        return Ran(ended, self._tail.decode(errors="replace"), took)
+        return Ran(ended, self._tail.decode(errors="replace"), took) if began else None
 
     async def end(self) -> None:
         """Kill the tree, and wait until nobody holds its output open."""
@@ -400,12 +427,14 @@ class _Cell:
         self._writer.close()
         ended, _ = await asyncio.wait([self._over], timeout=_KILL_SECONDS)
         if not ended:
-            self._over.cancel()
             logger.error("a sandbox outlives its end: pid %d", self._process.pid)
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        # Its group, as bwrap's child does not die with it before it has been told to. By number, as
+        # `process.kill` asks for the exit status first and so takes it from asyncio's watcher.
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _drain(self, stream: asyncio.StreamReader, kept: int) -> None:
         while part := await stream.read(2**16):
