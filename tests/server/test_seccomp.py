@@ -120,19 +120,7 @@ def test_threads(machine, processes):
 def test_no_namespace_by_clone(machine, processes):
     """clone makes no namespaces, not even as a thread."""
     column = MACHINES[machine].column
-<<<<<<< HEAD
-    for namespace in (
-        0x00020000,
-        0x02000000,
-        0x04000000,
-        0x08000000,
-        CLONE_NEWUSER,
-        0x20000000,
-        CLONE_NEWNET,
-    ):
-=======
     for namespace in CLONE_NEW:
->>>>>>> w4a
         assert ask(machine, processes, CLONE[column], namespace | SIGCHLD) == EPERM
         assert ask(machine, processes, CLONE[column], namespace | CLONE_THREAD) == EPERM
 
