@@ -24,7 +24,7 @@ def payloads(events: list[str]) -> list[dict]:
 
 @pytest.mark.parametrize("include_usage", [True, False])
 async def test_what_is_told_ends_a_stream(include_usage):
-    """It stands in the last event before [DONE], beside what is there already; other events pass untouched."""
+    """It stands in the last event before [DONE], beside what is there already; others pass untouched."""
     answer = merge([response("one")], [True])
     stream = ending_with(as_stream(answer, include_usage=include_usage), {"policy": {"accepted": True}})
     events = [one async for one in stream]
