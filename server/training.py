@@ -122,6 +122,7 @@ class Trainer:
     weights: str
     background: Sequence[str]
     max_tokens: int = 2**31 - 1  # of one text: the model's context
+    processes: int = 1  # API servers that train beside each other on one engine
 
     def layers(self, request: TrainRequest) -> tuple[int, ...]:
         """Raises InvalidRequest for layers that the model has not."""
@@ -227,7 +228,16 @@ class Trainer:
             return states.means
 
         calls = [partial(one, *each) for each in zip(answers, spans, strict=True)]
-        return await together(calls, _CONCURRENT)
+        return await together(calls, self._at_once(max(map(len, spans)) * len(layers)))
+
+    def _at_once(self, lines: int) -> int:
+        """Texts in the engine at once, of which each takes so many of its capture lines.
+
+        GPUs have MAX_SPANS of them per layer (`GraphPass`), and those of a text that has ended are free a step
+        later: half of them are counted on.
+        """
+        mine = MAX_SPANS * self.model.layers // (2 * self.processes)
+        return max(1, min(_CONCURRENT, mine // lines))
 
     async def _optimised(
         self, request: TrainRequest, pairs: tuple[Pair, ...], layers: tuple[int, ...], progress: Progress

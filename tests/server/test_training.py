@@ -1,6 +1,7 @@
 """From pairs to a vector to be stored: what is asked of the engine, and what a client is told."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +64,10 @@ def raw(text: str) -> list[int]:
 def trainer(*, template: bool = False, background=("some neutral words", "other such words")):
     render = (lambda prompt: f"<{prompt}>") if template else None
     return Trainer(Engine(), Tokenizer(characters, raw, render), MODEL, "folder", background)
+
+
+def _learnt(*_: object) -> Trained:
+    return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0)})
 
 
 class Progress:
@@ -223,6 +228,18 @@ async def test_captures_run_side_by_side_but_not_all_at_once():
     await made.train(TrainRequest(**many), None, Progress())
     assert len(made.engine.captures) == 120
     assert 1 < made.engine.most <= 16
+
+
+@pytest.mark.parametrize(("processes", "most"), [(1, 8), (2, 4), (100, 1)])
+async def test_captures_fit_into_the_engines_buffer(processes, most, monkeypatch):
+    """Texts in the engine at once take at most half of its capture lines, of all API processes together."""
+    monkeypatch.setattr(training, "_sparse", _learnt)
+    long = {"positive_answers": ["y" * 40] * 30, "negative_answers": ["n" * 40] * 30, "prompts": ["p "] * 30}
+    made = replace(trainer(), processes=processes)
+    await made.train(TrainRequest(**long, method="asas", layer_idxs=[4]), None, Progress())
+    assert {len(spans) for _, spans, _ in made.engine.captures} == {24}
+    assert made.engine.most == most
+    assert most == 1 or most * 24 * processes <= 64 * LAYERS / 2
 
 
 @pytest.mark.parametrize(
