@@ -26,6 +26,8 @@ from steering.vector import Array, SteeringVector
 _CONCURRENT = 16  # texts in the engine at once, beside whatever is being served
 _MAX_PAIRS = 5000
 _TOKENS_PER_TEXT = 24  # states kept of each answer by the methods that learn from single tokens
+_STATES = {States.NONE: 0, States.MEAN: 1, States.TOKENS: _TOKENS_PER_TEXT}  # of each answer, at most
+_MAX_STATES = 2 * 2**30  # bytes of them that one job may gather; arranging them takes as much again
 
 Text = Annotated[str, Field(min_length=1, max_length=32_768)]
 Label = Annotated[str, Field(max_length=200)]
@@ -125,13 +127,24 @@ class Trainer:
     processes: int = 1  # API servers that train beside each other on one engine
 
     def layers(self, request: TrainRequest) -> tuple[int, ...]:
-        """Raises InvalidRequest for layers that the model has not."""
-        if request.layer_idxs is None:
-            return default_layers(self.model.layers)
+        """Raises InvalidRequest for layers that the model has not, and for more states than memory holds."""
         try:
-            return checked_layers(request.layer_idxs, self.model.layers)
+            layers = (
+                default_layers(self.model.layers)
+                if request.layer_idxs is None
+                else checked_layers(request.layer_idxs, self.model.layers)
+            )
         except SpecError as error:
             raise InvalidRequest(str(error), param="layer_idxs") from error
+        answers = 1 if request.negative_answers is None else 2
+        states = answers * _STATES[METHODS[request.method].states] * len(layers)
+        if len(request.prompts) * states * self.model.width * 4 > _MAX_STATES:
+            raise InvalidRequest(
+                f"the states of {len(request.prompts)} pairs at {len(layers)} layers do not fit into memory; "
+                f"{_MAX_STATES // (states * self.model.width * 4)} pairs do, or more at fewer layers",
+                param="prompts",
+            )
+        return layers
 
     async def train(self, request: TrainRequest, account_id: str | None, progress: Progress) -> NewVector:
         """Raises InvalidRequest for pairs that cannot be learnt from."""
@@ -188,7 +201,7 @@ class Trainer:
         answers += [pair.negative for pair in texts if pair.negative is not None]
         spans = [[(answer.start, answer.end)] for answer in answers]
         states = await self._captured(answers, spans, layers, progress)
-        means = np.stack([rows[0] for rows in states])
+        means = await asyncio.to_thread(np.concatenate, states)
         return means[: len(texts)], means[len(texts) :]
 
     async def _tokens(
@@ -203,7 +216,7 @@ class Trainer:
         answers = [*positives, *negatives]
         states = await self._captured(answers, [_single(answer) for answer in answers], layers, progress)
         above, below = states[: len(positives)], states[len(positives) :]
-        return _by_layer(above, layers), _by_layer(below, layers)
+        return await asyncio.to_thread(lambda: (_by_layer(above, layers), _by_layer(below, layers)))
 
     async def _captured(
         self,

@@ -142,6 +142,34 @@ def test_layers():
         assert refused.value.param == "layer_idxs"
 
 
+@pytest.mark.parametrize(
+    ("fields", "fit"),
+    [
+        ({"method": "asas"}, 45),  # 2 answers of 24 states at 2 layers
+        ({"method": "asas", "layer_idxs": [3]}, 91),
+        ({"method": "steering-perceptrons", "negative_answers": None, "layer_idxs": [3]}, 182),
+        ({"layer_idxs": [0, 1, 2, 3]}, 546),
+    ],
+)
+def test_more_states_than_memory_holds(fields, fit, monkeypatch):
+    """As many pairs as the message says are taken, one more is refused, at the counts that each method keeps."""
+    monkeypatch.setattr(training, "_MAX_STATES", 2 * 35_000)
+
+    def asked(count: int) -> TrainRequest:
+        return request(**{name: ["text"] * count for name in PAIRS} | fields)
+
+    trainer().layers(asked(fit))
+    with pytest.raises(InvalidRequest, match=f"^the states of {fit + 1} pairs .*; {fit} pairs do") as refused:
+        trainer().layers(asked(fit + 1))
+    assert refused.value.param == "prompts"
+
+
+def test_few_shot_gathers_no_states(monkeypatch):
+    """What learns in a process of its own is not held to the memory of this one."""
+    monkeypatch.setattr(training, "_MAX_STATES", 1)
+    assert trainer().layers(request(method="few-shot")) == (4, 5)
+
+
 async def test_caa():
     """The vector is the mean difference of the states that predict the answers, stored with its origin."""
     made, progress = trainer(), Progress()
