@@ -180,11 +180,26 @@ class Trainer:
         pairs = tuple(Pair(render(pair.prompt), pair.positive, pair.negative) for pair in request.pairs)
         return pairs, self.tokenizer.encode_raw
 
-    async def _trained(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
+    async def encoded(self, request: TrainRequest) -> tuple[EncodedPair, ...]:
+        """The pairs in tokens. Raises InvalidRequest for answers without any, and above `max_tokens`."""
         pairs, encode = self.prompted(request)
+        try:
+            texts = await asyncio.to_thread(encoded, encode, pairs)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="prompts") from error
+        lengths = [max(len(answer.tokens) for _, answer in _answers(pair)) for pair in texts]
+        if (longest := max(lengths)) > self.max_tokens:
+            raise InvalidRequest(
+                f"a prompt with its answer has {longest} tokens; this model takes at most {self.max_tokens}",
+                param=f"prompts.{lengths.index(longest)}",
+            )
+        return texts
+
+    async def _trained(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
+        texts = await self.encoded(request)
         if METHODS[request.method].states is States.NONE:
-            return await self._optimised(request, pairs, layers, progress)
-        texts = await asyncio.to_thread(encoded, encode, pairs)
+            return await self._optimised(request, layers, progress)
+        _require_states(texts)
         norms = [float(self.model.norms[layer]) for layer in layers]
         if METHODS[request.method].states is States.MEAN:
             positive, negative = await self._means(texts, layers, progress)
@@ -199,7 +214,7 @@ class Trainer:
     ) -> tuple[Array, Array]:
         answers = [pair.positive for pair in texts]
         answers += [pair.negative for pair in texts if pair.negative is not None]
-        spans = [[(answer.start, answer.end)] for answer in answers]
+        spans = [[(_positions(answer).start, answer.end)] for answer in answers]
         states = await self._captured(answers, spans, layers, progress)
         means = await asyncio.to_thread(np.concatenate, states)
         return means[: len(texts)], means[len(texts) :]
@@ -226,11 +241,6 @@ class Trainer:
         progress: Progress,
     ) -> list[Array]:
         """`[spans, layers, hidden]` of each text, from ordinary prefills among the requests being served."""
-        longest = max(len(answer.tokens) for answer in answers)
-        if longest > self.max_tokens:
-            raise ValueError(
-                f"a prompt with its answer has {longest} tokens; this model takes at most {self.max_tokens}"
-            )
         done = 0
 
         async def one(answer: Answer, wanted: Sequence[tuple[int, int]]) -> Array:
@@ -246,15 +256,13 @@ class Trainer:
     def _at_once(self, lines: int) -> int:
         """Texts in the engine at once, of which each takes so many of its capture lines.
 
-        GPUs have MAX_SPANS of them per layer (`GraphPass`), and those of a text that has ended are free a step
-        later: half of them are counted on.
+        GPUs have MAX_SPANS of them per layer (`GraphPass`), and those of a text that has ended are free a
+        step later: half of them are counted on.
         """
         mine = MAX_SPANS * self.model.layers // (2 * self.processes)
         return max(1, min(_CONCURRENT, mine // lines))
 
-    async def _optimised(
-        self, request: TrainRequest, pairs: tuple[Pair, ...], layers: tuple[int, ...], progress: Progress
-    ) -> Trained:
+    async def _optimised(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
         options = Options()
         options = Options(
             iterations=request.fewshot_iterations or options.iterations,
@@ -270,7 +278,7 @@ class Trainer:
         return await few_shot.run(
             few_shot.Request(
                 model=self.weights,
-                pairs=pairs,
+                pairs=self.prompted(request)[0],
                 layers=layers,
                 max_norms={layer: float(self.model.norms[layer]) for layer in layers},
                 options=options,
@@ -303,9 +311,32 @@ async def _reported(progress: Progress, step: Step) -> None:
     await progress({**told, "loss": step.loss, "done": step.done, "total": step.total})
 
 
+def _answers(pair: EncodedPair) -> list[tuple[str, Answer]]:
+    """By the request's name for them."""
+    given = (("positive_answers", pair.positive), ("negative_answers", pair.negative))
+    return [(field, answer) for field, answer in given if answer is not None]
+
+
+def _require_states(texts: Sequence[EncodedPair]) -> None:
+    """Raises InvalidRequest naming an answer of which no state is left."""
+    for index, pair in enumerate(texts):
+        for field, answer in _answers(pair):
+            if not _positions(answer):
+                raise InvalidRequest(
+                    "only the text's first token comes before the last one of this answer, and its state "
+                    "tells nothing; write a longer prompt",
+                    param=f"{field}.{index}",
+                )
+
+
+def _positions(answer: Answer) -> range:
+    """Those that predict the answer, but never the first of a text: an attention sink."""
+    return range(max(1, answer.start), answer.end)
+
+
 def _single(answer: Answer) -> list[tuple[int, int]]:
-    """Spans of one position each, spread over the answer; never the first position, an attention sink."""
-    positions = range(max(1, answer.start), answer.end)
+    """Spans of one position each, spread over the answer."""
+    positions = _positions(answer)
     kept = min(len(positions), _TOKENS_PER_TEXT, MAX_SPANS)
     chosen = np.linspace(0, len(positions) - 1, kept).round().astype(int).tolist()
     return [(positions[index], positions[index] + 1) for index in chosen]

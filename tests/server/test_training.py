@@ -152,7 +152,7 @@ def test_layers():
     ],
 )
 def test_more_states_than_memory_holds(fields, fit, monkeypatch):
-    """As many pairs as the message says are taken, one more is refused, at the counts that each method keeps."""
+    """As many pairs as the message says are taken, and one more is refused, by what each method keeps."""
     monkeypatch.setattr(training, "_MAX_STATES", 2 * 35_000)
 
     def asked(count: int) -> TrainRequest:
@@ -304,6 +304,36 @@ async def test_pairs_that_teach_nothing(fields, message):
     with pytest.raises(InvalidRequest, match=message) as refused:
         await made.train(request(**fields), None, Progress())
     assert refused.value.param == "prompts"
+
+
+@pytest.mark.parametrize("method", ["caa", "asas", "steering-perceptrons"])
+async def test_an_answer_without_states(method):
+    """One that the first position alone predicts is named: that state is an attention sink, and left out."""
+    made = trainer()
+    with pytest.raises(InvalidRequest, match="write a longer prompt") as refused:
+        await made.train(
+            request(method=method, prompts=["say ", ""], negative_answers=["no", "n"]), None, Progress()
+        )
+    assert refused.value.param == "negative_answers.1"
+    assert made.engine.captures == []
+
+
+async def test_caa_leaves_the_first_position_out():
+    """As all methods of states do, where an answer follows an empty prompt or one of a single token."""
+    made = Trainer(Engine(), Tokenizer(characters, raw, None), MODEL, "folder", ())
+    await made.train(request(prompts=["", ""]), None, Progress())
+    captured = {tokens: spans for tokens, spans, _ in made.engine.captures}
+    assert captured[tuple(characters("aye!!"))] == ((1, 5),)
+
+
+@pytest.mark.parametrize("method", ["caa", "few-shot"])
+async def test_texts_longer_than_the_context(method, monkeypatch):
+    """They are refused by name and before anything is computed, whichever method would learn from them."""
+    made = replace(trainer(), max_tokens=10)
+    with pytest.raises(InvalidRequest, match="has 11 tokens; this model takes at most 10") as refused:
+        await made.train(request(method=method), None, Progress())
+    assert refused.value.param == "prompts.1"
+    assert made.engine.captures == []
 
 
 async def test_few_shot_runs_in_its_own_process(monkeypatch):
