@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.errors import InvalidRequest
 from server.steering import SteeredModel
@@ -26,6 +26,7 @@ from steering.vector import Array, SteeringVector
 _CONCURRENT = 16  # texts in the engine at once, beside whatever is being served
 _MAX_PAIRS = 5000
 _TOKENS_PER_TEXT = 24  # states kept of each answer by the methods that learn from single tokens
+_BACKGROUND_TOKENS = 128
 _STATES = {States.NONE: 0, States.MEAN: 1, States.TOKENS: _TOKENS_PER_TEXT}  # of each answer, at most
 _MAX_STATES = 2 * 2**30  # bytes of them that one job may gather; arranging them takes as much again
 
@@ -42,8 +43,12 @@ def _known_method(name: str) -> str:
     return lowered
 
 
+def _none_for_none(answers: Any) -> Any:
+    return None if answers == [] else answers  # which Axionic's client sends for positives alone
+
+
 class TrainRequest(BaseModel):
-    """POST /steering/generate. Lists of equal length; negatives may be null where the method allows it."""
+    """POST /steering/generate. Lists of equal length; negatives may be missing where the method allows it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +56,7 @@ class TrainRequest(BaseModel):
         list[Annotated[str, Field(max_length=32_768)]], Field(min_length=1, max_length=_MAX_PAIRS)
     ]
     positive_answers: Answers
-    negative_answers: Answers | None = None
+    negative_answers: Annotated[Answers | None, BeforeValidator(_none_for_none)] = None
     method: Annotated[str, AfterValidator(_known_method)] = "caa"
     layer_idxs: Annotated[list[int], Field(min_length=1, max_length=512)] | None = None
     name: Label | None = None
@@ -226,8 +231,9 @@ class Trainer:
         positives = [pair.positive for pair in texts]
         negatives = [pair.negative for pair in texts if pair.negative is not None]
         if not negatives:
-            tokens = [self.tokenizer.encode(text) for text in self.background]
-            negatives = [Answer(tuple(ids[:128]), 1, min(len(ids), 128)) for ids in tokens]
+            longest = min(self.max_tokens, _BACKGROUND_TOKENS)
+            tokens = [self.tokenizer.encode(text)[:longest] for text in self.background]
+            negatives = [Answer(tuple(ids), 1, len(ids)) for ids in tokens]
         answers = [*positives, *negatives]
         states = await self._captured(answers, [_single(answer) for answer in answers], layers, progress)
         above, below = states[: len(positives)], states[len(positives) :]

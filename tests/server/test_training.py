@@ -89,7 +89,7 @@ def request(**fields: object) -> TrainRequest:
         ({"prompts": ["one"]}, "lists of equal length"),
         ({"positive_answers": ["a"]}, "lists of equal length"),
         ({"negative_answers": ["a"]}, "lists of equal length"),
-        ({"negative_answers": []}, "at least 1 item"),
+        ({"negative_answers": []}, "pair 1 has no negative answer; caa compares"),
         ({"negative_answers": ["a", ""]}, "at least 1 character"),
         ({"negative_answers": None}, "pair 1 has no negative answer; caa compares"),
         ({"negative_answers": None, "method": "asas"}, "pair 1 has no negative answer; asas compares"),
@@ -121,9 +121,10 @@ def test_what_axionics_client_sends():
 
 
 @pytest.mark.parametrize("method", ["few-shot", "steering-perceptrons"])
-def test_positives_alone(method):
-    """Some methods learn from positive answers alone."""
-    assert [pair.negative for pair in request(method=method, negative_answers=None).pairs] == [None, None]
+@pytest.mark.parametrize("negatives", [None, []])
+def test_positives_alone(method, negatives):
+    """Some methods learn from positive answers alone; an empty list says the same as none."""
+    assert [pair.negative for pair in request(method=method, negative_answers=negatives).pairs] == [None] * 2
 
 
 def test_a_request_survives_the_queue():
