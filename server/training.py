@@ -1,9 +1,11 @@
 """From pairs of answers to a stored vector: states from the engine, a method's own arithmetic, a record."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
@@ -33,7 +35,8 @@ _MAX_STATES = 2 * 2**30  # bytes of them that one job may gather; arranging them
 Text = Annotated[str, Field(min_length=1, max_length=32_768)]
 Label = Annotated[str, Field(max_length=200)]
 Answers = Annotated[list[Text], Field(min_length=1, max_length=_MAX_PAIRS)]
-Progress = Callable[[Mapping[str, Any]], Awaitable[None]]
+Progress = Callable[[Mapping[str, Any]], Coroutine[Any, Any, None]]
+OnLayer = Callable[[int], None]
 
 
 def _known_method(name: str) -> str:
@@ -210,9 +213,8 @@ class Trainer:
             positive, negative = await self._means(texts, layers, progress)
             return await asyncio.to_thread(caa, positive, negative, layers, norms)
         above, below = await self._tokens(texts, layers, progress)
-        await progress({"stage": "learning"})
         learn = _sparse if request.method == "asas" else _perceptron
-        return await asyncio.to_thread(learn, request, above, below)
+        return await _learnt(partial(learn, request, above, below), len(layers), progress)
 
     async def _means(
         self, texts: Sequence[EncodedPair], layers: tuple[int, ...], progress: Progress
@@ -274,12 +276,11 @@ class Trainer:
             iterations=request.fewshot_iterations or options.iterations,
             lr=request.fewshot_lr or options.lr,
         )
-        loop, waiting = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        tell = _teller(progress)
 
         def report(step: Step) -> None:
-            task = loop.create_task(_reported(progress, step))
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
+            told = {"stage": "optimising", "layers": list(step.layers), "iteration": step.iteration}
+            tell({**told, "loss": step.loss, "done": step.done, "total": step.total})
 
         return await few_shot.run(
             few_shot.Request(
@@ -294,7 +295,42 @@ class Trainer:
         )
 
 
-def _sparse(request: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]) -> Trained:
+class _Stopped(Exception):
+    """In a thread: nobody waits for what it learns."""
+
+
+async def _learnt(learn: Callable[[OnLayer], Trained], layers: int, progress: Progress) -> Trained:
+    """What `learn` makes in a thread, which ends after the layer at hand when this is cancelled."""
+    stopped, done, tell = threading.Event(), count(1), _teller(progress)
+
+    def on_layer(layer: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        tell({"stage": "learning", "layer": layer, "done": next(done), "total": layers})
+
+    await progress({"stage": "learning", "done": 0, "total": layers})
+    try:
+        return await asyncio.to_thread(learn, on_layer)
+    finally:
+        stopped.set()
+
+
+def _teller(progress: Progress) -> Callable[[Mapping[str, Any]], None]:
+    """`progress` for those who cannot wait, in any thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(what: Mapping[str, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(progress(what), loop)
+
+    return tell
+
+
+def _sparse(
+    request: TrainRequest,
+    above: dict[int, TokenStates],
+    below: dict[int, TokenStates],
+    on_layer: OnLayer,
+) -> Trained:
     options = sparse.Options()
     return sparse.asas(
         above,
@@ -305,16 +341,17 @@ def _sparse(request: TrainRequest, above: dict[int, TokenStates], below: dict[in
             refine_steps=request.refine_steps or options.refine_steps,
             refine_lr=request.refine_lr or options.refine_lr,
         ),
+        on_layer=on_layer,
     )
 
 
-def _perceptron(_: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]) -> Trained:
-    return perceptron.perceptrons(above, below)
-
-
-async def _reported(progress: Progress, step: Step) -> None:
-    told = {"stage": "optimising", "layers": list(step.layers), "iteration": step.iteration}
-    await progress({**told, "loss": step.loss, "done": step.done, "total": step.total})
+def _perceptron(
+    _: TrainRequest,
+    above: dict[int, TokenStates],
+    below: dict[int, TokenStates],
+    on_layer: OnLayer,
+) -> Trained:
+    return perceptron.perceptrons(above, below, on_layer=on_layer)
 
 
 def _answers(pair: EncodedPair) -> list[tuple[str, Answer]]:

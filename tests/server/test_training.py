@@ -1,6 +1,7 @@
 """From pairs to a vector to be stored: what is asked of the engine, and what a client is told."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from steering.train.few_shot import FewShotError
 from steering.train.optimised import Step
 from steering.train.pairs import digest
 from steering.train.result import Evidence, Trained
-from steering.vector import SteeringVector
+from steering.vector import Layer, SteeringVector
 
 WIDTH, LAYERS = 4, 6
 MODEL = SteeredModel("org/model", "f" * 64, LAYERS, WIDTH, np.full(LAYERS, 2, np.float32))
@@ -213,7 +214,7 @@ async def test_methods_of_single_tokens(method, monkeypatch):
     """States of single positions, never of the first, reach the method by layer and class."""
     given = {}
 
-    def learn(asked, above, below):
+    def learn(asked, above, below, on_layer):
         given.update(above=above, below=below)
         vector = SteeringVector.of({4: np.ones(WIDTH, np.float32)})
         return Trained(vector, {4: Evidence(norm=2.0)})
@@ -233,7 +234,7 @@ async def test_background_stands_in_for_missing_negatives(monkeypatch):
     """Positives alone are told from states of neutral text."""
     below = {}
 
-    def learn(asked, above, other):
+    def learn(asked, above, other, on_layer):
         below.update(other)
         return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0)})
 
@@ -242,6 +243,47 @@ async def test_background_stands_in_for_missing_negatives(monkeypatch):
     await made.train(request(method="steering-perceptrons", negative_answers=None), None, Progress())
     assert below[4].numbers.tolist() == [0, 1]
     assert tuple(characters("some neutral words")) in {tokens for tokens, _, _ in made.engine.captures}
+
+
+@pytest.mark.parametrize(
+    ("method", "arithmetic"), [("asas", training.sparse), ("steering-perceptrons", training.perceptron)]
+)
+async def test_learning_tells_its_layers(method, arithmetic, monkeypatch):
+    """While a method learns, a client sees how many layers are done."""
+    learnt = Layer(np.ones(WIDTH, np.float32)), Evidence(norm=2.0)
+    monkeypatch.setattr(arithmetic, "_layer", lambda *_: learnt)
+    made, progress = trainer(), Progress()
+    await made.train(request(method=method), None, progress)
+    told = [(each.get("layer"), each["done"], each["total"]) for each in progress.told[4:]]
+    assert told == [(None, 0, 2), (4, 1, 2), (5, 2, 2)]
+
+
+async def test_a_cancelled_job_stops_learning(monkeypatch):
+    """Its thread ends after the layer at hand, so that it does not compute beside the next job."""
+    begun, go, seen = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def learn(asked, above, below, on_layer):
+        try:
+            for layer in above:
+                loop.call_soon_threadsafe(begun.set)
+                go.wait(10)
+                seen.append(layer)
+                on_layer(layer)
+        finally:
+            loop.call_soon_threadsafe(begun.clear)
+
+    monkeypatch.setattr(training, "_sparse", learn)
+    job = asyncio.create_task(trainer().train(request(method="asas"), None, Progress()))
+    await begun.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    go.set()
+    async with asyncio.timeout(10):
+        while begun.is_set():  # noqa: ASYNC110  # the thread may end late
+            await asyncio.sleep(0.01)
+    assert seen == [4]
 
 
 async def test_single_positions_are_bounded():
@@ -344,7 +386,7 @@ async def test_few_shot_runs_in_its_own_process(monkeypatch):
     async def run(job, report):
         asked.append(job)
         report(Step((4,), 3, 0.5, 4, 40))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0, loss=0.5)})
 
     monkeypatch.setattr(training.few_shot, "run", run)
