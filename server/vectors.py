@@ -166,10 +166,14 @@ class Vectors:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, new: NewVector) -> str:
-        """Returns the id. Raises NotFound for an unknown account."""
+    async def add(self, new: NewVector, vector_id: str | None = None) -> str:
+        """Returns the id. Under a given one it is stored once. Raises NotFound for an unknown account."""
         values = await asyncio.to_thread(_values, new)
+        values["id"] = vector_id or values["id"]
+        same = select(VectorRow.id).where(VectorRow.id == values["id"])
         async with self._database.writing(alone=True) as connection:
+            if vector_id is not None and (await connection.execute(same)).first():
+                return vector_id
             if new.account_id is not None:
                 await require_account(connection, new.account_id)
             await connection.execute(insert(VectorRow).values(values))

@@ -61,6 +61,13 @@ async def test_a_vector_comes_back_as_it_was(vectors):
     assert record.created_at.utcoffset().total_seconds() == 0
 
 
+async def test_a_vector_of_a_given_id_is_added_once(vectors):
+    """Whoever does not know whether it is stored may add it again, and finds what was stored first."""
+    assert await vectors.add(new(name="first"), "mine") == "mine"
+    assert await vectors.add(new(name="second"), "mine") == "mine"
+    assert [record.name for record in await vectors.list(None)] == ["first"]
+
+
 async def test_what_is_not_known_is_null(vectors, store):
     """Absent doses and evidence are SQL's null; a vector without a calibration has scale 1, or none."""
     vector_id = await vectors.add(new())
