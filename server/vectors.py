@@ -203,21 +203,16 @@ class Vectors:
         *,
         method: str | None = None,
         category: str | None = None,
-        model_fingerprint: str | None = None,
         shared: bool = False,
         limit: int | None = None,
         offset: int = 0,
     ) -> Sequence[VectorRecord]:
-        """Newest first; with `shared`, the presets of all accounts too. A fingerprint also finds vectors
-        that fit any model."""
+        """Newest first; with `shared`, the presets of all accounts too."""
         query = select(*_COLUMNS).where(*(_seen_by(account_id) if shared else _owned_by(account_id)))
         if method is not None:
             query = query.where(VectorRow.method == method)
         if category is not None:
             query = query.where(VectorRow.category == category)
-        if model_fingerprint is not None:
-            own = VectorRow.model_fingerprint
-            query = query.where(or_(own == model_fingerprint, own.is_(None)))
         query = query.order_by(VectorRow.created_at.desc(), VectorRow.id).limit(limit).offset(offset)
         async with self._database.reading() as connection:
             return [_record(row) for row in (await connection.execute(query)).all()]

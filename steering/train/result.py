@@ -23,7 +23,6 @@ class Evidence:
     latents: int | None = None  # sparse latents kept
     explained: float | None = None  # share of the states' variance that the autoencoder explains
     active: float | None = None  # latents active per token
-    low: float | None = None  # clamp bound along the direction that guarantees the margin
 
     def known(self) -> dict[str, float]:
         """Numbers alone: JSON has no others."""
