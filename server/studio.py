@@ -62,7 +62,8 @@ async def open_studio(
         return Unsteerable(str(error))
     model = SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms)
     residency = Residency(engine, settings.steering_rows // processes, settings.steering_wait_seconds)
-    trainer = Trainer(engine, tokenizer, model, config.model_config.model, neutral_texts(), longest)
+    weights = config.model_config.model
+    trainer = Trainer(engine, tokenizer, model, weights, neutral_texts(), longest, processes)
     presets = Presets(vectors, trainer, engine, residency)
     steering = Steering(
         engine,

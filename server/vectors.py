@@ -166,10 +166,14 @@ class Vectors:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, new: NewVector) -> str:
-        """Returns the id. Raises NotFound for an unknown account."""
+    async def add(self, new: NewVector, vector_id: str | None = None) -> str:
+        """Returns the id. Under a given one it is stored once. Raises NotFound for an unknown account."""
         values = await asyncio.to_thread(_values, new)
+        values["id"] = vector_id or values["id"]
+        same = select(VectorRow.id).where(VectorRow.id == values["id"])
         async with self._database.writing(alone=True) as connection:
+            if vector_id is not None and (await connection.execute(same)).first():
+                return vector_id
             if new.account_id is not None:
                 await require_account(connection, new.account_id)
             await connection.execute(insert(VectorRow).values(values))
@@ -199,21 +203,16 @@ class Vectors:
         *,
         method: str | None = None,
         category: str | None = None,
-        model_fingerprint: str | None = None,
         shared: bool = False,
         limit: int | None = None,
         offset: int = 0,
     ) -> Sequence[VectorRecord]:
-        """Newest first; with `shared`, the presets of all accounts too. A fingerprint also finds vectors
-        that fit any model."""
+        """Newest first; with `shared`, the presets of all accounts too."""
         query = select(*_COLUMNS).where(*(_seen_by(account_id) if shared else _owned_by(account_id)))
         if method is not None:
             query = query.where(VectorRow.method == method)
         if category is not None:
             query = query.where(VectorRow.category == category)
-        if model_fingerprint is not None:
-            own = VectorRow.model_fingerprint
-            query = query.where(or_(own == model_fingerprint, own.is_(None)))
         query = query.order_by(VectorRow.created_at.desc(), VectorRow.id).limit(limit).offset(offset)
         async with self._database.reading() as connection:
             return [_record(row) for row in (await connection.execute(query)).all()]

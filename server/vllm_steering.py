@@ -149,9 +149,10 @@ class SteeringEngine:
     async def capture(
         self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
     ) -> States:
-        """States of one ordinary, unsteered prefill; `tokens` are the whole text. Raises SteersmanError.
+        """States of one ordinary, unsteered prefill; `tokens` are the whole text.
 
-        Looks nothing up in the prefix cache, since what is found there is not computed.
+        Looks nothing up in the prefix cache, since what is found there is not computed. Raises Unavailable
+        where the worker had no room for any state, SteersmanError where some are missing.
         """
         spec = CaptureSpec(secrets.token_hex(8), tuple(layers), tuple(spans))
         params = SamplingParams(
@@ -168,9 +169,10 @@ class SteeringEngine:
             async for _ in self._generate(prompt, params, f"capture-{spec.id}", **rank):
                 pass
         found = (await self._all("steersman_captured", spec.id))[0]
-        if found is None or len(found) == 1:
-            missing = "all" if found is None else found[0]
-            raise SteersmanError(f"a capture came back short: {missing} states are missing")
+        if found is None:
+            raise Unavailable("the engine had no room for the states of a text", retry_after=1)
+        if len(found) == 1:
+            raise SteersmanError(f"a capture came back short: {found[0]} states are missing")
         shape, means, norms = found
         return States(
             np.frombuffer(means, np.float32).reshape(shape),

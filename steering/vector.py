@@ -83,10 +83,6 @@ class SteeringVector:
         """How many table lines of `[hidden]` it takes in the worker."""
         return sum(len(tensors(layer)) for layer in self.layers.values())
 
-    def scaled(self, factor: float) -> "SteeringVector":
-        """Directions times `factor`; probes and latents as they are but for their offsets."""
-        return SteeringVector({index: _scaled(layer, factor) for index, layer in self.layers.items()})
-
     @cached_property
     def blob(self) -> bytes:
         """Safetensors, float32, in an order that depends on the content alone."""
@@ -162,17 +158,6 @@ def _layer(index: int, parts: dict[str, Array]) -> Layer:
     if "units.read" in parts:
         units = Units(**{name: parts[f"units.{name}"] for name in Units.__dataclass_fields__})
     return Layer(parts["direction"], probe, units)
-
-
-def _scaled(layer: Layer, factor: float) -> Layer:
-    units = layer.units and Units(
-        layer.units.read,
-        layer.units.write,
-        layer.units.bias,
-        layer.units.offset * np.float32(factor),
-        layer.units.threshold,
-    )
-    return Layer(layer.direction * np.float32(factor), layer.probe, units)
 
 
 def _check(index: int, layer: Layer) -> None:

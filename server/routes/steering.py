@@ -21,7 +21,7 @@ from server.training import TrainRequest
 from server.vector_wire import VectorDetail
 from server.vllm_serving import guarded
 from server.wire import GenerateRequest
-from server.workshop import INTERNAL
+from server.workshop import failure
 from steering.spec import MAX_TERMS
 
 _POLL_SECONDS = 0.25
@@ -70,9 +70,7 @@ async def train_vector(
     if record.status is Status.CANCELLED:
         raise Conflict(f"the job {job} was cancelled")
     if record.status is not Status.COMPLETE:
-        if record.error == INTERNAL:
-            raise SteersmanError(INTERNAL)
-        raise InvalidRequest(record.error or f"the job was {record.status}", param="prompts")
+        raise failure(record)
     return JSONResponse({**(record.result or {}), "job_id": job}, headers=headers)
 
 

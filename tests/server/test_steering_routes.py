@@ -26,7 +26,6 @@ from server.training import TrainRequest
 from server.vectors import VectorRecord
 from server.vllm_serving import Decoded
 from server.wire import AxionicFields
-from server.workshop import INTERNAL
 
 MODEL = SteeredModel("org/model", "f" * 64, 4, 3, np.ones(4, np.float32))
 PAIRS = {"prompts": ["p"], "positive_answers": ["a"], "negative_answers": ["b"]}
@@ -40,7 +39,11 @@ def job(status: Status, **more: object) -> JobRecord:
 
 
 DONE = job(Status.COMPLETE, result={"steering_vector_id": "v-1"})
-FAILED = job(Status.ERROR, error="pair 3: nothing to learn")
+FAILED = job(
+    Status.ERROR,
+    error="nothing to learn",
+    result={"type": "invalid_request_error", "param": "positive_answers.2"},
+)
 
 
 def vector(preset: str, account: str | None) -> VectorRecord:
@@ -218,7 +221,7 @@ async def test_axionics_client_gets_events(client, behind):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (FAILED, "pair 3: nothing to learn"),
+        (FAILED, "nothing to learn"),
         (job(Status.CANCELLED), "the job was cancelled"),
         (Unavailable("the database does not answer"), "the database does not answer"),
         (NotFound("There is no job 'job-1'."), "There is no job 'job-1'."),
@@ -251,13 +254,25 @@ async def test_the_vectors_id_as_json(client, behind, body, headers):
 
 
 async def test_failure_as_json(client, behind):
-    """What the pairs caused is theirs to put right; what is internal is not."""
+    """What the pairs caused is theirs to put right, and named."""
     behind.records = [FAILED]
     response = await client.post("/steering/generate", json=PAIRS, headers=JSON)
-    assert detail(response) == (422, ["body", "prompts"], "pair 3: nothing to learn")
-    behind.records = [job(Status.ERROR, error=INTERNAL)]
+    assert detail(response) == (422, ["body", "positive_answers", 2], "nothing to learn")
+
+
+@pytest.mark.parametrize(
+    ("result", "status"),
+    [
+        ({"type": "server_error", "param": None}, 500),
+        ({"type": "unavailable_error", "param": None}, 503),
+        (None, 500),  # its processes stopped while they worked on it
+    ],
+)
+async def test_faults_of_the_server_as_json(client, behind, result, status):
+    """What no client can put right is not told as an invalid request, whatever its text."""
+    behind.records = [job(Status.ERROR, error="given up", result=result)]
     response = await client.post("/steering/generate", json=PAIRS, headers=JSON)
-    assert (response.status_code, response.json()["detail"]) == (500, INTERNAL)
+    assert (response.status_code, response.json()["detail"]) == (status, "given up")
 
 
 @pytest.mark.parametrize("body", [{}, {"stream": True}])

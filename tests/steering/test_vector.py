@@ -149,16 +149,6 @@ def test_bytes_that_are_no_blob(blob):
         SteeringVector.from_blob(blob)
 
 
-def test_scaling():
-    """Directions and the offsets of latents are multiplied; probes and the rest stay."""
-    vector = full()
-    twice = vector.scaled(2)
-    assert np.array_equal(twice.layers[7].direction, vector.layers[7].direction * 2)
-    assert np.array_equal(twice.layers[7].units.offset, vector.layers[7].units.offset * 2)
-    assert np.array_equal(twice.layers[7].units.read, vector.layers[7].units.read)
-    assert twice.layers[7].probe is vector.layers[7].probe
-
-
 def test_rows_are_lines_of_the_table():
     """One per direction and probe, two per latent."""
     assert full().rows == (1 + 1 + 6) + (1 + 4) + (1 + 1)
