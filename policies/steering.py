@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from steering.spec import Gate, GateKind, Operation, Phase, SpecError, Term, Tokens
 
@@ -36,6 +36,23 @@ def known_preset(name: str) -> str:
     if lowered not in PRESET_FLOORS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESET_FLOORS)}")
     return lowered
+
+
+def least_strength(preset: str | None) -> float | None:
+    """None where nothing is raised: without a preset, and for one that has no vector."""
+    return None if preset is None else PRESET_FLOORS[known_preset(preset)]
+
+
+def preset_strength(preset: str | None, strength: float) -> float:
+    """`strength`, or the least one of `preset`. Raises ValueError where that would turn its sign."""
+    least = least_strength(preset)
+    if least is None:
+        return strength
+    if strength < 0:
+        raise ValueError(
+            f"the strength of {preset} is at least {least:g}; steer against it by its vector's id"
+        )
+    return max(strength, least)
 
 
 def known_training(name: str) -> str:
@@ -96,6 +113,14 @@ class SteeringEntry(_Strict):
     token_end: int | None = None
     gate: GateEntry | None = None
 
+    @field_validator("strength")
+    @classmethod
+    def _keeps_its_sign(cls, strength: float | None, info: ValidationInfo) -> float | None:
+        preset = info.data.get("preset")
+        if strength is not None and preset is not None and preset.lower() in PRESET_FLOORS:
+            preset_strength(preset, strength)
+        return strength
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         given = [name for name in ("vector_id", "vector", "preset") if getattr(self, name) is not None]
@@ -118,9 +143,7 @@ class SteeringEntry(_Strict):
 
     @property
     def effective_strength(self) -> float:
-        strength = 1.0 if self.strength is None else self.strength
-        floor = PRESET_FLOORS[known_preset(self.preset)] if self.preset else None
-        return strength if floor is None else max(strength, floor)
+        return preset_strength(self.preset, 1.0 if self.strength is None else self.strength)
 
 
 @dataclass(frozen=True, slots=True)

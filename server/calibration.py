@@ -12,7 +12,7 @@ from server.errors import SteersmanError
 from steering.spec import SteeringSpec, Term
 from steering.vector import SteeringVector
 
-_TEXT_TOKENS = 96  # per paragraph: long enough that the first token's sink does not matter
+NEUTRAL_TOKENS = 96  # of each paragraph: enough that the first token's sink does not matter
 _TEST_TOKENS = 8
 _DIFFERS = 1e-3  # nats: a random vector as long as the state itself moves far more
 
@@ -48,7 +48,7 @@ async def state_norms(engine: Engine, encode: Encode, layers: int) -> NDArray[np
 
     Without the first position, whose state is many times longer in most models (an attention sink).
     """
-    texts = [encode(text)[:_TEXT_TOKENS] for text in neutral_texts()]
+    texts = [encode(text)[:NEUTRAL_TOKENS] for text in neutral_texts()]
     captured = await asyncio.gather(
         *(engine.capture(tokens, [(1, len(tokens))], range(layers)) for tokens in texts)
     )

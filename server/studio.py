@@ -48,6 +48,13 @@ async def open_studio(
     facts = await engine.facts()
     if facts["problem"]:
         return Unsteerable(facts["problem"])
+    rows = settings.steering_rows // processes
+    if rows < facts["layers"]:
+        shared = f", {rows} for each of {processes} API servers" if processes > 1 else ""
+        return Unsteerable(
+            f"the engine's vector table has {settings.steering_rows} lines{shared}; a vector at all"
+            f" {facts['layers']} layers takes as many (--steering-rows)"
+        )
     vectors, jobs = Vectors(store.database), Jobs(store.database)
     tokenizer = _tokenizer(client.renderer.tokenizer)
     longest = int(config.model_config.max_model_len) - 1
@@ -61,7 +68,7 @@ async def open_studio(
     except (SelfTestFailed, SteersmanError) as error:
         return Unsteerable(str(error))
     model = SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms)
-    residency = Residency(engine, settings.steering_rows // processes, settings.steering_wait_seconds)
+    residency = Residency(engine, rows, settings.steering_wait_seconds)
     weights = config.model_config.model
     trainer = Trainer(engine, tokenizer, model, weights, neutral_texts(), longest, processes)
     presets = Presets(vectors, trainer, engine, residency)

@@ -74,7 +74,7 @@ class VectorRow(Table):
 class NewVector:
     """`account_id` None: a preset that all accounts share.
 
-    `doses` are relative doses by layer at strength 1, `scale` the safe strength; both None: not calibrated.
+    `doses` are relative doses by layer at strength 1, `scale` the safe strength; None: not measured.
     Without a `model_fingerprint` it fits every model that has its width and layers.
     """
 
@@ -87,7 +87,7 @@ class NewVector:
     label: str | None = None
     category: str | None = None
     doses: Mapping[int, float] | None = None
-    scale: float | None = 1.0
+    scale: float | None = None
     dataset_digest: str | None = None
     evidence: Mapping[str, Any] | None = None
     preset: str | None = None
@@ -138,10 +138,19 @@ class SteeredModel(Protocol):
     def width(self) -> int: ...
 
 
+def misfit(vector: SteeringVector | VectorRecord, model: SteeredModel) -> str | None:
+    """Why a vector cannot act in this model, by its numbers alone."""
+    if vector.width != model.width:
+        return f"the vector is {vector.width} wide, the hidden states of {model.name} are {model.width}"
+    if (last := max(vector.layers)) >= model.layers:
+        return f"{model.name} has layers 0 to {model.layers - 1}, not {last}"
+    return None
+
+
 def require_model(record: VectorRecord, model: SteeredModel) -> None:
     """Raises Conflict for a vector that was made for another model."""
     fits = (
-        record.width == model.width and max(record.layers) < model.layers
+        misfit(record, model) is None
         if record.model_fingerprint is None
         else record.model_fingerprint == model.fingerprint
     )

@@ -43,7 +43,7 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     entries = request.steering_entries()
     if entries and request.background:
         raise InvalidRequest("a steered response cannot run in the background", param="background")
-    steered = await serving.steer(entries, raw, request.steering_field)
+    steered = await serving.steer(entries, raw)
     with during(steered) as kept:
         result = await handler.create_responses(request, raw)
         if isinstance(result, ErrorResponse):

@@ -92,6 +92,11 @@ def layer_of(key: str, source: Point = Point.RESID_POST) -> int:
     return layer - 1
 
 
+def is_flat(value: Any) -> bool:
+    """Whether this, parsed from JSON, is an object that has layers and nothing else."""
+    return isinstance(value, dict) and bool(value) and all(_KEY.fullmatch(key) for key in value)
+
+
 def write_vector(vector: SteeringVector, format: Format, metadata: Mapping[str, Any] | None = None) -> bytes:
     """Layers by number. `metadata` is JSON; safetensors and GGUF keep it."""
     match format:

@@ -75,13 +75,13 @@ async def _generate(
         request.prompt, model, request.max_new_tokens, fields, n=asked.n, **_constraint(policy)
     )
     entry = policy.steering.entry
-    sent.steering = [entry] if entry else None
-    decoded = await serving.decode(sent, raw, serving.plan(asked, _NAMES), steering_field="policy.steering")
-    steering = decoded.steered.described() if decoded.steered else None
+    steering = {"policy.steering": entry} if entry else {}
+    decoded = await serving.decode(sent, raw, serving.plan(asked, _NAMES), steering=steering)
+    applied = decoded.steered.described() if decoded.steered else None
     choices = decoded.response.choices
     tokens = decoded.response.usage.completion_tokens // len(choices)
     return [
-        Answer(text_of(choice), tokens, decoded.plan.method_used, choice.finish_reason, steering)
+        Answer(text_of(choice), tokens, decoded.plan.method_used, choice.finish_reason, applied)
         for choice in choices
     ]
 

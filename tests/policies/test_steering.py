@@ -133,6 +133,16 @@ def test_strength(fields, strength):
     assert SteeringEntry.model_validate(fields).effective_strength == strength
 
 
+@pytest.mark.parametrize("preset", [name for name, floor in PRESET_FLOORS.items() if floor])
+def test_a_preset_never_turns_the_sign_of_a_strength(preset):
+    """A negative strength, which the least one would make positive, is refused by its field."""
+    for name in (preset, preset.upper()):
+        with pytest.raises(ValidationError, match="is at least 0") as refused:
+            SteeringEntry(preset=name, strength=-0.01)
+        assert refused.value.errors()[0]["loc"] == ("strength",)
+    assert SteeringEntry(preset=preset, strength=0).effective_strength == PRESET_FLOORS[preset]
+
+
 @pytest.mark.parametrize(
     ("fields", "operation", "bounds"),
     [

@@ -69,11 +69,11 @@ async def test_a_vector_of_a_given_id_is_added_once(vectors):
 
 
 async def test_what_is_not_known_is_null(vectors, store):
-    """Absent doses and evidence are SQL's null; a vector without a calibration has scale 1, or none."""
+    """Absent doses and evidence are SQL's null; a vector without a calibration has no scale."""
     vector_id = await vectors.add(new())
     record = await vectors.get(DEFAULT_ACCOUNT, vector_id)
-    assert (record.doses, record.evidence, record.model_fingerprint, record.scale) == (None, None, None, 1.0)
-    assert (await vectors.get(None, await vectors.add(new(scale=None)))).scale is None
+    assert (record.doses, record.evidence, record.model_fingerprint, record.scale) == (None, None, None, None)
+    assert (await vectors.get(None, await vectors.add(new(scale=0.5)))).scale == 0.5
     async with store.database.reading() as connection:
         found = await connection.execute(
             text("SELECT count(*) FROM steering_vectors WHERE doses IS NULL AND evidence IS NULL")
