@@ -196,7 +196,7 @@ def test_a_wrapped_block_lets_its_output_be_changed(kind, residual):
 @pytest.mark.parametrize("width", [2, 3])
 def test_compiled(width):
     """A compiled model calls what its blocks were wrapped with, and notes a block without a state too."""
-    model, seen, unread = nn.Sequential(Plain(), Plain()), [], {}
+    model, unread = nn.Sequential(Plain(), Plain()), {}
     for layer, block in enumerate(model):
         wrap(block, layer, width, lambda hidden, _, layer: hidden.add_(layer + 1), unread)
     found = torch.compile(model, fullgraph=True, backend="eager")(X)

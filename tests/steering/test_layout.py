@@ -218,7 +218,7 @@ def test_a_position_counts_once():
 
 
 def test_a_steady_batch_that_starts_anew():
-    """A request that loses its cache and comes back between two like steps has not forgotten how far it was."""
+    """A request that loses its cache and comes back between two like steps is not counted less."""
     batch = world(of(Tokens(end=8)), prompt=8)
     for computed in (0, 4, 0, 4):
         prepare(batch, [computed], [4])
