@@ -229,7 +229,7 @@ def _read_safetensors(data: bytes) -> VectorFile:
     except (IndexError, TypeError, AttributeError) as error:  # from tensors of unforeseen shapes
         raise VectorError(f"a tensor in the file has a shape that no vector has: {error}") from error
     return VectorFile(
-        vector, Format.SAFETENSORS, _metadata(header.get("__metadata__", {}).get(_METADATA_KEY))
+        vector, Format.SAFETENSORS, _metadata((header.get("__metadata__") or {}).get(_METADATA_KEY))
     )
 
 

@@ -1,6 +1,7 @@
 """A steering vector: what training makes, files hold and the worker applies."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,12 +108,13 @@ class SteeringVector:
         for name, value in flat.items():
             head, _, rest = name.partition(".")
             index, _, part = rest.partition(".")
-            if head != "layers" or not index.isdecimal() or part not in _PARTS:
+            if head != "layers" or not _INDEX.fullmatch(index) or part not in _PARTS:
                 raise VectorError(f"unknown tensor {name!r}: names are layers.N.direction and the like")
             parts.setdefault(int(index), {})[part] = np.asarray(value, np.float32)
         return cls({index: _layer(index, named) for index, named in parts.items()})
 
 
+_INDEX = re.compile("0|[1-9][0-9]{0,3}")  # one spelling each, or two tensors would be one
 _PARTS = {
     "direction",
     *(f"probe.{name}" for name in ("weight", "bias", "slope")),

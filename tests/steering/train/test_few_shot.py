@@ -23,7 +23,7 @@ from steering.train import few_shot, optimised
 from steering.train.few_shot import FewShotError, Request
 from steering.train.optimised import Objective, Options, bound, optimise
 from steering.train.pairs import Answer, EncodedPair, Pair, encoded
-from steering.train.tail import Tail, batches
+from steering.train.tail import Tail, _decoder, batches
 
 HIDDEN, VOCABULARY, LAYERS = 32, 64, 4
 SHAPE = {
@@ -323,6 +323,18 @@ async def test_process_names_the_bad_pair(folder):
     request = Request(str(folder), (*PAIRS, Pair("a", "")), (1,), {1: 4.0})
     with pytest.raises(ValueError, match=r"^pair 4, positive: the answer '' adds no token"):
         await few_shot.run(request, lambda _: None)
+
+
+def test_a_model_that_cannot_be_run_in_part(model, monkeypatch):
+    """Is refused with the reason, as a bad pair is: it comes back to who asked as ValueError."""
+    tail = Tail(model)
+    batch = objective(model, examples(), [1]).batches[0]
+    tail.check(batch, 1)
+    monkeypatch.setattr(Tail, "logits", lambda self, hidden: torch.zeros(len(hidden), VOCABULARY))
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be run in part"):
+        tail.check(batch, 1)
+    with pytest.raises(ValueError, match="no list of 4 decoder blocks"):
+        _decoder(model.lm_head, LAYERS)
 
 
 async def test_cancelling_kills_the_process(folder, monkeypatch):
