@@ -112,7 +112,11 @@ class SteeringEngine:
 
     async def load(self, digest: str, blob: bytes) -> None:
         """Raises SteersmanError where any rank of any engine does not take the vector; then none keeps it."""
-        replies = await self._everywhere("steersman_load", digest, blob, self._owner)
+        try:
+            replies = await self._everywhere("steersman_load", digest, blob, self._owner)
+        except Exception:
+            self._beside(self.unload([digest]))
+            raise
         problems = [problem for ranks in replies for problem in ranks if problem]
         if problems:
             await self.unload([digest])

@@ -293,6 +293,15 @@ async def test_loading_into_several_engines():
     assert client.calls[-1][0] == "steersman_unload"
 
 
+async def test_a_rank_that_fails_to_load():
+    """Where the call itself raises, the others may have the vector: none keeps it."""
+    client = Client(steersman_load=lambda *_: 1 / 0, steersman_unload=lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        await opened(client).load("d", b"x")
+    await asyncio.sleep(0.01)
+    assert [(method, args[0]) for method, args in client.calls][1:] == [("steersman_unload", ["d"])]
+
+
 async def test_facts_and_usage_are_of_the_first_rank():
     """What all ranks agree on is asked of one."""
     client = Client(
