@@ -123,6 +123,7 @@ class SteeringWorker(VllmWorker):
         """Lines free, and how many vectors, requests and results are held."""
         assert self._steering is not None
         batch, table = self._steering.batch, self._steering.table
+        table.sweep(batch.vectors)
         return {"free_lines": table.free_lines, "vectors": len(table), **batch.held()}
 
 
