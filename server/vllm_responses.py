@@ -49,11 +49,12 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
     entries = request.steering_entries()
-    if any(entry.preset == JSON_PRESET for entry in entries):
-        raise InvalidRequest(
-            f"{JSON_PRESET} is no vector, only a constraint: on /v1/responses, give `text.format`",
-            param=request.steering_field,
-        )
+    for path, entry in entries.items():
+        if entry.preset == JSON_PRESET:
+            raise InvalidRequest(
+                f"{JSON_PRESET} is no vector, only a constraint: on /v1/responses, give `text.format`",
+                param=path,
+            )
     if entries and request.background:
         raise InvalidRequest("a steered response cannot run in the background", param="background")
     steered = await serving.steer(entries, raw)

@@ -22,7 +22,7 @@ from server.routes.body import JsonRoute
 from server.routes.dependencies import Caller, Open, State
 from server.routes.native import generated, wants_events
 from server.state import ServerState
-from server.streams import sse as _event
+from server.streams import sse
 from server.training import TrainRequest
 from server.vector_wire import VectorDetail
 from server.vllm_serving import guarded
@@ -78,22 +78,22 @@ async def _events(state: ServerState, account_id: str, job: str) -> AsyncGenerat
         try:
             record = await state.jobs.get(account_id, job)
         except SteersmanError as error:
-            yield _event({"status": "error", "message": error.message})
+            yield sse({"status": "error", "message": error.message})
             return
         if record.status.ended:
             break
         if record.progress != told:
             told, quiet = record.progress, 0.0
-            yield _event({"status": "processing", "job_id": job, "progress": _progress(record)})
+            yield sse({"status": "processing", "job_id": job, "progress": _progress(record)})
         elif quiet >= _KEEP_ALIVE_SECONDS:
             quiet = 0.0
             yield ": still working\n\n"
         quiet += _POLL_SECONDS
         await asyncio.sleep(_POLL_SECONDS)
     if record.status is Status.COMPLETE:
-        yield _event({"status": "complete", "result": {**(record.result or {}), "job_id": job}})
+        yield sse({"status": "complete", "result": {**(record.result or {}), "job_id": job}})
     else:
-        yield _event({"status": "error", "message": record.error or f"the job was {record.status}"})
+        yield sse({"status": "error", "message": record.error or f"the job was {record.status}"})
 
 
 def _progress(record: JobRecord) -> Mapping[str, Any]:

@@ -223,10 +223,14 @@ async def test_the_base_model_speaks_for_a_key_bound_to_an_adapter(client, store
     assert {asked["model"] for asked in serving.asked} == {"org/model"}
 
 
+def _times(rows, factor):
+    return SteeringVector.of({layer: row * np.float32(factor) for layer, row in rows.items()})
+
+
 async def test_a_dose_alone_waits_for_no_room(client):
     """Without prompts nothing is loaded: cosines come also while others hold the whole table."""
     large = {layer: np.ones(3, np.float32) for layer in range(4)}
-    lease = await client.residency.hold([SteeringVector.of(large).scaled(factor) for factor in range(1, 5)])
+    lease = await client.residency.hold([_times(large, factor) for factor in range(1, 5)])
     response = await evaluate(client, multiplier=0.5)
     assert response.status_code == 200
     assert response.json()["cosine_metrics"]["relative_dose"] > 0

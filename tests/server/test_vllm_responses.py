@@ -46,7 +46,7 @@ def test_steering_stands_beside_it():
     request = SteeredResponses.model_validate(
         {"input": "x", "steering_vector_id": "v", "steering_strength": 2}
     )
-    (entry,) = request.steering_entries()
+    (entry,) = request.steering_entries().values()
     assert (entry.vector_id, entry.strength) == ("v", 2)
 
 
