@@ -16,12 +16,12 @@ from policies.sampling import Method, known_method, resolve
 from policies.steering import (
     JSON_PRESET,
     OWN_EXAMPLES,
-    PRESET_FLOORS,
     Flat,
     SteeringEntry,
     Strength,
     known_preset,
     known_training,
+    preset_strength,
     require_tokens,
 )
 
@@ -174,6 +174,7 @@ class SteeringControls(Part):
                 if getattr(self, name) not in (None, []):
                     raise ValueError(f"{name} has no effect while no vector acts")
         require_tokens(self.token_start, self.token_end)
+        preset_strength(self.preset, self.strength)
         return self
 
     @property
@@ -182,12 +183,11 @@ class SteeringControls(Part):
         if self.preset == JSON_PRESET or not (self.enabled or self.preset):
             return None
         own = self.vector is not None or self.vector_id is not None
-        floor = PRESET_FLOORS[self.preset] if self.preset else None
         return SteeringEntry(
             vector=self.vector,
             vector_id=self.vector_id,
             preset=None if own else self.preset,
-            strength=self.strength if floor is None else max(self.strength, floor),
+            strength=preset_strength(self.preset, self.strength),
             layers=[_layer(name) for name in self.layer_scope] or None,
             token_start=self.token_start,
             token_end=self.token_end,

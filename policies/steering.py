@@ -4,12 +4,22 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from steering.spec import Gate, GateKind, Operation, Phase, SpecError, Term, Tokens
 
 Strength = Annotated[float, Field(allow_inf_nan=False, ge=-1000, le=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# In float32 the square of a state this long is still a number.
+Bound = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 Flat = Annotated[
     dict[str, list[Finite]], Field(min_length=1)
 ]  # layer → direction, as Axionic's clients save it
@@ -36,6 +46,23 @@ def known_preset(name: str) -> str:
     if lowered not in PRESET_FLOORS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESET_FLOORS)}")
     return lowered
+
+
+def least_strength(preset: str | None) -> float | None:
+    """None where nothing is raised: without a preset, and for one that has no vector."""
+    return None if preset is None else PRESET_FLOORS[known_preset(preset)]
+
+
+def preset_strength(preset: str | None, strength: float) -> float:
+    """`strength`, or the least one of `preset`. Raises ValueError where that would turn its sign."""
+    least = least_strength(preset)
+    if least is None:
+        return strength
+    if strength < 0:
+        raise ValueError(
+            f"the strength of {preset} is at least {least:g}; steer against it by its vector's id"
+        )
+    return max(strength, least)
 
 
 def known_training(name: str) -> str:
@@ -82,26 +109,34 @@ class SteeringEntry(_Strict):
 
     vector_id: str | None = None
     vector: Flat | None = None
-    preset: str | None = None
+    preset: Annotated[str, AfterValidator(known_preset)] | None = None
     strength: Strength | None = Field(default=None, description="absent: 1")
     operation: Literal["add", "norm-preserving-add", "project-out", "clamp", "replace", "latents"] | None = (
         Field(default=None, description="absent: as the vector's method defines")
     )
-    low: Finite | None = Field(default=None, description="clamp: the component's lower bound")
-    high: Finite | None = Field(default=None, description="clamp: the component's upper bound")
-    value: Finite | None = Field(default=None, description="replace: what the component becomes")
+    low: Bound | None = Field(default=None, description="clamp: the component's lower bound")
+    high: Bound | None = Field(default=None, description="clamp: the component's upper bound")
+    value: Bound | None = Field(default=None, description="replace: what the component becomes")
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=512)] | None = None
     tokens: Literal["all", "prompt", "generated"] = "all"
     token_start: int | None = Field(default=None, description="negative: from the end of the prompt")
     token_end: int | None = None
     gate: GateEntry | None = None
 
+    @field_validator("strength")
+    @classmethod
+    def _keeps_its_sign(cls, strength: float | None, info: ValidationInfo) -> float | None:
+        preset = info.data.get("preset")
+        if strength is not None and preset is not None:
+            preset_strength(preset, strength)
+        return strength
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         given = [name for name in ("vector_id", "vector", "preset") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of vector_id, vector and preset")
-        if self.preset is not None and known_preset(self.preset) == JSON_PRESET:
+        if self.preset == JSON_PRESET:
             others = self.model_fields_set - {"preset", "strength"}
             if others:
                 raise ValueError(f"{min(others)} has no effect on {JSON_PRESET}, which has no vector")
@@ -118,9 +153,7 @@ class SteeringEntry(_Strict):
 
     @property
     def effective_strength(self) -> float:
-        strength = 1.0 if self.strength is None else self.strength
-        floor = PRESET_FLOORS[known_preset(self.preset)] if self.preset else None
-        return strength if floor is None else max(strength, floor)
+        return preset_strength(self.preset, 1.0 if self.strength is None else self.strength)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +226,9 @@ def _gate(
     if entry.gate is None:
         if not own.probes or entry.operation is not None:
             return None
-        if own.latents:  # asas: in full where the trait is missing, not at all where it is there
-            return Gate(GateKind.RAMP, own.digest, threshold=1.0, slope=0.5)
-        # steering-perceptrons: add where the trait is missing, take away where it is there
+        # Add where the trait is missing, take away where it is there: both probes say how much it is.
+        if own.latents:  # asas: in full on the side of the one class's mean state, not at all on the other's
+            return Gate(GateKind.RAMP, own.digest, threshold=1.0, slope=0.5, inverted=strength < 0)
         return Gate(GateKind.PROBE, own.digest, inverted=strength > 0)
     read = tested or own
     missing = [layer for layer in layers if layer not in read.layers]

@@ -12,7 +12,7 @@ from server.errors import SteersmanError
 from steering.spec import SteeringSpec, Term
 from steering.vector import SteeringVector
 
-_TEXT_TOKENS = 96  # per paragraph: long enough that the first token's sink does not matter
+NEUTRAL_TOKENS = 96  # of each paragraph: enough that the first token's sink does not matter
 _TEST_TOKENS = 8
 _DIFFERS = 1e-3  # nats: a random vector as long as the state itself moves far more
 
@@ -48,7 +48,7 @@ async def state_norms(engine: Engine, encode: Encode, layers: int) -> NDArray[np
 
     Without the first position, whose state is many times longer in most models (an attention sink).
     """
-    texts = [encode(text)[:_TEXT_TOKENS] for text in neutral_texts()]
+    texts = [encode(text)[:NEUTRAL_TOKENS] for text in neutral_texts()]
     captured = await asyncio.gather(
         *(engine.capture(tokens, [(1, len(tokens))], range(layers)) for tokens in texts)
     )
@@ -59,6 +59,9 @@ async def state_norms(engine: Engine, encode: Encode, layers: int) -> NDArray[np
 
 async def self_test(engine: Engine, encode: Encode, norms: NDArray[np.float32], width: int) -> None:
     """Steer a dummy request at every layer, one at a time, and see the effect. Raises SelfTestFailed."""
+    for layer, norm in enumerate(norms):
+        if not 0 < norm < np.inf:
+            raise SelfTestFailed(f"the states at layer {layer} have length {norm}")
     tokens = encode(neutral_texts()[0])[:_TEST_TOKENS]
     noise = np.random.default_rng(0).standard_normal((len(norms), width)).astype(np.float32)
     noise *= (norms / np.linalg.norm(noise, axis=1))[:, None]
@@ -67,14 +70,20 @@ async def self_test(engine: Engine, encode: Encode, norms: NDArray[np.float32], 
     try:
         for vector in vectors:
             await engine.load(vector.digest, vector.blob)
-        # All in one batch: only rows that differ by their steering are compared.
+        # One unsteered among them and one by itself: as far apart as those two, batches alone move a request.
         plain, *steered = await asyncio.gather(*(engine.likeliest(tokens, spec) for spec in [None, *specs]))
+        again = await engine.likeliest(tokens, None)
     except SteersmanError as error:
         raise SelfTestFailed(error.message) from error
     finally:
         await engine.unload([vector.digest for vector in vectors])
+    least = max(_DIFFERS, 2 * _apart(plain, again))
     for layer, scores in enumerate(steered):
         if not np.isfinite(scores).all():
             raise SelfTestFailed(f"steering at layer {layer} gives log-probabilities that are not numbers")
-        if np.abs(np.subtract(scores, plain)).max() < _DIFFERS:
+        if min(_apart(scores, plain), _apart(scores, again)) < least:
             raise SelfTestFailed(f"steering at layer {layer} changes nothing")
+
+
+def _apart(one: Sequence[float], other: Sequence[float]) -> float:
+    return float(np.abs(np.subtract(one, other)).max())

@@ -1,4 +1,4 @@
-"""How well a vector works: what it does to the margin between answers, and what it costs on neutral text."""
+"""How well a vector works: what it does to the margin between answers, and to neutral text."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """At one strength: `margins` per pair, in nats per token, and the cost on neutral text in the same unit.
+    """At one strength: `margins` per pair and the loss of neutral text, both in nats per token.
 
     A margin is the mean log-probability of the positive answer's tokens minus that of the negative's.
-    `neutral` is NaN where there was no neutral text.
+    `neutral` is minus the mean log-probability of neutral text, and NaN where there was none; what steering
+    costs is how much higher it is than without.
     """
 
     strength: float

@@ -59,9 +59,9 @@ class JobRow(Table):
     error: Mapped[str | None] = mapped_column(Text)
     owner: Mapped[str | None] = mapped_column(String(36))
     attempts: Mapped[int] = mapped_column(default=0)
-    heartbeat_at: Mapped[datetime | None] = mapped_column(Moment)
+    heartbeat_at: Mapped[datetime | None] = mapped_column(Moment)  # of a queued one: when its turn comes
     created_at: Mapped[datetime] = mapped_column(Moment)
-    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+    finished_at: Mapped[datetime | None] = mapped_column(Moment, index=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,14 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """`attempts` counts the processes that began it, this one included."""
+    """`attempts` counts the processes that began it, this one included; `left` is what `release` left."""
 
     id: str
     account_id: str
     kind: str
     request: Mapping[str, Any]
     attempts: int
+    left: Mapping[str, Any] | None
 
 
 class Jobs:
@@ -168,17 +169,18 @@ class Jobs:
                 .values(
                     status=Status.ERROR,
                     error=f"given up: the server stopped {MAX_ATTEMPTS} times while it worked on this",
-                    finished_at=now,
+                    **_ended(now),
                 )
             )
             # PostgreSQL passes over what another process is claiming; SQLite has one writer at a time.
-            query = select(JobRow.id).where(waiting).order_by(JobRow.created_at, JobRow.id).limit(1)
-            chosen = (await connection.execute(query.with_for_update(skip_locked=True))).scalar()
+            query = select(JobRow.id, JobRow.status, JobRow.progress).where(waiting)
+            query = query.order_by(JobRow.created_at, JobRow.id).limit(1)
+            chosen = (await connection.execute(query.with_for_update(skip_locked=True))).first()
             if chosen is None:
                 return None
             await connection.execute(
                 update(JobRow)
-                .where(JobRow.id == chosen)
+                .where(JobRow.id == chosen.id)
                 .values(
                     status=Status.RUNNING,
                     owner=owner,
@@ -188,8 +190,9 @@ class Jobs:
                 )
             )
             columns = (JobRow.id, JobRow.account_id, JobRow.kind, JobRow.request, JobRow.attempts)
-            row = (await connection.execute(select(*columns).where(JobRow.id == chosen))).one()
-        return ClaimedJob(*row)
+            row = (await connection.execute(select(*columns).where(JobRow.id == chosen.id))).one()
+        left = chosen.progress if chosen.status == Status.QUEUED else None
+        return ClaimedJob(row.id, row.account_id, row.kind, row.request, row.attempts, left)
 
     async def heartbeat(self, job_id: str, owner: str, progress: Mapping[str, Any] | None = None) -> bool:
         """False: it is not the owner's any more, was cancelled or taken over, and work on it should stop."""
@@ -201,7 +204,10 @@ class Jobs:
     async def finish(
         self, job_id: str, owner: str, *, result: Mapping[str, Any] | None = None, error: str | None = None
     ) -> bool:
-        """With an error it failed. False: it is not the owner's any more, and nothing was recorded."""
+        """With an error it failed, and the result may say more. Either way its request is forgotten.
+
+        False: it is not the owner's any more, and nothing was recorded.
+        """
         return await self._change(
             job_id,
             owner,
@@ -209,13 +215,29 @@ class Jobs:
                 "status": Status.COMPLETE if error is None else Status.ERROR,
                 "result": None if result is None else dict(result),
                 "error": error,
-                "finished_at": datetime.now(UTC),
+                **_ended(datetime.now(UTC)),
             },
         )
 
-    async def release(self, job_id: str, owner: str) -> bool:
-        """Back into the queue, for a process that stops in good order: it does not count as an attempt."""
-        values = {"status": Status.QUEUED, "owner": None, "attempts": JobRow.attempts - 1, "progress": None}
+    async def release(
+        self,
+        job_id: str,
+        owner: str,
+        *,
+        after: timedelta | None = None,
+        progress: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Back into the queue, which does not count as an attempt; until `after` has passed nobody claims it.
+
+        `progress` says why, to clients and to whoever claims it next.
+        """
+        values = {
+            "status": Status.QUEUED,
+            "owner": None,
+            "attempts": JobRow.attempts - 1,
+            "progress": None if progress is None else dict(progress),
+            "heartbeat_at": None if after is None else datetime.now(UTC) + after,
+        }
         return await self._change(job_id, owner, values)
 
     async def cancel(self, account_id: str | None, job_id: str) -> JobRecord:
@@ -225,7 +247,7 @@ class Jobs:
         change = (
             update(JobRow)
             .where(JobRow.id == job_id, JobRow.status.in_(open_), *_owned_by(account_id))
-            .values(status=Status.CANCELLED, finished_at=datetime.now(UTC))
+            .values(status=Status.CANCELLED, **_ended(datetime.now(UTC)))
         )
         async with self._database.writing() as connection:
             await connection.execute(change)
@@ -243,10 +265,16 @@ class Jobs:
 _COLUMNS = [JobRow.__table__.columns[name] for name in JobRecord.__dataclass_fields__]
 
 
+def _ended(now: datetime) -> dict[str, Any]:
+    return {"finished_at": now, "request": {}}  # megabytes that nobody will read again
+
+
 def _waiting(now: datetime, model_fingerprint: str | None) -> ColumnElement[bool]:
+    due = or_(JobRow.heartbeat_at.is_(None), JobRow.heartbeat_at <= now)
+    queued = and_(JobRow.status == Status.QUEUED, due)
     abandoned = and_(JobRow.status == Status.RUNNING, JobRow.heartbeat_at < now - LEASE)
     fits = or_(JobRow.model_fingerprint.is_(None), JobRow.model_fingerprint == model_fingerprint)
-    return and_(or_(JobRow.status == Status.QUEUED, abandoned), fits)
+    return and_(or_(queued, abandoned), fits)
 
 
 def _owned_by(account_id: str | None) -> list[ColumnElement[bool]]:

@@ -14,6 +14,7 @@ Write = Callable[[str, int], Awaitable[str]]
 Score = Callable[[Pair], Awaitable[float | None]]
 
 _TRIES = 3  # texts asked for per pair wanted
+_SEEDS = 2**63 - 1  # the largest; after it they begin at 0
 _PROMPT_CHARACTERS, _ANSWER_CHARACTERS = 240, 320
 _SENTENCE = {"type": "string", "minLength": 2, "maxLength": _ANSWER_CHARACTERS}
 SCHEMA: dict[str, Any] = {
@@ -106,7 +107,8 @@ async def write_pairs(
 
     async def work() -> None:
         for number in tries:
-            text = await write(persona.instruction(TOPICS[number % len(TOPICS)]), first_seed + number)
+            seed = (first_seed + number) & _SEEDS
+            text = await write(persona.instruction(TOPICS[number % len(TOPICS)]), seed)
             pair = _pair(text)
             if pair is None or _folded(pair.prompt) in seen:
                 continue

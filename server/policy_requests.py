@@ -143,6 +143,4 @@ def _settled(template: Decodable, policy: RuntimePolicy) -> Decodable:
     }
     if policy.constraints.stop_sequences:
         changes["stop"] = list(policy.constraints.stop_sequences)
-    if not template.steering_entries() and (entry := policy.steering.entry) is not None:
-        changes["steering"] = [entry]
     return template.model_copy(update=changes)

@@ -14,6 +14,7 @@ from policies.policy import RuntimePolicy, SamplingControls
 from policies.rounds import plan_round
 from policies.run import Answer, Ask, MethodUnavailableError, Outcome, Runner, Turn
 from policies.sampling import Choose, Plan, Slot
+from policies.steering import SteeringEntry
 from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
@@ -134,9 +135,7 @@ class _Call:
         heat = Heat(len(ask.round.slots), ask.checkpoints) if ask.checkpoints else None
         token = current_heat.set(heat)
         try:
-            decoded = await self.serving.decode(
-                request, self.raw, planned, steering_field=f"{self.path}.steering"
-            )
+            decoded = await self.serving.decode(request, self.raw, planned, steering=self._steering())
         finally:
             current_heat.reset(token)
         steering = decoded.steered.described() if decoded.steered else None
@@ -164,8 +163,14 @@ class _Call:
             planned = self._plan(ask)
         except MethodUnavailableError as error:
             raise error.reason from None
-        field = f"{self.path}.steering"
-        return await self.serving.decode(self.template, self.raw, planned, steering_field=field)
+        return await self.serving.decode(self.template, self.raw, planned, steering=self._steering())
+
+    def _steering(self) -> dict[str, SteeringEntry] | None:
+        """The policy's, unless the request has its own."""
+        entry = self.policy.steering.entry
+        if entry is None or self.template.steering_entries():
+            return None
+        return {f"{self.path}.steering": entry}
 
     def _plan(self, ask: Ask) -> Plan:
         names = {name: f"{self.path}.{place}" for name, place in _NAMES.items()}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -45,7 +46,7 @@ class Server:
                 return json.loads(response.read())
         except HTTPError as error:
             raise RemoteError(f"{method} {path}: {error.code} {_detail(error.read())}") from error
-        except (URLError, TimeoutError, ConnectionError) as error:
+        except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise RemoteError(f"{self.url} does not answer: {reason}") from error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from steering.spec import DEFAULT_ROWS
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -18,7 +20,7 @@ class Settings:
     max_body_bytes: int = 8 * 1024 * 1024
     key_cache_seconds: float = 2.0
     constraint_seconds: float = 10.0
-    steering_rows: int = 1024
+    steering_rows: int = DEFAULT_ROWS
     steering_wait_seconds: float = 30.0
     steering_safe_dose: float = 1.0
     steering_max_dose: float = 2.0

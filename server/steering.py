@@ -1,8 +1,10 @@
 """From what a request says about steering to what the engine is told, and what the answer says of it."""
 
+import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.steering import Material, SteeringEntry, known_preset, term
-from server.errors import InvalidRequest
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
 from server.residency import Lease, Residency
-from server.vectors import VectorRecord, Vectors, require_model
+from server.vectors import VectorRecord, Vectors, misfit, require_model
 from steering.files import read_flat
 from steering.spec import Operation, SpecError, SteeringSpec, Term
 from steering.vector import SteeringVector, VectorError
@@ -30,6 +32,10 @@ class SteeredModel:
     layers: int
     width: int
     norms: NDArray[np.float32]
+
+    def doses(self, vector: SteeringVector) -> dict[int, float]:
+        """Relative doses by layer at strength 1."""
+        return {layer: norm / float(self.norms[layer]) for layer, norm in vector.norms.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,29 +165,20 @@ class Steering:
         self._safe_dose, self._max_dose = safe_dose, max_dose
         self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
 
-    async def apply(self, entries: Sequence[SteeringEntry], account_id: str, field: str) -> Applied:
-        """Resolve, check and load; the caller must `release` what it gets.
+    async def apply(self, entries: Mapping[str, SteeringEntry], account_id: str) -> Applied:
+        """Resolve, check and load; the caller must `release` what it gets. `entries` are by their paths in
+        the request, which errors name.
 
-        Raises InvalidRequest naming `field`, NotFound, Conflict, Unavailable.
+        Raises InvalidRequest, NotFound, Conflict, Unavailable.
         """
-        found: list[tuple[SteeringEntry, _Found, Term]] = []
-        vectors: list[SteeringVector] = []
-        for index, entry in enumerate(entries):
-            where = f"{field}.{index}" if len(entries) > 1 else field
-            own = await self._find(entry, account_id, where)
-            tested = None
-            if entry.gate is not None and entry.gate.vector_id is not None:
-                tested = await self._stored(entry.gate.vector_id, account_id)
-            try:
-                made = term(entry, _material(own.vector), _material(tested.vector) if tested else None)
-            except SpecError as error:
-                raise InvalidRequest(str(error), param=f"{where}.{error.field}") from error
-            if made.strength != 0:
-                found.append((entry, own, made))
-                vectors += [own.vector, *([tested.vector] if tested else [])]
-        applied = self._dosed(found, field)
-        if vectors and applied.spec.terms:
+        applied, vectors = await self._resolved(entries, account_id)
+        if vectors:
             applied.lease = await self._residency.hold(vectors)
+        return applied
+
+    async def check(self, entries: Mapping[str, SteeringEntry], account_id: str) -> Applied:
+        """As `apply`, for what it says of the dose: nothing is loaded, and nothing to be released."""
+        applied, _ = await self._resolved(entries, account_id)
         return applied
 
     async def record(self, vector_id: str, account_id: str) -> tuple[VectorRecord, SteeringVector]:
@@ -190,32 +187,46 @@ class Steering:
         require_model(record, self.model)
         return record, await self._vector(record)
 
-    async def _find(self, entry: SteeringEntry, account_id: str, where: str) -> _Found:
+    async def _resolved(
+        self, entries: Mapping[str, SteeringEntry], account_id: str
+    ) -> tuple[Applied, list[SteeringVector]]:
+        """With the vectors that must be in the engine."""
+        found: list[tuple[_Found, Term]] = []
+        vectors: list[SteeringVector] = []
+        for path, entry in entries.items():
+            own = await self._find(entry, account_id, path)
+            tested = None
+            if entry.gate is not None and entry.gate.vector_id is not None:
+                tested = await self._stored(entry.gate.vector_id, account_id, f"{path}.gate.vector_id")
+            try:
+                made = term(entry, _material(own.vector), _material(tested.vector) if tested else None)
+            except SpecError as error:
+                raise InvalidRequest(str(error), param=_part(path, error.field)) from error
+            if made.strength != 0:
+                found.append((own, made))
+                vectors += [own.vector, *([tested.vector] if tested else [])]
+        return self._dosed(found, field_of(entries)), vectors
+
+    async def _find(self, entry: SteeringEntry, account_id: str, path: str) -> _Found:
         if entry.vector_id is not None:
-            return await self._stored(entry.vector_id, account_id)
+            return await self._stored(entry.vector_id, account_id, _part(path, "vector_id"))
         if entry.preset is not None:
             preset = known_preset(entry.preset)
-            record = await self._presets.vector(preset, account_id)
+            with _naming(_part(path, "preset")):
+                record = await self._presets.vector(preset, account_id)
             return _Found(await self._vector(record), record.id, preset)
         assert entry.vector is not None
         try:
             vector = read_flat(entry.vector)
-            self.fits(vector)
         except VectorError as error:
-            raise InvalidRequest(str(error), param=f"{where}.vector") from error
+            raise InvalidRequest(str(error), param=_part(path, "vector")) from error
+        if problem := misfit(vector, self.model):
+            raise InvalidRequest(problem, param=_part(path, "vector"))
         return _Found(vector)
 
-    def fits(self, vector: SteeringVector) -> None:
-        """Raises VectorError for a vector of another width or with layers that the model has not."""
-        model = self.model
-        if vector.width != model.width:
-            raise VectorError(f"the vector is {vector.width} wide; {model.name} is {model.width}")
-        beyond = [layer for layer in vector.layers if layer >= model.layers]
-        if beyond:
-            raise VectorError(f"{model.name} has layers 0 to {model.layers - 1}, not {beyond[0]}")
-
-    async def _stored(self, vector_id: str, account_id: str) -> _Found:
-        record, vector = await self.record(vector_id, account_id)
+    async def _stored(self, vector_id: str, account_id: str, path: str) -> _Found:
+        with _naming(path):
+            record, vector = await self.record(vector_id, account_id)
         return _Found(vector, record.id, record.label or record.name)
 
     async def _vector(self, record: VectorRecord) -> SteeringVector:
@@ -229,16 +240,16 @@ class Steering:
             excess -= len(self._cache.popitem(last=False)[1].blob)
         return cached
 
-    def _dosed(self, found: Sequence[tuple[SteeringEntry, _Found, Term]], field: str) -> Applied:
+    def _dosed(self, found: Sequence[tuple[_Found, Term]], field: str) -> Applied:
         try:
-            spec = SteeringSpec(tuple(made for _, _, made in found), secrets.token_hex(8))
+            spec = SteeringSpec(tuple(made for _, made in found), secrets.token_hex(8))
         except SpecError as error:
             raise InvalidRequest(str(error), param=field) from error
         norms = self.model.norms
         shift = np.zeros((self.model.layers, self.model.width), np.float32)
         vectors = []
-        for _, own, made in found:
-            doses = {layer: _moved(made, own.vector, layer) / float(norms[layer]) for layer in made.layers}
+        for own, made in found:
+            doses = {layer: _dose(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
             vectors.append(AppliedVector(own.id, own.name, made, doses))
             if made.operation is not Operation.CLAMP:
                 for layer in made.layers:
@@ -269,9 +280,33 @@ def _material(vector: SteeringVector) -> Material:
     )
 
 
-def _moved(made: Term, vector: SteeringVector, layer: int) -> float:
-    """How far a state can move, as a length; a clamp's bound stands for the move to it."""
-    if made.operation is Operation.CLAMP:
-        bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
-        return abs(made.strength) * max(bounds, default=0.0)
-    return abs(made.strength) * vector.norms[layer]
+def _dose(made: Term, vector: SteeringVector, layer: int, norm: float) -> float:
+    """How far a state of length `norm` can move, in that length.
+
+    A clamp's bound stands for the move to it. A strength beyond 0 to 1 moves the component, which is at most
+    the state itself, that many times further.
+    """
+    strength = abs(made.strength)
+    if made.operation is not Operation.CLAMP:
+        return strength * vector.norms[layer] / norm
+    bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
+    return strength * max(bounds, default=0.0) / norm + max(made.strength - 1, -made.strength, 0.0)
+
+
+def field_of(entries: Mapping[str, SteeringEntry]) -> str:
+    """The field that errors about all of `entries` name."""
+    return re.sub(r"\.\d+$", "", next(iter(entries), "steering"))
+
+
+def _part(path: str, part: str) -> str:
+    """Where a part of the entry at `path` stands: the short fields are their vector, and have no parts."""
+    return f"{path}.{part}" if "steering" in path.split(".") else path
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """What is wrong with a vector is wrong with what the client sent at `path`."""
+    try:
+        yield
+    except (InvalidRequest, NotFound, Conflict) as error:
+        raise type(error)(error.message, param=path, code=error.reason) from error

@@ -10,6 +10,11 @@ from server.candidates import counts_prompt
 from server.errors import SteersmanError
 
 
+def sse(payload: dict[str, Any]) -> str:
+    """One event."""
+    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
 async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, None]:
     """A finished response as SSE: each choice in one piece, the usage if asked for, `[DONE]`."""
     chat = hasattr(answer.choices[0], "message")
@@ -25,9 +30,9 @@ async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, 
             whole["delta"] = whole.pop("message")
             for index, call in enumerate(whole["delta"].get("tool_calls", ())):
                 call["index"] = index  # a stream's clients join the pieces of a call by it
-        yield _event({**head, "choices": [{"finish_reason": None, **whole}]})
+        yield sse({**head, "choices": [{"finish_reason": None, **whole}]})
     if include_usage:
-        yield _event({**head, "choices": [], "usage": answer.usage.model_dump(exclude_none=True)})
+        yield sse({**head, "choices": [], "usage": answer.usage.model_dump(exclude_none=True)})
     yield "data: [DONE]\n\n"
 
 
@@ -79,12 +84,12 @@ async def _evidence(held: str, steered: Steered) -> list[str]:
         return [held, failed(error)]
     chunk = _payload(held)
     assert chunk is not None
-    return [_event({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})]
+    return [sse({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})]
 
 
 def failed(error: SteersmanError) -> str:
     """An error as the event that ends a stream."""
-    return _event({"error": {"message": error.message, "type": error.type, "code": error.status}})
+    return sse({"error": {"message": error.message, "type": error.type, "code": error.status}})
 
 
 async def ending_with(
@@ -97,7 +102,7 @@ async def ending_with(
             if held and event.startswith("data: [DONE]"):
                 chunk = _payload(held)
                 assert chunk is not None
-                held = _event({**chunk, "steersman": {**chunk.get("steersman", {}), **told}})
+                held = sse({**chunk, "steersman": {**chunk.get("steersman", {}), **told}})
             if held:
                 yield held
                 held = ""
@@ -166,15 +171,11 @@ async def _merged(
             continue
         for choice in chunk["choices"]:
             choice["index"] = slot
-        yield _event({**chunk, **head})
+        yield sse({**chunk, **head})
     else:
         if include_usage:
-            yield _event({**head, "choices": [], "usage": _stream_usage(usages, firsts)})
+            yield sse({**head, "choices": [], "usage": _stream_usage(usages, firsts)})
     yield "data: [DONE]\n\n"
-
-
-def _event(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 def _payload(event: str) -> dict[str, Any] | None:

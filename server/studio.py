@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from server.calibration import SelfTestFailed, neutral_texts, self_test, state_norms
+from server.calibration import Encode, SelfTestFailed, neutral_texts, self_test, state_norms
 from server.errors import SteersmanError
 from server.jobs import Jobs
 from server.presets import Presets
@@ -44,25 +44,27 @@ async def open_studio(
     config = client.vllm_config
     if not config.parallel_config.worker_cls.startswith("steering."):
         return Unsteerable(f"the engine runs the worker {config.parallel_config.worker_cls}")
+    if client.renderer.tokenizer is None:
+        return Unsteerable("the engine runs without a tokenizer, which the test at start needs")
+    if client.renderer.tokenizer is None:
+        return Unsteerable("the engine runs without a tokenizer, which the test at start needs")
     engine = SteeringEngine(client, client.generate)
-    facts = await engine.facts()
-    if facts["problem"]:
-        return Unsteerable(facts["problem"])
-    vectors, jobs = Vectors(store.database), Jobs(store.database)
     tokenizer = _tokenizer(client.renderer.tokenizer)
     longest = int(config.model_config.max_model_len) - 1
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text)[:longest]
-
     try:
-        norms = await state_norms(engine, encode, facts["layers"])
-        await self_test(engine, encode, norms, facts["width"])
-    except (SelfTestFailed, SteersmanError) as error:
-        return Unsteerable(str(error))
-    model = SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms)
-    residency = Residency(engine, settings.steering_rows // processes, settings.steering_wait_seconds)
-    trainer = Trainer(engine, tokenizer, model, config.model_config.model, neutral_texts(), longest)
+        found = await _tried(engine, name, lambda text: tokenizer.encode(text)[:longest], processes)
+    except Exception as error:
+        if client.errored:
+            raise
+        logger.exception("The steering self-test broke off")
+        return Unsteerable(f"the self-test at start broke off: {error!r}")
+    if isinstance(found, Unsteerable):
+        return found
+    model, rows = found
+    vectors, jobs = Vectors(store.database), Jobs(store.database)
+    residency = Residency(engine, rows, settings.steering_wait_seconds)
+    weights = config.model_config.model
+    trainer = Trainer(engine, tokenizer, model, weights, neutral_texts(), longest, processes)
     presets = Presets(vectors, trainer, engine, residency)
     steering = Steering(
         engine,
@@ -75,6 +77,29 @@ async def open_studio(
     )
     logger.info("Steering works at all %d layers", model.layers)
     return Studio(model, engine, steering, trainer, presets, Workshop(jobs, vectors, trainer))
+
+
+async def _tried(
+    engine: SteeringEngine, name: str, encode: Encode, processes: int
+) -> tuple[SteeredModel, int] | Unsteerable:
+    """The model measured and steered once, and the lines of its table that are this process's."""
+    facts = await engine.facts()
+    if facts["problem"]:
+        return Unsteerable(facts["problem"])
+    rows = facts["rows"] // processes
+    if rows < facts["layers"]:
+        shared = f", {rows} for each of {processes} API servers" if processes > 1 else ""
+        return Unsteerable(
+            f"the engine's vector table has {facts['rows']} lines{shared}; a vector at all"
+            f" {facts['layers']} layers takes as many (--steering-rows)"
+        )
+    try:
+        norms = await state_norms(engine, encode, facts["layers"])
+        await self_test(engine, encode, norms, facts["width"])
+    except (SelfTestFailed, SteersmanError) as error:
+        # A block that returns no state may be known only now that one was asked for.
+        return Unsteerable((await engine.facts())["problem"] or str(error))
+    return SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms), rows
 
 
 def _tokenizer(tokenizer: Any) -> Tokenizer:

@@ -1,13 +1,15 @@
 """From pairs of answers to a stored vector: states from the engine, a method's own arithmetic, a record."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.errors import InvalidRequest
 from server.steering import SteeredModel
@@ -26,11 +28,15 @@ from steering.vector import Array, SteeringVector
 _CONCURRENT = 16  # texts in the engine at once, beside whatever is being served
 _MAX_PAIRS = 5000
 _TOKENS_PER_TEXT = 24  # states kept of each answer by the methods that learn from single tokens
+_BACKGROUND_TOKENS = 128
+_STATES = {States.NONE: 0, States.MEAN: 1, States.TOKENS: _TOKENS_PER_TEXT}  # of each answer, at most
+_MAX_STATES = 2 * 2**30  # bytes of them that one job may gather; arranging them takes as much again
 
 Text = Annotated[str, Field(min_length=1, max_length=32_768)]
 Label = Annotated[str, Field(max_length=200)]
 Answers = Annotated[list[Text], Field(min_length=1, max_length=_MAX_PAIRS)]
-Progress = Callable[[Mapping[str, Any]], Awaitable[None]]
+Progress = Callable[[Mapping[str, Any]], Coroutine[Any, Any, None]]
+OnLayer = Callable[[int], None]
 
 
 def _known_method(name: str) -> str:
@@ -40,8 +46,12 @@ def _known_method(name: str) -> str:
     return lowered
 
 
+def _none_for_none(answers: Any) -> Any:
+    return None if answers == [] else answers  # which Axionic's client sends for positives alone
+
+
 class TrainRequest(BaseModel):
-    """POST /steering/generate. Lists of equal length; negatives may be null where the method allows it."""
+    """POST /steering/generate. Lists of equal length; negatives may be missing where the method allows it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +59,7 @@ class TrainRequest(BaseModel):
         list[Annotated[str, Field(max_length=32_768)]], Field(min_length=1, max_length=_MAX_PAIRS)
     ]
     positive_answers: Answers
-    negative_answers: Answers | None = None
+    negative_answers: Annotated[Answers | None, BeforeValidator(_none_for_none)] = None
     method: Annotated[str, AfterValidator(_known_method)] = "caa"
     layer_idxs: Annotated[list[int], Field(min_length=1, max_length=512)] | None = None
     name: Label | None = None
@@ -122,15 +132,27 @@ class Trainer:
     weights: str
     background: Sequence[str]
     max_tokens: int = 2**31 - 1  # of one text: the model's context
+    processes: int = 1  # API servers that train beside each other on one engine
 
     def layers(self, request: TrainRequest) -> tuple[int, ...]:
-        """Raises InvalidRequest for layers that the model has not."""
-        if request.layer_idxs is None:
-            return default_layers(self.model.layers)
+        """Raises InvalidRequest for layers that the model has not, and for more states than memory holds."""
         try:
-            return checked_layers(request.layer_idxs, self.model.layers)
+            layers = (
+                default_layers(self.model.layers)
+                if request.layer_idxs is None
+                else checked_layers(request.layer_idxs, self.model.layers)
+            )
         except SpecError as error:
             raise InvalidRequest(str(error), param="layer_idxs") from error
+        answers = 1 if request.negative_answers is None else 2
+        states = answers * _STATES[METHODS[request.method].states] * len(layers)
+        if len(request.prompts) * states * self.model.width * 4 > _MAX_STATES:
+            raise InvalidRequest(
+                f"the states of {len(request.prompts)} pairs at {len(layers)} layers do not fit into memory; "
+                f"{_MAX_STATES // (states * self.model.width * 4)} pairs do, or more at fewer layers",
+                param="prompts",
+            )
+        return layers
 
     async def train(self, request: TrainRequest, account_id: str | None, progress: Progress) -> NewVector:
         """Raises InvalidRequest for pairs that cannot be learnt from."""
@@ -166,28 +188,42 @@ class Trainer:
         pairs = tuple(Pair(render(pair.prompt), pair.positive, pair.negative) for pair in request.pairs)
         return pairs, self.tokenizer.encode_raw
 
-    async def _trained(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
+    async def encoded(self, request: TrainRequest) -> tuple[EncodedPair, ...]:
+        """The pairs in tokens. Raises InvalidRequest for answers without any, and above `max_tokens`."""
         pairs, encode = self.prompted(request)
+        try:
+            texts = await asyncio.to_thread(encoded, encode, pairs)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="prompts") from error
+        lengths = [max(len(answer.tokens) for _, answer in _answers(pair)) for pair in texts]
+        if (longest := max(lengths)) > self.max_tokens:
+            raise InvalidRequest(
+                f"a prompt with its answer has {longest} tokens; this model takes at most {self.max_tokens}",
+                param=f"prompts.{lengths.index(longest)}",
+            )
+        return texts
+
+    async def _trained(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
+        texts = await self.encoded(request)
         if METHODS[request.method].states is States.NONE:
-            return await self._optimised(request, pairs, layers, progress)
-        texts = await asyncio.to_thread(encoded, encode, pairs)
+            return await self._optimised(request, layers, progress)
+        _require_states(texts)
         norms = [float(self.model.norms[layer]) for layer in layers]
         if METHODS[request.method].states is States.MEAN:
             positive, negative = await self._means(texts, layers, progress)
             return await asyncio.to_thread(caa, positive, negative, layers, norms)
         above, below = await self._tokens(texts, layers, progress)
-        await progress({"stage": "learning"})
         learn = _sparse if request.method == "asas" else _perceptron
-        return await asyncio.to_thread(learn, request, above, below)
+        return await _learnt(partial(learn, request, above, below), len(layers), progress)
 
     async def _means(
         self, texts: Sequence[EncodedPair], layers: tuple[int, ...], progress: Progress
     ) -> tuple[Array, Array]:
         answers = [pair.positive for pair in texts]
         answers += [pair.negative for pair in texts if pair.negative is not None]
-        spans = [[(answer.start, answer.end)] for answer in answers]
+        spans = [[(_positions(answer).start, answer.end)] for answer in answers]
         states = await self._captured(answers, spans, layers, progress)
-        means = np.stack([rows[0] for rows in states])
+        means = await asyncio.to_thread(np.concatenate, states)
         return means[: len(texts)], means[len(texts) :]
 
     async def _tokens(
@@ -197,12 +233,13 @@ class Trainer:
         positives = [pair.positive for pair in texts]
         negatives = [pair.negative for pair in texts if pair.negative is not None]
         if not negatives:
-            tokens = [self.tokenizer.encode(text) for text in self.background]
-            negatives = [Answer(tuple(ids[:128]), 1, min(len(ids), 128)) for ids in tokens]
+            longest = min(self.max_tokens, _BACKGROUND_TOKENS)
+            tokens = [self.tokenizer.encode(text)[:longest] for text in self.background]
+            negatives = [Answer(tuple(ids), 1, len(ids)) for ids in tokens]
         answers = [*positives, *negatives]
         states = await self._captured(answers, [_single(answer) for answer in answers], layers, progress)
         above, below = states[: len(positives)], states[len(positives) :]
-        return _by_layer(above, layers), _by_layer(below, layers)
+        return await asyncio.to_thread(lambda: (_by_layer(above, layers), _by_layer(below, layers)))
 
     async def _captured(
         self,
@@ -212,11 +249,6 @@ class Trainer:
         progress: Progress,
     ) -> list[Array]:
         """`[spans, layers, hidden]` of each text, from ordinary prefills among the requests being served."""
-        longest = max(len(answer.tokens) for answer in answers)
-        if longest > self.max_tokens:
-            raise ValueError(
-                f"a prompt with its answer has {longest} tokens; this model takes at most {self.max_tokens}"
-            )
         done = 0
 
         async def one(answer: Answer, wanted: Sequence[tuple[int, int]]) -> Array:
@@ -227,27 +259,33 @@ class Trainer:
             return states.means
 
         calls = [partial(one, *each) for each in zip(answers, spans, strict=True)]
-        return await together(calls, _CONCURRENT)
+        return await together(calls, self._at_once(max(map(len, spans)) * len(layers)))
 
-    async def _optimised(
-        self, request: TrainRequest, pairs: tuple[Pair, ...], layers: tuple[int, ...], progress: Progress
-    ) -> Trained:
+    def _at_once(self, lines: int) -> int:
+        """Texts in the engine at once, of which each takes so many of its capture lines.
+
+        GPUs have MAX_SPANS of them per layer (`GraphPass`), and those of a text that has ended are free a
+        step later: half of them are counted on.
+        """
+        mine = MAX_SPANS * self.model.layers // (2 * self.processes)
+        return max(1, min(_CONCURRENT, mine // lines))
+
+    async def _optimised(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
         options = Options()
         options = Options(
             iterations=request.fewshot_iterations or options.iterations,
             lr=request.fewshot_lr or options.lr,
         )
-        loop, waiting = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        tell = _teller(progress)
 
         def report(step: Step) -> None:
-            task = loop.create_task(_reported(progress, step))
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
+            told = {"stage": "optimising", "layers": list(step.layers), "iteration": step.iteration}
+            tell({**told, "loss": step.loss, "done": step.done, "total": step.total})
 
         return await few_shot.run(
             few_shot.Request(
                 model=self.weights,
-                pairs=pairs,
+                pairs=self.prompted(request)[0],
                 layers=layers,
                 max_norms={layer: float(self.model.norms[layer]) for layer in layers},
                 options=options,
@@ -257,7 +295,42 @@ class Trainer:
         )
 
 
-def _sparse(request: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]) -> Trained:
+class _Stopped(Exception):
+    """In a thread: nobody waits for what it learns."""
+
+
+async def _learnt(learn: Callable[[OnLayer], Trained], layers: int, progress: Progress) -> Trained:
+    """What `learn` makes in a thread, which ends after the layer at hand when this is cancelled."""
+    stopped, done, tell = threading.Event(), count(1), _teller(progress)
+
+    def on_layer(layer: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        tell({"stage": "learning", "layer": layer, "done": next(done), "total": layers})
+
+    await progress({"stage": "learning", "done": 0, "total": layers})
+    try:
+        return await asyncio.to_thread(learn, on_layer)
+    finally:
+        stopped.set()
+
+
+def _teller(progress: Progress) -> Callable[[Mapping[str, Any]], None]:
+    """`progress` for those who cannot wait, in any thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(what: Mapping[str, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(progress(what), loop)
+
+    return tell
+
+
+def _sparse(
+    request: TrainRequest,
+    above: dict[int, TokenStates],
+    below: dict[int, TokenStates],
+    on_layer: OnLayer,
+) -> Trained:
     options = sparse.Options()
     return sparse.asas(
         above,
@@ -268,21 +341,45 @@ def _sparse(request: TrainRequest, above: dict[int, TokenStates], below: dict[in
             refine_steps=request.refine_steps or options.refine_steps,
             refine_lr=request.refine_lr or options.refine_lr,
         ),
+        on_layer=on_layer,
     )
 
 
-def _perceptron(_: TrainRequest, above: dict[int, TokenStates], below: dict[int, TokenStates]) -> Trained:
-    return perceptron.perceptrons(above, below)
+def _perceptron(
+    _: TrainRequest,
+    above: dict[int, TokenStates],
+    below: dict[int, TokenStates],
+    on_layer: OnLayer,
+) -> Trained:
+    return perceptron.perceptrons(above, below, on_layer=on_layer)
 
 
-async def _reported(progress: Progress, step: Step) -> None:
-    told = {"stage": "optimising", "layers": list(step.layers), "iteration": step.iteration}
-    await progress({**told, "loss": step.loss, "done": step.done, "total": step.total})
+def _answers(pair: EncodedPair) -> list[tuple[str, Answer]]:
+    """By the request's name for them."""
+    given = (("positive_answers", pair.positive), ("negative_answers", pair.negative))
+    return [(field, answer) for field, answer in given if answer is not None]
+
+
+def _require_states(texts: Sequence[EncodedPair]) -> None:
+    """Raises InvalidRequest naming an answer of which no state is left."""
+    for index, pair in enumerate(texts):
+        for field, answer in _answers(pair):
+            if not _positions(answer):
+                raise InvalidRequest(
+                    "only the text's first token comes before the last one of this answer, and its state "
+                    "tells nothing; write a longer prompt",
+                    param=f"{field}.{index}",
+                )
+
+
+def _positions(answer: Answer) -> range:
+    """Those that predict the answer, but never the first of a text: an attention sink."""
+    return range(max(1, answer.start), answer.end)
 
 
 def _single(answer: Answer) -> list[tuple[int, int]]:
-    """Spans of one position each, spread over the answer; never the first position, an attention sink."""
-    positions = range(max(1, answer.start), answer.end)
+    """Spans of one position each, spread over the answer."""
+    positions = _positions(answer)
     kept = min(len(positions), _TOKENS_PER_TEXT, MAX_SPANS)
     chosen = np.linspace(0, len(positions) - 1, kept).round().astype(int).tolist()
     return [(positions[index], positions[index] + 1) for index in chosen]

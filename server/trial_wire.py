@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from policies.steering import Flat, Strength
 from server.training import Text, TrainRequest
@@ -22,13 +22,21 @@ class Evaluate(Strict):
     positive_texts: Texts
     negative_texts: Texts
     multiplier: Strength = 1.0
+    test_prompts: Annotated[list[Text], Field(max_length=32)] | None = None
     judge_model: str | None = Field(
         default=None, description=f"absent, default, {VENDOR_JUDGE}: the served model"
     )
-    test_prompts: Annotated[list[Text], Field(max_length=32)] | None = None
     persona_description: Description | None = Field(
         default=None, description="what the judge looks for; absent: what the texts show"
     )
+
+    @field_validator("judge_model", "persona_description")
+    @classmethod
+    def _judges(cls, value: str | None, info: ValidationInfo) -> str | None:
+        neutral = (None, "default", VENDOR_JUDGE) if info.field_name == "judge_model" else (None,)
+        if value not in neutral and not info.data.get("test_prompts", True):
+            raise ValueError("has no effect without test_prompts: there is nothing to judge")
+        return value
 
 
 class GeneratePairs(Strict):

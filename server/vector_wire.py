@@ -26,12 +26,17 @@ class VectorLabels(Strict):
     category: Text | None = None
 
 
-class Upload(VectorLabels):
-    """POST /steering/vectors as JSON. `source` says what keys without a hook mean."""
+class Described(VectorLabels):
+    """What a client says of a vector that it uploads. `source` says what keys without a hook mean."""
 
-    vector: dict[str, Any] = Field(description="numbers by layer: {'11': [0.1, …]}")
     model_name: ModelName | None = None
     source: Point = Point.RESID_POST
+
+
+class Upload(Described):
+    """POST /steering/vectors as JSON."""
+
+    vector: dict[str, Any] = Field(description="numbers by layer: {'11': [0.1, …]}")
 
 
 class VectorLabel(Strict):
@@ -52,7 +57,7 @@ class FileMetadata(BaseModel):
     model_name: ModelName = ""
     model_fingerprint: Digest | None = None
     doses: dict[int, Finite] | None = None
-    scale: Finite | None = 1.0
+    scale: Finite | None = None
     dataset_digest: Digest | None = None
 
     @classmethod
@@ -71,8 +76,7 @@ class FileMetadata(BaseModel):
 
     @property
     def plain(self) -> dict[str, Any]:
-        # null is a scale of its own: not calibrated
-        return {"scale": self.scale, **self.model_dump(mode="json", exclude_none=True)}
+        return self.model_dump(mode="json", exclude_none=True)
 
     def new_vector(self, account_id: str, vector: SteeringVector) -> NewVector:
         return NewVector(account_id, vector, **dict(self))

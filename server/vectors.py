@@ -74,7 +74,7 @@ class VectorRow(Table):
 class NewVector:
     """`account_id` None: a preset that all accounts share.
 
-    `doses` are relative doses by layer at strength 1, `scale` the safe strength; both None: not calibrated.
+    `doses` are relative doses by layer at strength 1, `scale` the safe strength; None: not measured.
     Without a `model_fingerprint` it fits every model that has its width and layers.
     """
 
@@ -87,7 +87,7 @@ class NewVector:
     label: str | None = None
     category: str | None = None
     doses: Mapping[int, float] | None = None
-    scale: float | None = 1.0
+    scale: float | None = None
     dataset_digest: str | None = None
     evidence: Mapping[str, Any] | None = None
     preset: str | None = None
@@ -138,10 +138,19 @@ class SteeredModel(Protocol):
     def width(self) -> int: ...
 
 
+def misfit(vector: SteeringVector | VectorRecord, model: SteeredModel) -> str | None:
+    """Why a vector cannot act in this model, by its numbers alone."""
+    if vector.width != model.width:
+        return f"the vector is {vector.width} wide, the hidden states of {model.name} are {model.width}"
+    if (last := max(vector.layers)) >= model.layers:
+        return f"{model.name} has layers 0 to {model.layers - 1}, not {last}"
+    return None
+
+
 def require_model(record: VectorRecord, model: SteeredModel) -> None:
     """Raises Conflict for a vector that was made for another model."""
     fits = (
-        record.width == model.width and max(record.layers) < model.layers
+        misfit(record, model) is None
         if record.model_fingerprint is None
         else record.model_fingerprint == model.fingerprint
     )
@@ -166,10 +175,14 @@ class Vectors:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, new: NewVector) -> str:
-        """Returns the id. Raises NotFound for an unknown account."""
+    async def add(self, new: NewVector, vector_id: str | None = None) -> str:
+        """Returns the id. Under a given one it is stored once. Raises NotFound for an unknown account."""
         values = await asyncio.to_thread(_values, new)
+        values["id"] = vector_id or values["id"]
+        same = select(VectorRow.id).where(VectorRow.id == values["id"])
         async with self._database.writing(alone=True) as connection:
+            if vector_id is not None and (await connection.execute(same)).first():
+                return vector_id
             if new.account_id is not None:
                 await require_account(connection, new.account_id)
             await connection.execute(insert(VectorRow).values(values))
@@ -199,21 +212,16 @@ class Vectors:
         *,
         method: str | None = None,
         category: str | None = None,
-        model_fingerprint: str | None = None,
         shared: bool = False,
         limit: int | None = None,
         offset: int = 0,
     ) -> Sequence[VectorRecord]:
-        """Newest first; with `shared`, the presets of all accounts too. A fingerprint also finds vectors
-        that fit any model."""
+        """Newest first; with `shared`, the presets of all accounts too."""
         query = select(*_COLUMNS).where(*(_seen_by(account_id) if shared else _owned_by(account_id)))
         if method is not None:
             query = query.where(VectorRow.method == method)
         if category is not None:
             query = query.where(VectorRow.category == category)
-        if model_fingerprint is not None:
-            own = VectorRow.model_fingerprint
-            query = query.where(or_(own == model_fingerprint, own.is_(None)))
         query = query.order_by(VectorRow.created_at.desc(), VectorRow.id).limit(limit).offset(offset)
         async with self._database.reading() as connection:
             return [_record(row) for row in (await connection.execute(query)).all()]

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 COMMANDS = frozenset({"build-presets", "evaluate"})
 _PICTURES = (".png", ".svg", ".pdf")
 _DEFAULT_URL = "http://127.0.0.1:8000"
+_POLL_SECONDS = 0.5
 
 
 def add_parsers(commands: "_SubParsersAction[ArgumentParser]") -> None:
@@ -240,16 +242,38 @@ def _shuffled(
         "layer_idxs": sorted(vector.layers),
         "name": "shuffled labels",
         "chat_template": trial.chat_template,
-        "stream": False,
+        "background": True,
     }
     sys.stderr.write("shuffled labels: training …\n")
-    made = trial.server.post("/steering/generate", body)["steering_vector_id"]
+    job = trial.server.post("/steering/generate", body)["job_id"]
     try:
+        made = _made(trial.server, job)
         flat = trial.server.get(f"/steering/vectors/{made}/download")
     finally:
-        trial.server.delete(f"/steering/vectors/{made}")
+        _discard(trial.server, job)
     rows = {layer: held.direction for layer, held in read_flat(flat).layers.items()}
     return as_long_as(vector, rows)
+
+
+def _made(server: Server, job: str) -> str:
+    """The vector of a job, when it is there. Raises RemoteError where the job fails."""
+    while True:
+        record = server.get(f"/steering/jobs/{job}")
+        if record["status"] not in {"queued", "running"}:
+            break
+        time.sleep(_POLL_SECONDS)
+    if not record["result"]:
+        raise RemoteError(f"the training ended as {record['status']}: {record['error']}")
+    return str(record["result"]["steering_vector_id"])
+
+
+def _discard(server: Server, job: str) -> None:
+    """Leave nothing of a job behind, wherever it stands."""
+    with suppress(RemoteError):  # it has ended
+        server.delete(f"/steering/jobs/{job}")
+    result = server.get(f"/steering/jobs/{job}")["result"]
+    if result:
+        server.delete(f"/steering/vectors/{result['steering_vector_id']}")
 
 
 def _plain(curve: Curve) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from server import embedded
 from server.banner import announce
 from server.settings import Settings
 from server.store import Store
-from steering.spec import additional_config
+from steering.spec import DEFAULT_ROWS, additional_config
 
 LOGITS_PROCESSOR = "processors.vllm_logits:SteersmanLogits"
 WORKER = "steering.vllm_worker.SteeringWorker"
@@ -101,8 +101,9 @@ _OURS: dict[str, dict[str, object]] = {
     "--steering-rows": {
         "type": int,
         "metavar": "N",
-        "help": "Lines of the engine's vector table, hidden size x 4 bytes each; a vector takes one a layer "
-        "(1024).",
+        "help": "Lines of the engine's vector table, hidden size x 4 bytes each; a vector takes one a layer, "
+        "one more for a probe, up to 130 with the latents of asas "
+        f"({DEFAULT_ROWS}).",
     },
     "--steering-wait-seconds": {
         "type": float,
@@ -187,6 +188,12 @@ def _complete(args: Namespace, settings: Settings) -> None:
             **(args.additional_config or {}),
             **additional_config(settings.steering_rows),
         }
+        if args.speculative_config is not None:
+            if args.async_scheduling:
+                sys.exit(
+                    "--async-scheduling beside --speculative-config: not with steering (--disable-steering)"
+                )
+            args.async_scheduling = False  # else the host counts drafts as accepted before it knows
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
         args.logits_processors = [*(args.logits_processors or []), LOGITS_PROCESSOR]

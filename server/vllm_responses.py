@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import model_validator
+from pydantic import ConfigDict, JsonValue, model_validator
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
 
+from policies.steering import JSON_PRESET
 from server.errors import InvalidRequest, NotSupported, SteersmanError
 from server.steering import Applied
 from server.vllm_serving import Serving, translated
@@ -23,6 +24,13 @@ _LAST = {"response.completed", "response.incomplete"}
 
 class SteeredResponses(SteeringFields, ResponsesRequest):
     """vLLM's request with steering; Axionic's other fields are for the chat and completion routes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # Sent by OpenAI's clients as a matter of course; nothing here depends on them.
+    safety_identifier: str | None = None
+    prompt_cache_retention: str | None = None
+    stream_options: dict[str, JsonValue] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -41,9 +49,15 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
     entries = request.steering_entries()
+    for path, entry in entries.items():
+        if entry.preset == JSON_PRESET:
+            raise InvalidRequest(
+                f"{JSON_PRESET} is no vector, only a constraint: on /v1/responses, give `text.format`",
+                param=path,
+            )
     if entries and request.background:
         raise InvalidRequest("a steered response cannot run in the background", param="background")
-    steered = await serving.steer(entries, raw, request.steering_field)
+    steered = await serving.steer(entries, raw)
     with during(steered) as kept:
         result = await handler.create_responses(request, raw)
         if isinstance(result, ErrorResponse):

@@ -7,7 +7,7 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import functools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from server import candidates, streams
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
-from server.steering import Applied, Steering
+from server.steering import Applied, Steering, field_of
 from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import HostedModel, NativeSampling
@@ -60,12 +60,15 @@ class ServedModels:
 
     @property
     def default(self) -> str:
-        return str(self.serving.base_model_paths[0].name)
+        return self.bases[0]
+
+    @property
+    def bases(self) -> list[str]:
+        return [str(path.name) for path in self.serving.base_model_paths]
 
     @property
     def names(self) -> list[str]:
-        bases = [path.name for path in self.serving.base_model_paths]
-        return [*bases, *self.serving.lora_requests]
+        return [*self.bases, *self.serving.lora_requests]
 
     @property
     def root(self) -> str:
@@ -130,9 +133,17 @@ class Serving:
     ranks: int = 1  # data-parallel engines behind this process
 
     async def decode(
-        self, request: Decodable, raw: Request, planned: Plan | None = None, *, steering_field: str = ""
+        self,
+        request: Decodable,
+        raw: Request,
+        planned: Plan | None = None,
+        *,
+        steering: Mapping[str, SteeringEntry] | None = None,
     ) -> Decoded:
-        """Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`."""
+        """`steering` stands for the request's own, as its client's paths name it.
+
+        Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`.
+        """
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
         if request.logprob_token_ids:
@@ -148,8 +159,11 @@ class Serving:
         request.plan_as(planned)
         SAMPLING_REQUESTS.labels(planned.method_used).inc()
         model = requested or request.model
-        entries = [entry for entry in request.steering_entries() if entry.preset != JSON_PRESET]
-        steered = await self.steer(entries, raw, steering_field or request.steering_field)
+        named = request.steering_entries() if steering is None else steering
+        entries = {
+            path: entry for path, entry in named.items() if (entry.preset or "").lower() != JSON_PRESET
+        }
+        steered = await self.steer(entries, raw)
         with during(steered) as kept:
             result = await self._run(request, raw, planned)
             if hasattr(result, "choices"):
@@ -164,13 +178,14 @@ class Serving:
         kept_alive = with_sse_keep_alive(stream, self.keep_alive)
         return Decoded(planned, model, stream=kept_alive, steered=steered)
 
-    async def steer(self, entries: Sequence[SteeringEntry], raw: Request, field: str) -> Applied | None:
+    async def steer(self, entries: Mapping[str, SteeringEntry], raw: Request) -> Applied | None:
         """Load what `entries` name. Raises NotSupported where this model cannot be steered."""
         if not entries:
             return None
         if self.steering is None:
-            raise NotSupported(f"steering is not available here: {self.unsteerable}", param=field)
-        return await self.steering.apply(entries, raw.state.principal.account_id, field)
+            problem = f"steering is not available here: {self.unsteerable}"
+            raise NotSupported(problem, param=field_of(entries))
+        return await self.steering.apply(entries, raw.state.principal.account_id)
 
     def plan(self, asked: Asked, names: Mapping[str, str] = MappingProxyType({})) -> Plan:
         """Raises InvalidRequest and NotSupported; `names` says what the request calls a field of Asked."""

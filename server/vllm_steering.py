@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
@@ -18,7 +19,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.errors import NotSupported, SteersmanError, Unavailable
 from server.steering import Applied, Counted
-from steering.spec import CAPTURE_KEY, STEERING_KEY, CaptureSpec, SteeringSpec
+from steering.layout import NEVER_SEEN
+from steering.spec import CAPTURE_KEY, RESERVED_KEYS, SALT_PREFIX, STEERING_KEY, CaptureSpec, SteeringSpec
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
@@ -31,12 +33,14 @@ prompt_end: ContextVar[int | None] = ContextVar("prompt_end", default=None)
 def steered(generate: Generate) -> Generate:
     """`generate` with this context's spec, and the salt that keeps its prefix-cache blocks apart.
 
-    Not a generator itself: the context is the one that calls, whoever iterates.
+    Every route's requests pass here, vLLM's own among them: raises VLLMValidationError for those that bring a
+    spec or such a salt themselves. Not a generator: the context is the one that calls, whoever iterates.
     """
 
     def steering(
         prompt: Any, params: SamplingParams, request_id: str, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
+        _refuse_own(prompt, params)
         spec = current_spec.get()
         if spec is not None and spec.terms:
             end = prompt_end.get()
@@ -49,6 +53,17 @@ def steered(generate: Generate) -> Generate:
         return generate(prompt, params, request_id, *args, **kwargs)
 
     return steering
+
+
+def _refuse_own(prompt: Any, params: Any) -> None:
+    reserved = RESERVED_KEYS.intersection(getattr(params, "extra_args", None) or ())
+    if reserved:
+        raise VLLMValidationError(f"{min(reserved)} is set by the server alone", parameter="vllm_xargs")
+    salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+    if isinstance(salt, str) and salt.startswith(SALT_PREFIX):
+        raise VLLMValidationError(
+            f"salts that begin with {SALT_PREFIX} are the server's own", parameter="cache_salt"
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +103,7 @@ class SteeringEngine:
         self._owner = secrets.token_hex(8)  # of this process: others share the table
         self._asked: dict[str, asyncio.Future[list[Any]]] = {}
         self._asking: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def facts(self) -> Mapping[str, Any]:
         """See `SteeringWorker.steersman_facts`."""
@@ -95,11 +111,15 @@ class SteeringEngine:
         return facts
 
     async def load(self, digest: str, blob: bytes) -> None:
-        """Raises SteersmanError where any rank does not hold the vector afterwards."""
-        problems = [
-            problem for problem in await self._all("steersman_load", digest, blob, self._owner) if problem
-        ]
+        """Raises SteersmanError where any rank of any engine does not take the vector; then none keeps it."""
+        try:
+            replies = await self._everywhere("steersman_load", digest, blob, self._owner)
+        except Exception:
+            self._beside(self.unload([digest]))
+            raise
+        problems = [problem for ranks in replies for problem in ranks if problem]
         if problems:
+            await self.unload([digest])
             raise SteersmanError(f"the engine did not load the vector: {problems[0]}")
 
     async def unload(self, digests: Sequence[str]) -> None:
@@ -122,7 +142,7 @@ class SteeringEngine:
     def forget(self, trace: str) -> None:
         """Have the worker drop the evidence of a request that was aborted."""
         with suppress(RuntimeError):  # the loop has ended, and so does the engine
-            self._asked_for(trace).add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._asked_for(trace).add_done_callback(_noted)
 
     def _asked_for(self, trace: str) -> "asyncio.Future[list[Any]]":
         future = self._asked.setdefault(trace, asyncio.get_running_loop().create_future())
@@ -136,7 +156,7 @@ class SteeringEngine:
             try:
                 # Every data-parallel engine is asked: the request ran on one of them.
                 replies = await self._everywhere("steersman_evidence", list(asked))
-                found = {trace: _added([reply[trace] for reply in replies]) for trace in asked}
+                found = {trace: _added([ranks[0][trace] for ranks in replies]) for trace in asked}
             except Exception as error:  # noqa: BLE001  # whoever waits raises it
                 for future in asked.values():
                     if not future.done():
@@ -149,9 +169,10 @@ class SteeringEngine:
     async def capture(
         self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
     ) -> States:
-        """States of one ordinary, unsteered prefill; `tokens` are the whole text. Raises SteersmanError.
+        """States of one ordinary, unsteered prefill; `tokens` are the whole text.
 
-        Looks nothing up in the prefix cache, since what is found there is not computed.
+        Looks nothing up in the prefix cache, since what is found there is not computed. Raises Unavailable
+        where the worker had no room for any state, SteersmanError where some are missing.
         """
         spec = CaptureSpec(secrets.token_hex(8), tuple(layers), tuple(spans))
         params = SamplingParams(
@@ -164,13 +185,18 @@ class SteeringEngine:
         prompt = tokens_input(list(tokens))
         # RPC results come from the first engine alone.
         rank = {"data_parallel_rank": 0} if self._ranks > 1 else {}
-        with _engine_there():
-            async for _ in self._generate(prompt, params, f"capture-{spec.id}", **rank):
-                pass
+        try:
+            with _engine_there():
+                async for _ in self._generate(prompt, params, f"capture-{spec.id}", **rank):
+                    pass
+        except BaseException:
+            self._beside(self._all("steersman_captured", spec.id))  # else the worker keeps what nobody wants
+            raise
         found = (await self._all("steersman_captured", spec.id))[0]
-        if found is None or len(found) == 1:
-            missing = "all" if found is None else found[0]
-            raise SteersmanError(f"a capture came back short: {missing} states are missing")
+        if found is None:
+            raise Unavailable("the engine had no room for the states of a text", retry_after=1)
+        if len(found) == 1:
+            raise SteersmanError(f"a capture came back short: {found[0]} states are missing")
         shape, means, norms = found
         return States(
             np.frombuffer(means, np.float32).reshape(shape),
@@ -189,10 +215,16 @@ class SteeringEngine:
         return [step[t].logprob for step, t in zip(scored[1:], tokens[1:], strict=True)]
 
     async def likeliest(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]:
-        """Log-probabilities in nats of the five likeliest next tokens, best first, steered as `spec` says."""
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprobs=5)
+        """Log-probabilities in nats of the likeliest next tokens, best first, steered as `spec` says.
+
+        Five, or as many as the engine gives.
+        """
+        limit = self._client.vllm_config.model_config.max_logprobs  # -1: none
+        count = 5 if limit < 0 else min(5, limit)
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprobs=count)
         output = await self._answered(tokens, spec, params)
-        return sorted((each.logprob for each in output.outputs[0].logprobs[0].values()), reverse=True)[:5]
+        found = sorted((each.logprob for each in output.outputs[0].logprobs[0].values()), reverse=True)
+        return found[: max(count, 1)]
 
     async def _answered(
         self, tokens: Sequence[int], spec: SteeringSpec | None, params: SamplingParams
@@ -206,9 +238,14 @@ class SteeringEngine:
             outputs = steered(self._generate)(prompt, params, f"score-{secrets.token_hex(8)}")
         finally:
             current_spec.reset(token)
-        with _engine_there():
-            async for output in outputs:
-                last = output
+        try:
+            with _engine_there():
+                async for output in outputs:
+                    last = output
+        except BaseException:
+            if spec is not None and spec.terms:
+                self.forget(spec.trace)
+            raise
         if spec is not None and spec.terms:
             await self.evidence(spec.trace)
         return last
@@ -222,14 +259,20 @@ class SteeringEngine:
         with _engine_there():
             return list(await self._client.collective_rpc(method, args=args))
 
-    async def _everywhere(self, method: str, *args: Any) -> list[Any]:
-        """The first rank's result of each engine."""
+    async def _everywhere(self, method: str, *args: Any) -> list[list[Any]]:
+        """The results of all ranks of each engine."""
         core = self._client.engine_core
         if self._ranks == 1 or not hasattr(core, "call_utility_all_async"):
-            return (await self._all(method, *args))[:1]
+            return [await self._all(method, *args)]
         with _engine_there():
-            replies = await core.call_utility_all_async("collective_rpc", method, None, args, None)
-        return [reply[0] for reply in replies]
+            return list(await core.call_utility_all_async("collective_rpc", method, None, args, None))
+
+    def _beside(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Have the worker do what nobody waits for."""
+        task = asyncio.create_task(call)
+        self._tasks.add(task)  # the loop itself would let it be collected
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_noted)
 
 
 @contextmanager
@@ -247,6 +290,13 @@ def prompt_logprobs_kill(config: Any) -> bool:
 
 
 def _added(parts: Sequence[list[Any]]) -> list[Any]:
-    """Over engines: those that never saw the request do not count."""
-    known = [part for part in parts if part[2] is None] or list(parts)
-    return [sum(part[0] for part in known), sum(part[1] for part in known), known[0][2]]
+    """Over engines: those that never saw the request do not count; where another failed, so did the whole."""
+    known = [part for part in parts if part[2] != NEVER_SEEN] or list(parts)
+    problem = next((part[2] for part in known if part[2]), None)
+    return [sum(part[0] for part in known), sum(part[1] for part in known), problem]
+
+
+def _noted(done: "asyncio.Future[Any]") -> None:
+    """Nobody waits for it, nor for its error."""
+    if not done.cancelled():
+        done.exception()

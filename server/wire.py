@@ -52,54 +52,51 @@ class SteeringFields(BaseModel):
     steering_strength: Strength | Several[Strength] | None = Field(default=None, description="absent: 1")
     steering: SteeringEntry | Several[SteeringEntry] | None = None
 
-    def steering_entries(self) -> list[SteeringEntry]:
-        """Raises InvalidRequest where the fields do not fit each other."""
+    def steering_entries(self) -> dict[str, SteeringEntry]:
+        """By their paths in the request. Raises InvalidRequest where the fields do not fit each other."""
         sources: list[tuple[str, str, Any]] = [
-            ("steering_vector_id", "vector_id", one) for one in _listed(self.steering_vector_id)
+            (path, "vector_id", one) for path, one in self._listed("steering_vector_id")
         ]
         sources += [
-            ("steering_vector", "vector_id" if isinstance(one, str) else "vector", one)
-            for one in _listed(self.steering_vector)
+            (path, "vector_id" if isinstance(one, str) else "vector", one)
+            for path, one in self._listed("steering_vector")
         ]
-        sources += [("steering_preset", "preset", one) for one in _listed(self.steering_preset)]
-        strengths = _listed(self.steering_strength) or [None]
+        sources += [(path, "preset", one) for path, one in self._listed("steering_preset")]
+        strengths = self._listed("steering_strength") or [("steering_strength", None)]
         if len(strengths) not in {1, len(sources)}:
             raise InvalidRequest(
                 f"give one strength, or one for each of the {len(sources)} vectors", param="steering_strength"
             )
-        if not sources and any(strengths):
+        if not sources and any(strength for _, strength in strengths):
             raise InvalidRequest(
                 "there is nothing to steer by: give steering_vector_id, steering_vector or steering_preset",
                 param="steering_strength",
             )
         each = strengths * len(sources) if len(strengths) == 1 else strengths
         pairs = zip(sources, each, strict=True)
-        return [*(_entry(*source, strength) for source, strength in pairs), *_listed(self.steering)]
+        made = {source[0]: _entry(*source, *strength) for source, strength in pairs}
+        return made | dict(self._listed("steering"))
 
     def steering_fields(self) -> dict[str, Any]:
         """What was given, for a request of another kind."""
         given = self.model_fields_set & SteeringFields.model_fields.keys()
         return {name: getattr(self, name) for name in given}
 
-    @property
-    def steering_field(self) -> str:
-        """The field that errors about a vector name."""
-        named = ("steering_vector_id", "steering_vector", "steering_preset")
-        return next((name for name in named if getattr(self, name) is not None), "steering")
+    def _listed(self, field: str) -> list[tuple[str, Any]]:
+        """Each value of a field that takes one or several, after its path."""
+        value = getattr(self, field)
+        if isinstance(value, list):
+            return [(f"{field}.{index}", one) for index, one in enumerate(value)]
+        return [] if value is None else [(field, value)]
 
 
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
-def _entry(field: str, name: str, source: Any, strength: float | None) -> SteeringEntry:
+def _entry(path: str, name: str, source: Any, strength_path: str, strength: float | None) -> SteeringEntry:
     try:
         return SteeringEntry.model_validate({name: source, "strength": strength})
     except ValidationError as error:
-        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest(message, param=field) from error
+        first = error.errors()[0]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise InvalidRequest(message, param=strength_path if "strength" in first["loc"] else path) from error
 
 
 class AxionicFields(SteeringFields):

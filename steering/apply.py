@@ -1,4 +1,4 @@
-"""A layout carried out by torch, on the host's word: CPUs, and GPUs that run without graphs."""
+"""A layout carried out by torch, on the host's word: CPUs."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,16 +20,17 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Addition:
-    """Tokens `index` move by `delta`, `[tokens or 1, hidden]` in the model's own type."""
+    """Tokens `index` move by `delta`, `[tokens or 1, hidden]` in the model's own type, as most states are."""
 
     index: Index
     delta: Tensor
 
     def __call__(self, hidden: Tensor, _: Tensor | None) -> None:
+        delta = self.delta.to(hidden.dtype)
         if isinstance(self.index, slice):
-            hidden[self.index] += self.delta
+            hidden[self.index] += delta
         else:
-            hidden.index_add_(0, self.index, self.delta)
+            hidden.index_add_(0, self.index, delta)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,11 @@ def layer_of(key: str, source: Point = Point.RESID_POST) -> int:
     return layer - 1
 
 
+def is_flat(value: Any) -> bool:
+    """Whether this, parsed from JSON, is an object that has layers and nothing else."""
+    return isinstance(value, dict) and bool(value) and all(_KEY.fullmatch(key) for key in value)
+
+
 def write_vector(vector: SteeringVector, format: Format, metadata: Mapping[str, Any] | None = None) -> bytes:
     """Layers by number. `metadata` is JSON; safetensors and GGUF keep it."""
     match format:
@@ -224,7 +229,7 @@ def _read_safetensors(data: bytes) -> VectorFile:
     except (IndexError, TypeError, AttributeError) as error:  # from tensors of unforeseen shapes
         raise VectorError(f"a tensor in the file has a shape that no vector has: {error}") from error
     return VectorFile(
-        vector, Format.SAFETENSORS, _metadata(header.get("__metadata__", {}).get(_METADATA_KEY))
+        vector, Format.SAFETENSORS, _metadata((header.get("__metadata__") or {}).get(_METADATA_KEY))
     )
 
 

@@ -167,6 +167,8 @@ def _tensor(cursor: _Cursor) -> _Tensor:
     if dimensions > _MAX_DIMENSIONS:
         raise GgufError(f"the tensor {name!r} has {dimensions} dimensions")
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    if max(shape, default=0) > len(cursor.data):  # beside a nought it would add nothing to the size
+        raise GgufError(f"the tensor {name!r} is larger than the file")
     kind, offset = cursor.number("I"), cursor.number("Q")
     if kind not in _FLOATS:
         raise GgufError(f"the tensor {name!r} is quantized: only F32, F16 and F64 are read")

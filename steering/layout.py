@@ -7,6 +7,7 @@ steady decode, where nothing but the positions moves on, the last layout is used
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,15 @@ from steering.table import VectorTable
 
 Counts = NDArray[np.integer]
 
+NEVER_SEEN: Final = "the worker never saw this request"
+
 
 @dataclass(slots=True)
 class Evidence:
-    """What was done for one request: input tokens steered in each phase, or why it could not be."""
+    """What was done for one request: input tokens steered in each phase, or why it could not be.
+
+    A position counts once, however often it is computed; what the last step drafted in vain counts too.
+    """
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -60,10 +66,21 @@ class Layout:
 
 @dataclass(slots=True)
 class _Steered:
+    """Positions below `seen` are counted, or were taken from the prefix cache."""
+
     segments: tuple[Segment, ...]
     prompt_tokens: int
     evidence: Evidence
     vectors: tuple[str, ...]
+    seen: int = 0
+
+    def count(self, end: int) -> None:
+        """All positions below `end` are computed."""
+        for segment in self.segments:
+            low, high = _overlap(segment, self.seen, end)
+            self.evidence.prompt_tokens += max(0, min(high, self.prompt_tokens) - low)
+            self.evidence.generated_tokens += max(0, high - max(low, self.prompt_tokens))
+        self.seen = max(self.seen, end)
 
 
 @dataclass(slots=True)
@@ -74,33 +91,23 @@ class _Steady:
     scheduled: Counts = field(default_factory=lambda: np.zeros(0, np.int32))
     low: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     high: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    counts: list[tuple[Evidence, int, int]] = field(default_factory=list)
-    steps: int = 0
+    reached: Counts = field(default_factory=lambda: np.zeros(0, np.int32))  # the furthest end so far
+    steered: list[tuple[int, _Steered]] = field(default_factory=list)  # by row
 
-    def holds(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
-        return bool(
-            len(scheduled) == len(self.scheduled)
-            and requests == self.requests
-            and np.array_equal(scheduled, self.scheduled)
-            and (computed >= self.low).all()
-            and (computed + scheduled <= self.high).all()
-        )
-
-    def count(self, steered: "_Steered", first: int, count: int) -> None:
-        prompt = generated = 0
-        for segment in steered.segments:
-            low, high = _overlap(segment, first, count)
-            prompt += max(0, min(high, steered.prompt_tokens) - low)
-            generated += max(0, high - max(low, steered.prompt_tokens))
-        if prompt or generated:
-            self.counts.append((steered.evidence, prompt, generated))
+    def goes_on(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
+        if len(scheduled) != len(self.scheduled) or requests != self.requests:
+            return False
+        ends = computed + scheduled
+        same = np.array_equal(scheduled, self.scheduled) and bool((computed >= self.low).all())
+        if not same or (ends > self.high).any():
+            return False
+        np.maximum(self.reached, ends, out=self.reached)
+        return True
 
     def settle(self) -> None:
         """Add the steps since the last change to the evidence."""
-        for evidence, prompt, generated in self.counts:
-            evidence.prompt_tokens += prompt * self.steps
-            evidence.generated_tokens += generated * self.steps
-        self.steps = 0
+        for row, steered in self.steered:
+            steered.count(int(self.reached[row]))
 
 
 _EMPTY = Layout()
@@ -161,8 +168,7 @@ class Batch:
         """
         if not self._steered and not self._captures:
             return self.clear()
-        if self._steady.holds(requests, scheduled, computed):
-            self._steady.steps += 1
+        if self._steady.goes_on(requests, scheduled, computed):
             return False
         self._steady.settle()
         self._rebuild(list(requests), scheduled.copy(), computed)
@@ -195,7 +201,7 @@ class Batch:
     def _rebuild(self, requests: list[str], scheduled: Counts, computed: Counts) -> None:
         stretches: list[Stretch] = []
         readings: list[Reading] = []
-        steady = _Steady(requests, scheduled, steps=1)
+        steady = _Steady(requests, scheduled, reached=computed + scheduled)
         steady.low = np.zeros(len(requests), np.int64)
         steady.high = np.full(len(requests), _FAR, np.int64)
         offset = 0
@@ -203,8 +209,9 @@ class Batch:
             first, count = int(computed[row]), int(scheduled[row])
             steered = self._steered.get(request)
             if steered is not None:
-                stretches += _stretches(steered, first, count, offset)
-                steady.count(steered, first, count)
+                stretches += _stretches(steered, first, first + count, offset - first)
+                steered.seen = max(steered.seen, first)
+                steady.steered.append((row, steered))
                 steady.low[row], steady.high[row] = first, _next_cut(steered, first)
             capture = self._captures.get(request)
             if capture is not None:
@@ -214,18 +221,19 @@ class Batch:
         self._steady, self.layout = steady, Layout(tuple(stretches), tuple(readings))
 
 
-def _stretches(steered: _Steered, first: int, count: int, offset: int) -> list[Stretch]:
-    """Of one request whose tokens at positions `[first, first + count)` begin the batch's token `offset`."""
+def _stretches(steered: _Steered, first: int, end: int, shift: int) -> list[Stretch]:
+    """Of one request whose token at each position in `[first, end)` is the batch's at position + shift."""
     found = []
     for segment in steered.segments:
-        low, high = _overlap(segment, first, count)
+        low, high = _overlap(segment, first, end)
         if low < high:
-            found.append(Stretch(offset + low - first, offset + high - first, segment.program))
+            found.append(Stretch(low + shift, high + shift, segment.program))
     return found
 
 
-def _overlap(segment: Segment, first: int, count: int) -> tuple[int, int]:
-    return int(max(first, segment.low)), int(min(first + count, segment.high))
+def _overlap(segment: Segment, first: int, end: int) -> tuple[int, int]:
+    """Empty where the first is not below the second."""
+    return int(max(first, segment.low)), int(min(end, segment.high))
 
 
 def _next_cut(steered: _Steered, position: int) -> int:
@@ -250,5 +258,5 @@ def _total(parts: Sequence[Evidence]) -> Evidence:
     return Evidence(
         sum(part.prompt_tokens for part in parts),
         sum(part.generated_tokens for part in parts),
-        problems[0] if problems else (None if parts else "the worker never saw this request"),
+        problems[0] if problems else (None if parts else NEVER_SEEN),
     )

@@ -60,7 +60,7 @@ class NotResident(Exception):
 def segments(spec: SteeringSpec, table: VectorTable, prompt_tokens: int) -> tuple[Segment, ...]:
     """The stretches in which something happens, in order. Raises NotResident."""
     intervals = [term.tokens.interval(prompt_tokens) for term in spec.terms]
-    cuts = sorted({cut for interval in intervals for cut in interval if cut >= 0})
+    cuts = sorted({cut for interval in intervals for cut in interval})
     found = []
     for low, high in pairwise(cuts):
         active = [

@@ -19,8 +19,10 @@ CAPTURE_KEY: Final = "steersman_capture"
 # Only the server may set these: what they name was checked and uploaded by it.
 RESERVED_KEYS: Final = frozenset({STEERING_KEY, CAPTURE_KEY})
 
+SALT_PREFIX: Final = "steered-"  # of cache salts: likewise
+
 CONFIG_KEY: Final = "steersman_steering"  # of vLLM's additional config
-DEFAULT_ROWS: Final = 1024
+DEFAULT_ROWS: Final = 2048
 SCHEMA_VERSION: Final = 1  # of the custom op and this wire form; salts vLLM's compile cache
 MAX_TERMS: Final = 16
 MAX_RANGES: Final = 4
@@ -166,7 +168,8 @@ class SteeringSpec:
         """
         relative = any(term.tokens.relative for term in self.terms)
         length = prompt_tokens if relative else ""
-        return hashlib.sha256(f"{self.fingerprint()}\n{length}\n{callers or ''}".encode()).hexdigest()
+        parts = f"{self.fingerprint()}\n{length}\n{callers or ''}"
+        return SALT_PREFIX + hashlib.sha256(parts.encode()).hexdigest()
 
     def encode(self) -> str:
         terms = [{name: _finite(value) for name, value in asdict(term).items()} for term in self.terms]

@@ -61,6 +61,11 @@ class VectorTable:
         self._owners: dict[str, set[str]] = {}
 
     @property
+    def lines(self) -> int:
+        """How many there are for vectors."""
+        return len(self.bank) - 1
+
+    @property
     def free_lines(self) -> int:
         return len(self._free)
 
@@ -89,7 +94,11 @@ class VectorTable:
             raise TableFull(f"{vector.rows} lines wanted, {len(self._free)} free")
         taken = [self._free.pop() for _ in range(vector.rows)]
         pending = iter(taken)
-        placed = {index: self._place(layer, pending) for index, layer in vector.layers.items()}
+        try:
+            placed = {index: self._place(layer, pending) for index, layer in vector.layers.items()}
+        except BaseException:
+            self._free += reversed(taken)
+            raise
         self._resident[digest] = Resident(placed, tuple(taken))
         self._owners[digest] = {owner}
 

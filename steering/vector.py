@@ -1,6 +1,7 @@
 """A steering vector: what training makes, files hold and the worker applies."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,10 +84,6 @@ class SteeringVector:
         """How many table lines of `[hidden]` it takes in the worker."""
         return sum(len(tensors(layer)) for layer in self.layers.values())
 
-    def scaled(self, factor: float) -> "SteeringVector":
-        """Directions times `factor`; probes and latents as they are but for their offsets."""
-        return SteeringVector({index: _scaled(layer, factor) for index, layer in self.layers.items()})
-
     @cached_property
     def blob(self) -> bytes:
         """Safetensors, float32, in an order that depends on the content alone."""
@@ -111,12 +108,13 @@ class SteeringVector:
         for name, value in flat.items():
             head, _, rest = name.partition(".")
             index, _, part = rest.partition(".")
-            if head != "layers" or not index.isdecimal() or part not in _PARTS:
+            if head != "layers" or not _INDEX.fullmatch(index) or part not in _PARTS:
                 raise VectorError(f"unknown tensor {name!r}: names are layers.N.direction and the like")
             parts.setdefault(int(index), {})[part] = np.asarray(value, np.float32)
         return cls({index: _layer(index, named) for index, named in parts.items()})
 
 
+_INDEX = re.compile("0|[1-9][0-9]{0,3}")  # one spelling each, or two tensors would be one
 _PARTS = {
     "direction",
     *(f"probe.{name}" for name in ("weight", "bias", "slope")),
@@ -162,17 +160,6 @@ def _layer(index: int, parts: dict[str, Array]) -> Layer:
     if "units.read" in parts:
         units = Units(**{name: parts[f"units.{name}"] for name in Units.__dataclass_fields__})
     return Layer(parts["direction"], probe, units)
-
-
-def _scaled(layer: Layer, factor: float) -> Layer:
-    units = layer.units and Units(
-        layer.units.read,
-        layer.units.write,
-        layer.units.bias,
-        layer.units.offset * np.float32(factor),
-        layer.units.threshold,
-    )
-    return Layer(layer.direction * np.float32(factor), layer.probe, units)
 
 
 def _check(index: int, layer: Layer) -> None:

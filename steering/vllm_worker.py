@@ -6,6 +6,8 @@ preparation also fills the layout. Nothing of vLLM is edited or forked.
 
 import hashlib
 import re
+from collections.abc import Sequence
+from itertools import islice
 from types import MethodType
 from typing import Any
 
@@ -18,7 +20,7 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from steering.apply import TorchPass
 from steering.kernel import GraphPass, lines_of
-from steering.layers import Apply, UnsteerableError, decoder_blocks, wrap
+from steering.layers import Apply, UnsteerableError, decoder_blocks, leaves_reduction, wrap
 from steering.layout import Batch
 from steering.spec import (
     CAPTURE_KEY,
@@ -40,6 +42,8 @@ else:
 logger = init_logger("vllm.steersman")
 
 _NORM = re.compile(r"(norm|\bln_)[^.]*\.weight$")  # GPT-2 and its kin call them ln_1
+_EMBEDDING = re.compile(r"(embed|wte)[^.]*\.weight$")
+_ROWS_HASHED = 64
 _LIBRARY = torch.library.Library("steersman", "FRAGMENT")
 _pass: Apply | None = None  # of this process, whose one engine has one model
 
@@ -119,6 +123,7 @@ class SteeringWorker(VllmWorker):
         """Lines free, and how many vectors, requests and results are held."""
         assert self._steering is not None
         batch, table = self._steering.batch, self._steering.table
+        table.sweep(batch.vectors)
         return {"free_lines": table.free_lines, "vectors": len(table), **batch.held()}
 
 
@@ -128,19 +133,21 @@ class _Steering:
     def __init__(self, runner: Any, config: VllmConfig, device: torch.device) -> None:
         global _pass  # noqa: PLW0603  # the custom op is a function of the process
         _refuse_modes(config)
-        text = config.model_config.hf_text_config
-        self.count, self.width = int(text.num_hidden_layers), int(config.model_config.get_hidden_size())
+        model = config.model_config
+        self.count, self.width = int(model.get_total_num_hidden_layers()), int(model.get_hidden_size())
         blocks = decoder_blocks(runner.get_model(), self.count)
+        if config.parallel_config.tensor_parallel_size > 1 and any(map(leaves_reduction, blocks)):
+            raise UnsteerableError("no rank has the states of this model's blocks, which are summed later")
         rows = config.additional_config.get(CONFIG_KEY, {}).get("rows", DEFAULT_ROWS)
         self.table = VectorTable(rows, self.width, device)
         self.batch = Batch(self.table)
-        self._fingerprint = _fingerprint(blocks, self.count, self.width)
+        self._fingerprint = _fingerprint(runner.get_model(), blocks, self.width)
         self._unread: dict[int, str] = {}
         self.passing = self._make_pass(config, device)
         _pass = self.passing
         eager = config.compilation_config.mode == CompilationMode.NONE
-        for layer, block in blocks.items():
-            wrap(block, layer, self.passing if eager else torch.ops.steersman.steer, self._unread)
+        for layer, block in enumerate(blocks):
+            wrap(block, layer, self.width, self.passing if eager else torch.ops.steersman.steer, self._unread)
         self._hook(runner)
 
     def _make_pass(self, config: VllmConfig, device: torch.device) -> TorchPass | GraphPass:
@@ -156,9 +163,9 @@ class _Steering:
 
     @property
     def problem(self) -> str | None:
-        """Known after the first forward pass, which vLLM makes at start."""
+        """Known once a forward pass was made: vLLM's own at start, but eager on a CPU the first request's."""
         for layer, returned in self._unread.items():
-            return f"decoder block {layer} returns {returned}, not its hidden states"
+            return f"decoder block {layer} returns {returned}, not hidden states {self.width} wide"
         return None
 
     def facts(self) -> dict[str, Any]:
@@ -167,7 +174,7 @@ class _Steering:
             "layers": self.count,
             "width": self.width,
             "fingerprint": self._fingerprint,
-            "rows": self.table.free_lines,
+            "rows": self.table.lines,
         }
 
     def _hook(self, runner: Any) -> None:
@@ -226,28 +233,36 @@ def _length(new: Any) -> int:
 
 def _refuse_modes(config: VllmConfig) -> None:
     """Raises UnsteerableError for ways of running that were never tried."""
-    parallel = config.parallel_config
+    parallel, drafts = config.parallel_config, config.speculative_config is not None
     refused = {
         "vLLM's second model runner": config.use_v2_model_runner,
         "micro-batching (DBO)": parallel.use_ubatching,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "sequence-parallel MoE": parallel.use_sequence_parallel_moe,
+        # There the host counts every draft as accepted: positions are off by those that were not.
+        "asynchronous scheduling of drafts": drafts and config.scheduler_config.async_scheduling,
     }
     for mode, on in refused.items():
         if on:
             raise UnsteerableError(f"{mode} is on, which steering does not cover")
 
 
-def _fingerprint(blocks: dict[int, torch.nn.Module], count: int, width: int) -> str:
+def _fingerprint(model: torch.nn.Module, blocks: Sequence[torch.nn.Module], width: int) -> str:
     """Of the model, whatever its name: shape, and the norm weights of all blocks.
 
     Those are whole on every tensor-parallel rank and left alone by quantisation; bfloat16 makes them the
-    same in all types that a model is served in.
+    same in all types that a model is served in. OLMo's norms have none: the embeddings of its first tokens
+    stand in, which are those of the first rank.
     """
-    digest = hashlib.sha256(f"{count}x{width}".encode())
-    for block in blocks.values():
-        for name, weight in sorted(block.named_parameters()):
-            if weight.dim() == 1 and _NORM.search(name):
-                raw = weight.detach().to(torch.bfloat16).cpu().view(torch.int16)
-                digest.update(raw.numpy().tobytes())
+    named = [sorted(block.named_parameters()) for block in blocks]
+    hashed: list[Tensor] = [
+        weight for part in named for name, weight in part if weight.dim() == 1 and _NORM.search(name)
+    ]
+    if not hashed:
+        tables = (p for name, p in model.named_parameters() if p.dim() == 2 and _EMBEDDING.search(name))
+        hashed = [table[:_ROWS_HASHED] for table in islice(tables, 1)]
+    digest = hashlib.sha256(f"{len(blocks)}x{width}".encode())
+    for weight in hashed:
+        raw = weight.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16)
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()

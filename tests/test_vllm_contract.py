@@ -268,6 +268,6 @@ def test_the_flags_we_set_exist():
         "model_tag served_model_name tool_call_parser enable_auto_tool_choice kv_cache_memory_bytes"
         " enforce_eager logits_processors speculative_config shutdown_timeout gpu_memory_utilization headless"
         " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile"
-        " uds host port"
+        " uds host port async_scheduling worker_cls additional_config"
     )
     assert set(expected.split()) <= args.keys()

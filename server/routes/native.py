@@ -4,19 +4,21 @@ Their prompt is what a user says: it goes through the model's chat template wher
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.sampling import own_fields
+from policies.steering import SteeringEntry
 from server.candidates import text_of
 from server.errors import InvalidRequest, SteersmanError
 from server.policy_requests import native_template, overridden
 from server.policy_wire import outcome_summary
 from server.routes.body import JsonRoute
 from server.routes.openai import evidence
+from server.streams import sse
 from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
 from server.wire import GenerateRequest, HostedModel, NativeSampling, SamplingRequest, SamplingResponse
 
@@ -28,12 +30,19 @@ router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
 @router.post("/generate", responses={200: {"content": {"text/event-stream": {}}}})
 @guarded
 async def generate(request: GenerateRequest, raw_request: Request) -> Response:
-    serving: Serving = raw_request.app.state.steersman.serving
+    return await generated(request, raw_request)
+
+
+async def generated(
+    request: GenerateRequest, raw: Request, steering: Mapping[str, SteeringEntry] | None = None
+) -> Response:
+    """`steering` stands for the request's own, as its client's paths name it."""
+    serving: Serving = raw.app.state.steersman.serving
     planned = serving.plan(own_fields(request.asked(request.sampling_method)))
-    events = wants_events(request.stream, raw_request)
+    events = wants_events(request.stream, raw)
     more = {"stream": events, **request.steering_fields()}
     sent = serving.prompted(request.prompt, request.model, request.max_tokens, request, **more)
-    decoded = await serving.decode(sent, raw_request, planned)
+    decoded = await serving.decode(sent, raw, planned, steering=steering)
     if decoded.stream is not None:
         return StreamingResponse(
             _events(decoded, decoded.stream), media_type="text/event-stream", headers=evidence(decoded)
@@ -72,26 +81,22 @@ async def _events(decoded: Decoded, stream: AsyncGenerator[str, None]) -> AsyncG
                 continue
             chunk = json.loads(event[6:])
             if "error" in chunk:
-                yield _event({"status": "error", "message": chunk["error"]["message"]})
+                yield sse({"status": "error", "message": chunk["error"]["message"]})
                 return
             piece = "".join(_piece(choice) for choice in chunk["choices"])
             if piece:
                 pieces.append(piece)
-                yield _event({"status": "token", "token": piece})
+                yield sse({"status": "token", "token": piece})
     except SteersmanError as error:
-        yield _event({"status": "error", "message": error.message})
+        yield sse({"status": "error", "message": error.message})
         return
     text = "".join(pieces)
-    yield _event({"status": "complete", "result": _final(decoded, text)})
+    yield sse({"status": "complete", "result": _final(decoded, text)})
 
 
 def _piece(choice: dict[str, Any]) -> str:
     """What a chat or a completion chunk adds to the text."""
     return (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
-
-
-def _event(payload: dict[str, Any]) -> str:
-    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
 
 
 # What planning calls a field → where it stands in this request.

@@ -1,50 +1,38 @@
 """Making and trying steering vectors: `/steering/*` of the Axionic API, but for what is stored."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field, model_validator
 
-from policies.steering import OWN_EXAMPLES, PRESET_FLOORS, Strength, known_preset
-from server.auth import Principal, caller
-from server.errors import Conflict, InvalidRequest, NotFound, NotSupported, SteersmanError
+from policies.steering import (
+    OWN_EXAMPLES,
+    PRESET_FLOORS,
+    SteeringEntry,
+    Strength,
+    known_preset,
+    least_strength,
+)
+from server.errors import Conflict, InvalidRequest, NotFound, SteersmanError
 from server.jobs import JobRecord, Status
 from server.routes.body import JsonRoute
-from server.routes.native import generate, wants_events
+from server.routes.dependencies import Caller, Open, State
+from server.routes.native import generated, wants_events
 from server.state import ServerState
-from server.studio import Studio
+from server.streams import sse
 from server.training import TrainRequest
 from server.vector_wire import VectorDetail
 from server.vllm_serving import guarded
 from server.wire import GenerateRequest
-from server.workshop import INTERNAL
-from steering.spec import MAX_TERMS
+from server.workshop import failure
 
 _POLL_SECONDS = 0.25
 _KEEP_ALIVE_SECONDS = 15.0
 
 router = APIRouter(route_class=JsonRoute, tags=["steering"])
-
-
-def _state(request: Request) -> ServerState:
-    state: ServerState = request.app.state.steersman
-    return state
-
-
-def opened(state: Annotated[ServerState, Depends(_state)]) -> Studio:
-    """Raises NotSupported where this server cannot steer."""
-    if isinstance(state.studio, Studio):
-        return state.studio
-    raise NotSupported(f"steering is not available here: {state.studio.problem}")
-
-
-State = Annotated[ServerState, Depends(_state)]
-Open = Annotated[Studio, Depends(opened)]
-Caller = Annotated[Principal, Depends(caller)]
 
 
 class Train(TrainRequest):
@@ -70,9 +58,7 @@ async def train_vector(
     if record.status is Status.CANCELLED:
         raise Conflict(f"the job {job} was cancelled")
     if record.status is not Status.COMPLETE:
-        if record.error == INTERNAL:
-            raise SteersmanError(INTERNAL)
-        raise InvalidRequest(record.error or f"the job was {record.status}", param="prompts")
+        raise failure(record)
     return JSONResponse({**(record.result or {}), "job_id": job}, headers=headers)
 
 
@@ -92,30 +78,26 @@ async def _events(state: ServerState, account_id: str, job: str) -> AsyncGenerat
         try:
             record = await state.jobs.get(account_id, job)
         except SteersmanError as error:
-            yield _event({"status": "error", "message": error.message})
+            yield sse({"status": "error", "message": error.message})
             return
         if record.status.ended:
             break
         if record.progress != told:
             told, quiet = record.progress, 0.0
-            yield _event({"status": "processing", "job_id": job, "progress": _progress(record)})
+            yield sse({"status": "processing", "job_id": job, "progress": _progress(record)})
         elif quiet >= _KEEP_ALIVE_SECONDS:
             quiet = 0.0
             yield ": still working\n\n"
         quiet += _POLL_SECONDS
         await asyncio.sleep(_POLL_SECONDS)
     if record.status is Status.COMPLETE:
-        yield _event({"status": "complete", "result": {**(record.result or {}), "job_id": job}})
+        yield sse({"status": "complete", "result": {**(record.result or {}), "job_id": job}})
     else:
-        yield _event({"status": "error", "message": record.error or f"the job was {record.status}"})
+        yield sse({"status": "error", "message": record.error or f"the job was {record.status}"})
 
 
 def _progress(record: JobRecord) -> Mapping[str, Any]:
     return record.progress or {"stage": record.status.value}
-
-
-def _event(payload: dict[str, Any]) -> str:
-    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
 
 
 class Run(GenerateRequest):
@@ -129,18 +111,18 @@ async def run(request: Run, raw_request: Request) -> Response:
     entries = request.steering_entries()
     if not entries:
         raise InvalidRequest("name a vector to steer by", param="steering_vector_id")
-    if len(entries) > MAX_TERMS:
-        raise InvalidRequest(f"name at most {MAX_TERMS} vectors", param=request.steering_field)
-    scaled = [
-        entry.model_copy(update={"strength": entry.effective_strength * request.multiplier})
-        for entry in entries
-    ]
-    asked = request.model_dump(exclude={"multiplier", "steering", *_SHORT}, exclude_unset=True)
-    answer: Response = await generate(GenerateRequest(**asked, steering=scaled), raw_request)
-    return answer
+    scaled = {path: _times(request.multiplier, entry) for path, entry in entries.items()}
+    return await generated(request, raw_request, scaled)
 
 
-_SHORT = {"steering_vector_id", "steering_vector", "steering_preset", "steering_strength"}
+def _times(multiplier: float, entry: SteeringEntry) -> SteeringEntry:
+    """Raises InvalidRequest where a preset would be raised again."""
+    strength, least = entry.effective_strength * multiplier, least_strength(entry.preset)
+    if least is not None and strength < least:
+        raise InvalidRequest(
+            f"the strength of {entry.preset} is at least {least:g}, not {strength:g}", param="multiplier"
+        )
+    return entry.model_copy(update={"strength": strength})
 
 
 @router.get("/steering/presets")

@@ -3,21 +3,23 @@
 import asyncio
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from policies.steering import SteeringEntry
+from server.calibration import NEUTRAL_TOKENS
 from server.candidates import text_of
 from server.errors import InvalidRequest, Unavailable
 from server.evaluation import effect
 from server.pair_writer import MAX_TOKENS, SAMPLING, SCHEMA, Persona, ScoredPair, write_pairs
 from server.routes.body import JsonRoute
-from server.routes.steering import Caller, Open, State
+from server.routes.dependencies import Caller, Open, State
 from server.steering import Applied
 from server.studio import Studio
 from server.training import Tokenizer
@@ -29,7 +31,6 @@ from steering.train.pairs import EncodedPair, Pair, encoded
 
 WRITING_SECONDS = 55.0  # mechanex waits for 60
 MAX_SCORED = 4096  # pairs times strengths of one request
-NEUTRAL_TOKENS = 96  # of each neutral text
 _ANSWER_TOKENS, _JUDGE_TOKENS = 128, 192
 
 router = APIRouter(route_class=JsonRoute, tags=["steering"])
@@ -44,26 +45,27 @@ async def evaluate(
     judge = _judge(request.judge_model, state.models, principal.selected_model)
     _, vector = await studio.steering.record(request.steering_vector_id, principal.account_id)
     entry = SteeringEntry(vector_id=request.steering_vector_id, strength=request.multiplier)
-    applied = await studio.steering.apply([entry], principal.account_id, "multiplier")
-    applied.release()  # its dose was checked
+    checked = await studio.steering.check({"multiplier": entry}, principal.account_id)
     tokenizer, limit = studio.trainer.tokenizer, state.models.max_model_len
     positive, negative = [
         await asyncio.to_thread(tokenised, getattr(request, field), field, tokenizer.encode, limit)
         for field in ("positive_texts", "negative_texts")
     ]
-    trial = _JudgeTrial(request, _Voice(state.serving, raw_request), tokenizer, judge, limit)
+    trial = _JudgeTrial(request, entry, _Voice(state.serving, raw_request), tokenizer, judge, limit)
     if request.test_prompts:
         await asyncio.to_thread(trial.check)
     layers = sorted(vector.layers)
     states = await mean_states(studio.engine, [*positive, *negative], layers)
-    overall, by_layer = cosine_metrics(vector, layers, states[: len(positive)], states[len(positive) :])
-    doses = {layer: dose * abs(request.multiplier) for layer, dose in studio.trainer.doses(vector).items()}
+    overall, by_layer = await asyncio.to_thread(
+        cosine_metrics, vector, layers, states[: len(positive)], states[len(positive) :]
+    )
+    doses = {layer: dose * abs(request.multiplier) for layer, dose in studio.model.doses(vector).items()}
     body = {
         "steering_vector_id": request.steering_vector_id,
         "multiplier": request.multiplier,
         "cosine_metrics": {
             **asdict(overall),
-            "relative_dose": applied.dose,
+            "relative_dose": checked.dose,
             "positive_texts": len(positive),
             "negative_texts": len(negative),
             "layers": {
@@ -72,9 +74,9 @@ async def evaluate(
             },
         },
         "judge_evaluation": await trial.judged() if request.test_prompts else None,
-        **({"warning": applied.warning} if applied.warning else {}),
+        **({"warning": checked.warning} if checked.warning else {}),
     }
-    return JSONResponse(body, headers=applied.headers())
+    return JSONResponse(body, headers=checked.headers())
 
 
 def _judge(name: str | None, models: ServedModels, bound: str | None) -> str:
@@ -86,17 +88,25 @@ def _judge(name: str | None, models: ServedModels, bound: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Voice:
-    """The served model, for one HTTP request."""
+    """The base model, whose states and scores what it says is compared with; for one HTTP request."""
 
     serving: Serving
     raw: Request
 
     async def said(
-        self, prompt: str, tokens: int, *, model: str | None = None, temperature: float = 0.0, **more: Any
+        self,
+        prompt: str,
+        tokens: int,
+        *,
+        model: str | None = None,
+        steering: Mapping[str, SteeringEntry] = MappingProxyType({}),
+        temperature: float = 0.0,
+        **more: Any,
     ) -> str:
         asked = {"temperature": temperature, **more}
-        sent = self.serving.prompted(prompt, model, tokens, NativeSampling(), **asked)
-        decoded = await self.serving.decode(sent, self.raw, steering_field="multiplier")
+        named = model or self.serving.models.default
+        sent = self.serving.prompted(prompt, named, tokens, NativeSampling(), **asked)
+        decoded = await self.serving.decode(sent, self.raw, steering=steering)
         return text_of(decoded.response.choices[0])
 
 
@@ -105,6 +115,7 @@ class _JudgeTrial:
     """The part of /steering/evaluate that generates text; `limit` is the model's length."""
 
     request: Evaluate
+    entry: SteeringEntry
     voice: _Voice
     tokenizer: Tokenizer
     judge: str
@@ -136,12 +147,7 @@ class _JudgeTrial:
         answer, rating = self._lengths
         jury = Jury(
             plain=partial(self.voice.said, tokens=answer),
-            steered=partial(
-                self.voice.said,
-                tokens=answer,
-                steering_vector_id=self.request.steering_vector_id,
-                steering_strength=self.request.multiplier,
-            ),
+            steered=partial(self.voice.said, tokens=answer, steering={"multiplier": self.entry}),
             judge=partial(self.voice.said, tokens=rating, model=self.judge, json_schema=JUDGE_SCHEMA),
             looked_for=self._looked_for,
         )
@@ -266,7 +272,7 @@ async def evaluate_margins(
 async def _applied(studio: Studio, entry: SteeringEntry, account_id: str, field: str) -> Applied:
     """Raises InvalidRequest naming the part of `entry` that is wrong, or `field` for a dose too high."""
     try:
-        return await studio.steering.apply([entry], account_id, "steering")
+        return await studio.steering.apply({"steering": entry}, account_id)
     except InvalidRequest as error:
         part = (error.param or "").partition(".")[2]
         raise InvalidRequest(error.message, param=part or field, code=error.reason) from error

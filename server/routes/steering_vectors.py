@@ -1,25 +1,29 @@
 """Steering vectors and the jobs that make them: look up, upload, download, label, delete, cancel."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated, Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from server.auth import Principal, caller
+from server.auth import Principal
 from server.errors import Conflict, InvalidBody, InvalidRequest, NotSupported, PayloadTooLarge
-from server.jobs import Jobs, Status
+from server.jobs import Status
 from server.routes.body import JsonRequest, JsonRoute
+from server.routes.dependencies import Caller, State
+from server.state import ServerState
+from server.steering import SteeredModel
 from server.vector_wire import (
     DeletedVector,
     DeletedVectors,
+    Described,
     FileMetadata,
     JobItem,
     SteeringVectorItem,
-    Text,
     Upload,
     VectorDetail,
     VectorIds,
@@ -27,9 +31,9 @@ from server.vector_wire import (
     VectorLabel,
     VectorLabels,
 )
-from server.vectors import Labels, NewVector, SteeredModel, Vectors
+from server.vectors import Labels, NewVector, VectorRecord, misfit
 from steering import files
-from steering.files import Format, Point, VectorFile
+from steering.files import Format, VectorFile
 from steering.vector import SteeringVector, VectorError
 
 MEDIA_TYPES = {
@@ -40,24 +44,6 @@ MEDIA_TYPES = {
 _FILES = frozenset({"application/octet-stream", "application/x-gguf", *MEDIA_TYPES.values()})
 
 
-class SteeringState(Protocol):
-    """What these routes use of `app.state.steersman`. Without `steered_model` vectors cannot be applied."""
-
-    @property
-    def vectors(self) -> Vectors: ...
-    @property
-    def jobs(self) -> Jobs: ...
-    @property
-    def steered_model(self) -> SteeredModel | None: ...
-
-
-def _state(request: Request) -> SteeringState:
-    state: SteeringState = request.app.state.steersman
-    return state
-
-
-State = Annotated[SteeringState, Depends(_state)]
-Caller = Annotated[Principal, Depends(caller)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
@@ -120,14 +106,7 @@ _UPLOAD_BODY: dict[str, Any] = {
 
 @router.post("/steering/vectors", openapi_extra=_UPLOAD_BODY)
 async def upload_vector(
-    principal: Caller,
-    state: State,
-    request: Request,
-    *,
-    name: Annotated[Text | None, Query()] = None,
-    label: Annotated[Text | None, Query()] = None,
-    category: Annotated[Text | None, Query()] = None,
-    source: Point = Point.RESID_POST,
+    principal: Caller, state: State, request: Request, query: Annotated[Described, Query()]
 ) -> VectorDetail:
     """A JSON body, or the bytes of a file in any of the three formats and the rest in the query."""
     model = state.steered_model
@@ -136,27 +115,29 @@ async def upload_vector(
             "The served model cannot be steered, so there is nothing to check a vector against."
         )
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    claimed: str | None = None
-    labels = VectorLabels(name=name, label=label, category=category)
-    if media_type == "application/json":
-        body = await _upload(request)
-        labels, claimed = body, body.model_name
-        file = await _read(lambda: VectorFile(files.read_flat(body.vector, source=body.source), Format.JSON))
-    elif media_type in _FILES:
-        data = await _body(request)
-        file = await _read(lambda: files.read_vector(data, source=source))
-    else:
+    if media_type not in _FILES:
         raise InvalidRequest(f"send one of {', '.join(sorted(_FILES))}", param="content-type")
-    new = _new_vector(principal.account_id, labels, claimed, file, model)
+    sent = JsonRequest(request.scope, request.receive)
+    data = await _body(sent)
+    body = await sent.json() if media_type == "application/json" else None
+    described: Described = query
+    if body is None or files.is_flat(body):
+        file = await _read(lambda: files.read_vector(data, source=query.source))
+    else:
+        described = upload = _upload(body, request.query_params)
+        flat = partial(files.read_flat, upload.vector, source=upload.source)
+        file = await _read(lambda: VectorFile(flat(), Format.JSON))
+    new = _new_vector(principal.account_id, described, file, model, state)
     vector_id = await state.vectors.add(new)
     return VectorDetail.of(await state.vectors.get(principal.account_id, vector_id))
 
 
-async def _upload(request: Request) -> Upload:
-    json_request = JsonRequest(request.scope, request.receive)
-    await _body(json_request)
+def _upload(body: Any, query: Mapping[str, str]) -> Upload:
+    """Raises InvalidRequest where the query says anything beside the body."""
+    for name in query:
+        raise InvalidRequest(f"with a JSON body {name} belongs there, not in the query", param=name)
     try:
-        return Upload.model_validate(await json_request.json())
+        return Upload.model_validate(body)
     except ValidationError as error:
         raise InvalidBody.of(error.errors()) from error
 
@@ -178,59 +159,51 @@ async def _read(read: Callable[[], VectorFile]) -> VectorFile:
         raise _invalid(error) from error
 
 
-def _invalid(error: VectorError) -> InvalidRequest:
-    return InvalidRequest(str(error), param="vector", code="invalid_vector")
+def _invalid(problem: VectorError | str) -> InvalidRequest:
+    return InvalidRequest(str(problem), param="vector", code="invalid_vector")
 
 
 def _new_vector(
-    account_id: str, labels: VectorLabels, claimed: str | None, file: VectorFile, model: SteeredModel
+    account_id: str, described: Described, file: VectorFile, model: SteeredModel, state: ServerState
 ) -> NewVector:
-    """What the client says of the vector wins over what its file says."""
+    """What the client says of the vector wins over what its file says, but doses are ours to tell."""
     try:
         said = FileMetadata.read(file)
     except VectorError as error:
         raise _invalid(error) from error
-    _require_fit(file.vector, model)
-    made_for = claimed or said.model_name
+    if problem := misfit(file.vector, model):
+        raise _invalid(problem)
+    made_for = described.model_name or said.model_name
     if said.model_fingerprint is None:
-        same = made_for in (None, "", "default", model.name)
+        same = made_for in ("", "default", *state.models.bases)
     else:
         same = said.model_fingerprint == model.fingerprint
     if not same:
         raise Conflict(
             f"The vector was made for {made_for or 'another model'!r}; this server serves {model.name!r}.",
-            param="model_name" if claimed else "vector",
+            param="model_name" if described.model_name else "vector",
             code="vector_of_another_model",
         )
-    given = {
-        name: value for name in VectorLabels.model_fields if (value := getattr(labels, name)) is not None
+    given: dict[str, Any] = {
+        name: value for name in VectorLabels.model_fields if (value := getattr(described, name)) is not None
     }
-    served = {"model_name": model.name, "model_fingerprint": model.fingerprint}
-    return said.model_copy(update=given | served).new_vector(account_id, file.vector)
-
-
-def _require_fit(vector: SteeringVector, model: SteeredModel) -> None:
-    if vector.width != model.width:
-        raise InvalidRequest(
-            f"the vector is {vector.width} wide, the hidden states of {model.name!r} are {model.width}",
-            param="vector",
-            code="wrong_width",
-        )
-    unknown = [layer for layer in sorted(vector.layers) if layer >= model.layers]
-    if unknown:
-        raise InvalidRequest(
-            f"{model.name!r} has layers 0 to {model.layers - 1}, not {unknown[0]}",
-            param="vector",
-            code="unknown_layer",
-        )
+    given |= {"model_name": model.name, "model_fingerprint": model.fingerprint}
+    given["doses"] = model.doses(file.vector)
+    return said.model_copy(update=given).new_vector(account_id, file.vector)
 
 
 @router.patch("/steering/vectors/{vector_id}")
 async def change_vector(principal: Caller, state: State, vector_id: str, body: VectorLabels) -> VectorDetail:
     """Change what is given of name, label and category."""
+    return VectorDetail.of(await _relabelled(principal, state, vector_id, body))
+
+
+async def _relabelled(
+    principal: Principal, state: ServerState, vector_id: str, body: VectorLabels | VectorLabel
+) -> VectorRecord:
     changes = cast("Labels", body.model_dump(exclude_unset=True))
     await state.vectors.relabel(principal.account_id, vector_id, **changes)
-    return VectorDetail.of(await state.vectors.get(principal.account_id, vector_id))
+    return await state.vectors.get(principal.account_id, vector_id)
 
 
 @router.delete("/steering/vectors/{vector_id}")
@@ -249,8 +222,7 @@ async def list_steering_vectors(principal: Caller, state: State) -> list[Steerin
 async def label_steering_vector(
     principal: Caller, state: State, vector_id: str, body: VectorLabel
 ) -> SteeringVectorItem:
-    await state.vectors.relabel(principal.account_id, vector_id, label=body.label)
-    return SteeringVectorItem.of(await state.vectors.get(principal.account_id, vector_id))
+    return SteeringVectorItem.of(await _relabelled(principal, state, vector_id, body))
 
 
 @router.delete("/auth/steering-vectors/{vector_id}")

@@ -20,14 +20,13 @@ def caa(
     layers: tuple[int, ...],
     norms: Sequence[float] | NDArray[np.floating[Any]],
     *,
-    held_out: Sequence[int] | None = None,
     folds: int = 5,
 ) -> Trained:
     """`v = mean over pairs of (positive - negative)` at each layer.
 
     `positive` and `negative` are `[pairs, layers, hidden]`: the mean state of each text over the positions
-    that predict its answer. `norms` is `[layers]`, the mean ‖h‖ there. The vector comes from all pairs; its
-    AUROC from a vector of the pairs not in `held_out`, or from every `folds`-th pair in turn.
+    that predict its answer. `norms` is `[layers]`, the mean ‖h‖ there. The vector comes from all pairs, its
+    AUROC from every `folds`-th pair in turn, by a vector of the others.
     """
     if negative is None:
         raise ValueError(f"the pairs have no negative answers; {negatives_needed('caa')}")
@@ -35,7 +34,7 @@ def caa(
         raise ValueError(f"states are [pairs, layers, hidden], not {positive.shape} and {negative.shape}")
     if not positive.shape[1] == len(layers) == len(norms):
         raise ValueError(f"{positive.shape[1]} layers of states, {len(layers)} layers, {len(norms)} norms")
-    splits = _splits(len(positive), held_out, folds)
+    splits = _splits(len(positive), folds)
     directions, evidence = {}, {}
     for axis, layer in enumerate(layers):
         above, below = positive[:, axis].astype(np.float64), negative[:, axis].astype(np.float64)
@@ -63,14 +62,8 @@ def mean_cosine(differences: _Wide) -> float | None:
     return float((np.sum(units.sum(axis=0) ** 2) - count) / (count * (count - 1)))
 
 
-def _splits(count: int, held_out: Sequence[int] | None, folds: int) -> list[NDArray[np.bool_]]:
+def _splits(count: int, folds: int) -> list[NDArray[np.bool_]]:
     """Masks of the pairs held out. Folds are interleaved: data sets are often ordered by topic."""
-    if held_out is not None:
-        mask = np.zeros(count, dtype=np.bool_)
-        mask[list(held_out)] = True
-        if mask.all() or not mask.any():
-            raise ValueError("held_out names some of the pairs: not none, not all")
-        return [mask]
     folds = min(folds, count)
     return [np.arange(count) % folds == fold for fold in range(folds)] if folds > 1 else []
 

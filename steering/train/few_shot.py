@@ -44,10 +44,7 @@ class FewShotError(RuntimeError):
 class Request:
     """`model` is a folder in Hugging Face's format; `max_norms` bounds ‖v‖ at each of `layers`.
 
-    `together` optimises all layers in one forward pass, to be served together. Prompts that a chat template
-    made already begin with the start token: then `add_special_tokens` is False. `device` is empty for CUDA
-    where there is any. `draft` allows gradients in bfloat16 on a CPU that multiplies these several times
-    faster; the losses of the result are float32 regardless.
+    Prompts that a chat template made already begin with the start token: then `add_special_tokens` is False.
     """
 
     model: str
@@ -55,10 +52,7 @@ class Request:
     layers: tuple[int, ...]
     max_norms: Mapping[int, float]
     options: Options = field(default_factory=Options)
-    together: bool = False
     add_special_tokens: bool = True
-    device: str = ""
-    draft: bool = True
 
     def __post_init__(self) -> None:
         if not self.pairs or not self.layers:
@@ -147,11 +141,11 @@ def train(request: Request, on_step: Callable[[Step], None]) -> Trained:
     """The work itself, in this process. Loads the model from disk."""
     # Probabilities far down are denormal numbers, on which a CPU's matrix products take 100 times as long.
     torch.set_flush_denormal(True)
-    if not request.device and torch.cuda.is_available():
+    if torch.cuda.is_available():
         # The engine may have left too little memory for a second copy of the model.
         with contextlib.suppress(torch.OutOfMemoryError):
             return _train(request, "cuda", on_step)
-    return _train(request, request.device or "cpu", on_step)
+    return _train(request, "cpu", on_step)
 
 
 def _train(request: Request, device: str, on_step: Callable[[Step], None]) -> Trained:
@@ -170,11 +164,12 @@ def _train(request: Request, device: str, on_step: Callable[[Step], None]) -> Tr
     if wrong := [layer for layer in request.layers if not 0 <= layer < len(tail.blocks)]:
         raise ValueError(f"the model has layers 0 to {len(tail.blocks) - 1}, not {wrong[0]}")
     draft = None
-    if request.draft and device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
+    if device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
+        # Such CPUs multiply bfloat16 several times faster; the losses of the result are float32 regardless.
         draft = Tail(copy.deepcopy(tail.model).to(torch.bfloat16))
     objective = Objective(tail, pairs, request.options, device, draft)
     tail.check(objective.batches[0], request.layers[0])
-    found = optimise(objective, request.layers, request.max_norms, on_step, together=request.together)
+    found = optimise(objective, request.layers, request.max_norms, on_step)
     vector = SteeringVector.of({layer: run.direction for layer, run in found.items()})
     return Trained(vector, {layer: _evidence(run, len(pairs)) for layer, run in found.items()})
 

@@ -174,20 +174,17 @@ def optimise(
     layers: Sequence[int],
     max_norms: Mapping[int, float],
     on_step: Callable[[Step], None],
-    *,
-    together: bool = False,
 ) -> dict[int, Found]:
-    """Each layer's vector alone, or all of them `together`, to act in one forward pass."""
-    runs = [tuple(layers)] if together else [(layer,) for layer in layers]
-    held = len(layers) if together else objective.capacity
+    """Each layer's vector by itself, to act without the others."""
     before = math.nan
     found: dict[int, Found] = {}
-    for number, run in enumerate(runs):
-        if number % held == 0:
-            objective.begin(layers[number : number + held])
+    for number, layer in enumerate(layers):
+        if number % objective.capacity == 0:
+            objective.begin(layers[number : number + objective.capacity])
         if not number:
             before = objective({})
-        found |= _run(objective, run, max_norms, before, _counted(on_step, number, len(runs)))
+        counted = _counted(on_step, number, len(layers))
+        found[layer] = _run(objective, layer, max_norms[layer], before, counted)
     return found
 
 
@@ -197,41 +194,32 @@ def _counted(on_step: Callable[[Step], None], number: int, runs: int) -> Callabl
 
 
 def _run(
-    objective: Objective,
-    layers: tuple[int, ...],
-    max_norms: Mapping[int, float],
-    before: float,
-    on_step: Callable[[Step], None],
-) -> dict[int, Found]:
+    objective: Objective, layer: int, max_norm: float, before: float, on_step: Callable[[Step], None]
+) -> Found:
     options = objective.options
-    vectors = {layer: _start(objective.tail, layer, max_norms[layer], options.seed) for layer in layers}
-    adam = torch.optim.Adam(vectors.values(), lr=options.lr)
-    best, kept, previous = math.inf, vectors, math.inf
+    vector = _start(objective.tail, layer, max_norm, options.seed)
+    adam = torch.optim.Adam([vector], lr=options.lr)
+    best, kept, previous = math.inf, vector, math.inf
     for iteration in range(options.iterations + 1):  # the last step's outcome counts too
         final = iteration == options.iterations
         adam.zero_grad()
-        loss = objective(vectors, grad=not final)
+        loss = objective({layer: vector}, grad=not final)
         if not math.isfinite(loss):
-            raise ValueError(f"the loss at layers {layers} is not a number; a smaller lr may help")
-        on_step(Step(layers, iteration, loss, iteration + 1, options.iterations + 1))
+            raise ValueError(f"the loss at layer {layer} is not a number; a smaller lr may help")
+        on_step(Step((layer,), iteration, loss, iteration + 1, options.iterations + 1))
         if final and objective.draft:
-            best = objective(kept)  # losses of the draft do not compare with this one
+            best = objective({layer: kept})  # losses of the draft do not compare with this one
         if loss < best:
-            best = loss
-            kept = {layer: vector.detach().clone() for layer, vector in vectors.items()}
+            best, kept = loss, vector.detach().clone()
         reached = options.target_loss is not None and loss <= options.target_loss
         if final or reached or abs(previous - loss) < options.eps:
             break
         previous = loss
         adam.step()
-        for layer, vector in vectors.items():
-            bound(vector, max_norms[layer])
+        bound(vector, max_norm)
     if objective.draft and iteration < options.iterations:
-        best = objective(kept)
-    return {
-        layer: Found(_array(kept[layer]), best, before, iteration, objective.mean_norms[layer])
-        for layer in layers
-    }
+        best = objective({layer: kept})
+    return Found(_array(kept), best, before, iteration, objective.mean_norms[layer])
 
 
 def _start(tail: Tail, layer: int, max_norm: float, seed: int) -> Tensor:

@@ -1,11 +1,10 @@
 """Steering perceptrons: a logistic unit per layer that reads the trait from a token's state.
 
-Mode gate: the difference of means is added, more or less as the unit says (`Probe`). Mode margin: the
-smallest move that brings the unit to a margin, which is a clamp along its weight.
+The difference of means is added, more or less as the unit says (`Probe`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ def perceptrons(
     options: Options | None = None,
     on_layer: Callable[[int], None] = lambda _layer: None,
 ) -> Trained:
-    """A direction (mode gate) and a calibrated probe for each layer of both mappings.
+    """A direction and a calibrated probe for each layer of both mappings.
 
     Where pairs have no negatives, states of unrelated text serve as such. `on_layer` hears of each layer
     done.
@@ -45,26 +44,6 @@ def perceptrons(
     for index in sorted(positive):
         layers[index], evidence[index] = _layer(positive[index], negative[index], options or Options(), index)
         on_layer(index)
-    return Trained(SteeringVector(layers), evidence)
-
-
-def margin(trained: Trained, m: float = 1.0) -> Trained:
-    """Mode margin: directions along the weights, and in the evidence the bound `low` for a clamp.
-
-    `delta = max(0, m - (w·x + b)) w / ‖w‖²` is a clamp of the component along w from below at (m - b) / ‖w‖,
-    where m is in units of the probe's `weight·x + bias`. Each layer has a bound of its own.
-    """
-    layers: dict[int, Layer] = {}
-    evidence: dict[int, Evidence] = {}
-    for index, layer in trained.vector.layers.items():
-        if layer.probe is None:
-            raise ValueError(f"layer {index} has no probe: a margin needs one")
-        norm = float(np.linalg.norm(layer.probe.weight.astype(np.float64)))
-        layers[index] = Layer(layer.probe.weight, layer.probe)
-        # What a clamp adds depends on the state, so this vector has no dose of its own.
-        evidence[index] = replace(
-            trained.evidence[index], norm=norm, relative_dose=None, low=(m - layer.probe.bias) / norm
-        )
     return Trained(SteeringVector(layers), evidence)
 
 

@@ -1,5 +1,6 @@
 """What a training method returns."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -22,10 +23,11 @@ class Evidence:
     latents: int | None = None  # sparse latents kept
     explained: float | None = None  # share of the states' variance that the autoencoder explains
     active: float | None = None  # latents active per token
-    low: float | None = None  # clamp bound along the direction that guarantees the margin
 
     def known(self) -> dict[str, float]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Numbers alone: JSON has no others."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)

@@ -49,36 +49,30 @@ def asas(
     negative: Mapping[int, TokenStates],
     options: Options | None = None,
     *,
-    background: Mapping[int, Array] | None = None,
     on_layer: Callable[[int], None] = lambda _layer: None,
 ) -> Trained:
     """Units, their dense equivalent as direction, and a probe for each layer of both mappings.
 
     The units are in ReLU form (threshold 0); how the k active latents of learning become a ReLU says
-    `Autoencoder`. `background` holds more states, `[tokens, hidden]`, to learn the autoencoder from.
-    `on_layer` hears of each layer done. Raises ValueError for a layer at which no latent is left.
+    `Autoencoder`. `on_layer` hears of each layer done. Raises ValueError for a layer at which no latent is
+    left.
     """
     if positive.keys() != negative.keys():
         raise ValueError("both classes need states of the same layers")
     layers: dict[int, Layer] = {}
     evidence: dict[int, Evidence] = {}
     for index in sorted(positive):
-        extra = (background or {}).get(index)
         try:
-            layers[index], evidence[index] = _layer(
-                positive[index], negative[index], extra, options or Options()
-            )
+            layers[index], evidence[index] = _layer(positive[index], negative[index], options or Options())
         except ValueError as error:
             raise ValueError(f"layer {index}: {error}") from error
         on_layer(index)
     return Trained(SteeringVector(layers), evidence)
 
 
-def _layer(
-    positive: TokenStates, negative: TokenStates, extra: Array | None, options: Options
-) -> tuple[Layer, Evidence]:
-    rows = [positive.rows, negative.rows, *([] if extra is None else [extra])]
-    encoder = autoencoder.learn(np.concatenate(rows).astype(np.float32, copy=False), options.encoder)
+def _layer(positive: TokenStates, negative: TokenStates, options: Options) -> tuple[Layer, Evidence]:
+    rows = np.concatenate([positive.rows, negative.rows]).astype(np.float32, copy=False)
+    encoder = autoencoder.learn(rows, options.encoder)
     above = positive.means(encoder.encode(positive.rows))
     below = negative.means(encoder.encode(negative.rows))
     offset = _offsets(above, below, options)

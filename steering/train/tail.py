@@ -117,7 +117,7 @@ class Tail:
 
     @torch.no_grad()
     def check(self, batch: Batch, layer: int) -> None:
-        """Raises RuntimeError where this way of running the model does not give its own logits."""
+        """Raises ValueError where this way of running the model does not give its own logits."""
         first = (batch.rows < batch.tokens.shape[1]).nonzero()[:, 0]  # one text is enough
         parts = [part[first] for part in (batch.rows, batch.targets, batch.texts)]
         one = Batch(batch.tokens[:1], batch.mask[:1], *parts)
@@ -129,7 +129,7 @@ class Tail:
         bound = 1e-3 if state.dtype in {torch.float32, torch.float64} else 0.1
         if not torch.allclose(ours, theirs, rtol=bound, atol=bound * float(theirs.abs().max())):
             name = type(self.model).__name__
-            raise RuntimeError(f"{name} cannot be run in part, so few-shot cannot train vectors for it")
+            raise ValueError(f"{name} cannot be run in part, so few-shot cannot train vectors for it")
 
     def _run(self, batch: Batch) -> Tensor:
         output = self.base(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
@@ -149,7 +149,7 @@ def _decoder(model: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList]:
         for child in module.children():
             if isinstance(child, nn.ModuleList) and len(child) == count:
                 return module, child
-    raise RuntimeError(f"{type(model).__name__} has no list of {count} decoder blocks")
+    raise ValueError(f"{type(model).__name__} has no list of {count} decoder blocks")
 
 
 def _first(output: Any) -> Tensor:

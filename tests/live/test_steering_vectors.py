@@ -1,8 +1,8 @@
 """Making steering vectors with the running server: training, presets, trials, pairs; what comes out acts."""
 
-import asyncio
 import json
 import math
+import time
 
 import pytest
 
@@ -16,9 +16,12 @@ def test_training_reports_progress_and_can_be_looked_up(client, ask):
     body = pairs_body(6, 20, name="formal", layer_idxs=[10, 12])
     with client.stream("POST", "/steering/generate", json=body) as response:
         job = response.headers["x-steersman-job"]
-        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
-    assert events[-1]["status"] == "complete"
-    identity = events[-1]["result"]["steering_vector_id"]
+        *events, last = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+    assert {event["status"] for event in events} == {"processing"}
+    assert {event["job_id"] for event in events} == {job}
+    assert all(event["progress"]["stage"] for event in events)
+    assert last["status"] == "complete"
+    identity = last["result"]["steering_vector_id"]
     assert client.get(f"/steering/jobs/{job}").json()["status"] == "complete"
     found = client.get(f"/steering/vectors/{identity}").json()
     assert (found["method"], found["layers"], found["name"]) == ("caa", [10, 12], "formal")
@@ -28,14 +31,16 @@ def test_training_reports_progress_and_can_be_looked_up(client, ask):
 
 
 def test_a_job_outlives_its_client(client):
-    """A client that goes away at once still gets its vector, by looking the job up."""
-    body = pairs_body(6, 30, background=True)
-    job = client.post("/steering/generate", json=body).json()["job_id"]
-    for _ in range(300):
+    """A client that goes away after the first event still gets its vector, by looking the job up."""
+    with client.stream("POST", "/steering/generate", json=pairs_body(30, 30)) as response:
+        job = response.headers["x-steersman-job"]
+        first = next(line for line in response.iter_lines() if line.startswith("data: "))
+    assert json.loads(first[6:])["status"] == "processing"
+    for _ in range(600):
         record = client.get(f"/steering/jobs/{job}").json()
         if record["status"] not in ("queued", "running"):
             break
-        asyncio.run(asyncio.sleep(0.2))
+        time.sleep(0.2)
     assert record["status"] == "complete", record
     assert client.get(f"/steering/vectors/{record['result']['steering_vector_id']}").status_code == 200
 
@@ -50,11 +55,17 @@ def test_a_job_outlives_its_client(client):
         ({"fewshot_lr": 0.1}, "fewshot_lr"),
     ],
 )
-def test_bad_training_requests_are_refused_before_they_queue(ask, fields, said):
-    """422 that names the field."""
+def test_bad_training_requests_are_refused_before_they_queue(client, ask, fields, said):
+    """422 that names the field, and no job."""
+
+    def jobs():
+        return [job["id"] for job in client.get("/steering/jobs", params={"limit": 1000}).json()]
+
+    before = jobs()
     response = ask.post("/steering/generate", **{**pairs_body(4), "method": "caa", **fields})
     assert response.status_code == 422, response.text
     assert said in response.text
+    assert jobs() == before
 
 
 @pytest.mark.parametrize("method", ["asas", "steering-perceptrons"])
@@ -106,10 +117,16 @@ def test_mechanex_trains_steers_and_saves(mx, server, tmp_path):
     loaded = mx.steering.load_vectors(str(tmp_path / "v.json"))
     assert {layer: tuple(row.shape) for layer, row in loaded.items()} == {12: (WIDTH,)}
     inline = {str(layer): row.tolist() for layer, row in loaded.items()}
+    # `min_p` makes the client send a policy; greedily it has no say.
     policied = mx.generation.generate(
-        "Say hello.", min_p=0.1, max_tokens=12, steering_vector=inline, steering_strength=4
+        "Say hello.",
+        sampling_method="greedy",
+        min_p=0.1,
+        max_tokens=12,
+        steering_vector=inline,
+        steering_strength=4,
     )
-    assert isinstance(policied, str)
+    assert policied == steered
 
 
 def test_mechanex_tries_a_vector_and_has_pairs_written(mx, server, trained):

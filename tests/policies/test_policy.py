@@ -213,6 +213,8 @@ INEFFECTIVE = [
     ({"token_end": 5}, "token_end has no effect while no vector acts"),
     ({"preset": "json_compliance", "layer_scope": ["3"]}, "layer_scope has no effect while no vector acts"),
     ({"preset": "brevity", "token_start": 7, "token_end": 7}, "leaves no token"),
+    ({"preset": "brevity", "strength": -1}, "the strength of brevity is at least 0.35"),
+    ({"preset": "domain_specific", "vector_id": "v", "strength": -1}, "the strength of domain_specific is"),
 ]
 
 

@@ -133,6 +133,16 @@ def test_strength(fields, strength):
     assert SteeringEntry.model_validate(fields).effective_strength == strength
 
 
+@pytest.mark.parametrize("preset", [name for name, floor in PRESET_FLOORS.items() if floor])
+def test_a_preset_never_turns_the_sign_of_a_strength(preset):
+    """A negative strength, which the least one would make positive, is refused by its field."""
+    for name in (preset, preset.upper()):
+        with pytest.raises(ValidationError, match="is at least 0") as refused:
+            SteeringEntry(preset=name, strength=-0.01)
+        assert refused.value.errors()[0]["loc"] == ("strength",)
+    assert SteeringEntry(preset=preset, strength=0).effective_strength == PRESET_FLOORS[preset]
+
+
 @pytest.mark.parametrize(
     ("fields", "operation", "bounds"),
     [
@@ -208,6 +218,31 @@ def test_latents_act_as_their_method_defines():
     assert (made.gate.kind, made.gate.vector, made.gate.inverted) == (GateKind.RAMP, "a", False)
     assert term(entry(operation="latents"), SPARSE).gate is None
     assert term(entry(operation="add"), SPARSE).operation is Operation.ADD
+
+
+@pytest.mark.parametrize(("strength", "inverted"), [(1, False), (-1, True)])
+def test_latents_are_taken_away_where_the_trait_is(strength, inverted):
+    """The ramp closes towards the trait; a negative strength takes it away, so there it opens towards it."""
+    gate = term(entry(strength=strength), SPARSE).gate
+    assert gate == Gate(GateKind.RAMP, "a", threshold=1.0, slope=0.5, inverted=inverted)
+
+
+@pytest.mark.parametrize("operation", [("clamp", "low"), ("clamp", "high"), ("replace", "value")])
+@pytest.mark.parametrize("bound", [2e9, -2e9, 1e300])
+def test_bounds_are_numbers_that_a_state_can_have(operation, bound):
+    """Beyond them float32 overflows, and one request's states turn into no numbers."""
+    kind, name = operation
+    entry(operation=kind, **{name: bound / abs(bound) * 1e9})
+    with pytest.raises(ValidationError, match="1000000000"):
+        entry(operation=kind, **{name: bound})
+
+
+def test_a_preset_has_one_spelling():
+    """However it was written, whoever compares it later sees its own name."""
+    assert SteeringEntry(preset="JSON_Compliance").preset == "json_compliance"
+    assert SteeringEntry(preset="Brevity", strength=0).effective_strength == 0.35
+    with pytest.raises(ValidationError, match="unknown preset 'irony'; known: brevity"):
+        SteeringEntry(preset="irony")
 
 
 def test_entries_cannot_be_changed():

@@ -1,5 +1,6 @@
-"""Responses as far as the fan-out sees them, for its tests."""
+"""Responses and streams as far as the fan-out sees them, for its tests."""
 
+import json
 from types import SimpleNamespace
 
 from pydantic import BaseModel
@@ -49,3 +50,19 @@ def response(*texts: str, logprob: float | None = None, prompt: int = 7, tokens:
         choices=[Choice(text=text, logprobs=logprobs) for text in texts],
         usage=Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens),
     )
+
+
+def payloads(events: list[str]) -> list[dict]:
+    """The JSON of a stream, which must be well-formed SSE that ends with [DONE]."""
+    assert all(event.startswith("data: ") and event.endswith("\n\n") for event in events)
+    assert all(event.count("\n") == 2 for event in events)
+    assert events[-1] == "data: [DONE]\n\n"
+    return [json.loads(event[6:]) for event in events[:-1]]
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }

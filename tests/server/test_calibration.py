@@ -20,7 +20,8 @@ def encode(text: str) -> list[int]:
 class Engine:
     """Scores move by the steered layer's number plus one; `dead` layers do not, `broken` ones give NaN."""
 
-    def __init__(self, dead=(), broken=()) -> None:
+    def __init__(self, dead=(), broken=(), noise=0.0) -> None:
+        self.noise = noise  # what a request's scores move by in another batch
         self.dead, self.broken = set(dead), set(broken)
         self.resident: dict[str, SteeringVector] = {}
         self.doses: dict[int, float] = {}
@@ -48,7 +49,7 @@ class Engine:
         self.most = max(self.most, self.scoring)
         await asyncio.sleep(0)
         self.scoring -= 1
-        scores = [-2.0] * (len(tokens) - 1)
+        scores = [-2.0 + self.noise * (self.scoring % 2)] * (len(tokens) - 1)
         if spec is None:
             return scores
         (term,) = spec.terms
@@ -98,10 +99,19 @@ async def test_a_model_that_can_be_steered():
     assert engine.resident == {}
 
 
+@pytest.mark.parametrize("norm", [0.0, float("nan"), float("inf")])
+async def test_states_without_a_length_fail(norm):
+    """A layer whose states are nought or no numbers is named, before anything is steered by it."""
+    with pytest.raises(SelfTestFailed, match=f"the states at layer 1 have length {norm}"):
+        await self_test(Engine(), encode, np.array([1, norm, 1], np.float32), WIDTH)
+
+
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
         (Engine(dead=[1]), "steering at layer 1 changes nothing"),
+        # more than it takes to tell states apart, where batches of different shapes agree
+        (Engine(dead=[0, 1, 2], noise=0.1), "steering at layer 0 changes nothing"),
         (Engine(broken=[2]), "steering at layer 2 gives log-probabilities that are not numbers"),
     ],
 )

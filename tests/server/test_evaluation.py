@@ -57,7 +57,7 @@ async def test_every_text_is_scored_as_asked():
 
 
 async def test_without_neutral_texts():
-    """Then the cost is unknown, and the margins are there all the same."""
+    """Then their loss is unknown, and the margins are there all the same."""
     found = await effect(Engine(), PAIRS, [], None, 0.0)
     assert math.isnan(found.neutral)
     assert len(found.margins) == 2

@@ -1,10 +1,10 @@
 """The queue of steering jobs, on SQLite and on a real PostgreSQL server."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from server.database import Database
 from server.errors import Conflict, NotFound
@@ -145,6 +145,50 @@ async def test_a_released_job_waits_again(jobs):
     assert await jobs.release(job_id, "me")
     assert await status(jobs, job_id) is Status.QUEUED
     assert (await jobs.claim("next")).attempts == 1
+
+
+async def test_a_released_job_may_have_to_wait(jobs):
+    """Until its time has come other jobs have their turn, whoever asks; then it comes with what was left."""
+    first, second = await submit(jobs), await submit(jobs)
+    await jobs.claim("me")
+    left = {"stage": "waiting", "tries": 1}
+    assert await jobs.release(first, "me", after=timedelta(hours=1), progress=left)
+    assert (await jobs.get(None, first)).progress == left
+    assert (await jobs.claim("next")).id == second
+    assert await jobs.claim("next") is None
+    async with jobs._database.writing() as connection:
+        now = datetime.now(UTC)
+        await connection.execute(update(JobRow).where(JobRow.id == first).values(heartbeat_at=now))
+    claimed = await jobs.claim("next")
+    assert (claimed.id, claimed.attempts, claimed.left) == (first, 1, left)
+    assert (await jobs.get(None, first)).progress is None
+
+
+async def test_what_a_dead_process_told_was_not_left(jobs):
+    """The progress of an abandoned job says nothing to whoever takes it over."""
+    job_id = await submit(jobs)
+    assert (await jobs.claim("old")).left is None
+    await jobs.heartbeat(job_id, "old", {"tries": 5})
+    await abandon(jobs, job_id)
+    assert (await jobs.claim("new")).left is None
+
+
+@pytest.mark.parametrize("end", ["finish", "cancel", "give up"])
+async def test_an_ended_job_forgets_its_request(jobs, end):
+    """Which may be megabytes, and is of no use to anybody."""
+    job_id = await submit(jobs)
+    for attempt in range(MAX_ATTEMPTS if end == "give up" else 1):
+        await jobs.claim(f"p{attempt}")
+        await abandon(jobs, job_id)
+    if end == "finish":
+        await jobs.finish(job_id, "p0", result={})
+    elif end == "cancel":
+        await jobs.cancel(None, job_id)
+    else:
+        assert await jobs.claim("last") is None
+    assert (await status(jobs, job_id)).ended
+    async with jobs._database.reading() as connection:
+        assert (await connection.execute(select(JobRow.request))).scalar() == {}
 
 
 async def test_a_job_waits_for_its_model(jobs):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-import re
+import threading
 from types import SimpleNamespace
 
 import httpx
@@ -14,16 +14,15 @@ from fastapi.exceptions import RequestValidationError
 
 from server.auth import Authentication, KeyRing
 from server.errors import InvalidBody, NotFound, SteersmanError
-from server.pair_writer import SCHEMA, TOPICS, Persona, write_pairs
+from server.pair_writer import SCHEMA
 from server.refusal import refusal
 from server.residency import Residency
 from server.routes import steering_trials
 from server.steering import Counted, SteeredModel, Steering
 from server.store import DEFAULT_ACCOUNT
 from server.studio import Studio
-from server.together import together
 from server.training import Tokenizer, Trainer
-from server.trials import cosine_metrics, criterion
+from server.trials import cosine_metrics
 from server.vectors import NewVector, Vectors
 from steering.vector import SteeringVector
 
@@ -74,12 +73,13 @@ class Serving:
 
     def __init__(self, models):
         self.models, self.asked = models, []
-        self.say = lambda asked: "yes" + "!" * bool(asked.get("steering_strength"))
+        self.say = lambda asked: "yes" + "!" * bool(asked["steering"])
 
     def prompted(self, prompt, model, max_tokens, fields, **more):
         return {"prompt": prompt, "model": model, "max_tokens": max_tokens, **more}
 
-    async def decode(self, request, raw, planned=None, *, steering_field=""):
+    async def decode(self, request, raw, planned=None, *, steering):
+        request["steering"] = {path: (entry.vector_id, entry.strength) for path, entry in steering.items()}
         self.asked.append(request)
         said = self.say(request)
         said = await said if asyncio.iscoroutine(said) else said
@@ -87,7 +87,7 @@ class Serving:
 
 
 class Models:
-    names, max_model_len = ("org/model", "adapter"), LIMIT
+    names, default, max_model_len = ("org/model", "adapter"), "org/model", LIMIT
 
     def resolve(self, name, bound=None):
         if name in (None, "default"):
@@ -163,6 +163,19 @@ async def test_cosines_tell_how_well_a_vector_parts_texts(client):
     assert response.headers["x-steersman-warning"] == body["warning"]
 
 
+async def test_cosines_are_computed_beside_the_event_loop(client, monkeypatch):
+    """Many long texts hold up nobody else's request."""
+    threads = []
+
+    def computed(*args):
+        threads.append(threading.current_thread())
+        return cosine_metrics(*args)
+
+    monkeypatch.setattr(steering_trials, "cosine_metrics", computed)
+    assert (await evaluate(client)).status_code == 200
+    assert threading.current_thread() not in threads
+
+
 async def test_the_first_position_is_left_out(client):
     """States are captured from the second token to the last, an attention sink is not among them."""
     await evaluate(client, positive_texts=["four"], negative_texts=["no"])
@@ -176,7 +189,7 @@ async def test_the_served_model_judges(client, name):
     serving.say = lambda asked: (
         json.dumps({"reason": "so", "score": 9 if "yes!" in asked["prompt"] else 2})
         if "json_schema" in asked
-        else "yes" + "!" * bool(asked.get("steering_strength"))
+        else "yes" + "!" * bool(asked["steering"])
     )
     response = await evaluate(
         client, judge_model=name, test_prompts=["One?", "Two?"], persona_description="shouts", multiplier=0.5
@@ -190,8 +203,55 @@ async def test_the_served_model_judges(client, name):
         "steered": {"answer": "yes!", "score": 9, "reason": "so"},
     }
     assert {asked["temperature"] for asked in serving.asked} == {0.0}
-    steered = [asked for asked in serving.asked if "steering_vector_id" in asked]
-    assert [asked["steering_strength"] for asked in steered] == [0.5, 0.5]
+    steered = [asked["steering"] for asked in serving.asked if asked["steering"]]
+    assert steered == [{"multiplier": (client.vector, 0.5)}] * 2
+
+
+async def test_the_base_model_speaks_for_a_key_bound_to_an_adapter(client, store):
+    """Answers and pairs are of the model whose states and scores they are compared with; the judge may be
+    the adapter."""
+    [key] = await store.list_keys(DEFAULT_ACCOUNT)
+    await store.set_model(key.id, "adapter")
+    serving = client.state.serving
+    response = await evaluate(client, test_prompts=["One?"])
+    assert response.json()["judge_evaluation"]["judge_model"] == "adapter"
+    models = {"json_schema" in asked: asked["model"] for asked in serving.asked}
+    assert models == {True: "adapter", False: "org/model"}
+    serving.asked.clear()
+    serving.say = lambda asked: written(1)
+    await pairs(client, num_pairs=1)
+    assert {asked["model"] for asked in serving.asked} == {"org/model"}
+
+
+def _times(rows, factor):
+    return SteeringVector.of({layer: row * np.float32(factor) for layer, row in rows.items()})
+
+
+async def test_a_dose_alone_waits_for_no_room(client):
+    """Without prompts nothing is loaded: cosines come also while others hold the whole table."""
+    large = {layer: np.ones(3, np.float32) for layer in range(4)}
+    lease = await client.residency.hold([_times(large, factor) for factor in range(1, 5)])
+    response = await evaluate(client, multiplier=0.5)
+    assert response.status_code == 200
+    assert response.json()["cosine_metrics"]["relative_dose"] > 0
+    assert client.state.studio.engine.forgotten == []
+    lease.release()
+
+
+@pytest.mark.parametrize("field", ["judge_model", "persona_description"])
+@pytest.mark.parametrize("prompts", [{}, {"test_prompts": None}, {"test_prompts": []}])
+async def test_what_only_a_judge_reads_needs_prompts(client, field, prompts):
+    """A judge or what it looks for, without anything to judge, is refused by name."""
+    response = await evaluate(client, **prompts, **{field: "org/model"})
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", field]
+
+
+@pytest.mark.parametrize("name", [None, "default", "meta-llama/llama-3-8b-instruct"])
+async def test_the_vendors_default_judge_needs_none(client, name):
+    """What Axionic's clients may always send is not refused."""
+    response = await evaluate(client, judge_model=name, persona_description=None)
+    assert (response.status_code, response.json()["judge_evaluation"]) == (200, None)
 
 
 async def test_a_judge_that_is_cut_off_has_no_score(client):
@@ -203,8 +263,8 @@ async def test_a_judge_that_is_cut_off_has_no_score(client):
 
 
 async def test_a_judge_that_is_not_served_is_not_found(client):
-    """Another model's name is a 404 even where nothing is to be judged; a served one may judge."""
-    assert (await evaluate(client, judge_model="gpt")).status_code == 404
+    """Another model's name is a 404; a served one may judge."""
+    assert (await evaluate(client, judge_model="gpt", test_prompts=["One?"])).status_code == 404
     response = await evaluate(client, judge_model="adapter", test_prompts=["One?"])
     assert response.json()["judge_evaluation"]["judge_model"] == "adapter"
 
@@ -233,22 +293,6 @@ async def test_what_cannot_be_evaluated_is_named(client, body, field):
 async def test_a_vector_that_is_not_there(client):
     """An unknown vector is a 404."""
     assert (await evaluate(client, steering_vector_id="none")).status_code == 404
-
-
-def test_overall_cosines_are_means_over_layers():
-    """The overall AUROC compares each text's mean over layers, the layers' own each their cosines."""
-    positive = np.array([[[1, 0, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 0]]], np.float32)
-    negative = np.array([[[1, 0, 1], [0, 0, 1]]], np.float32)
-    overall, layers = cosine_metrics(VECTOR, [1, 2], positive, negative)
-    assert (overall.positive, overall.auroc) == (0.5, 1.0)
-    assert (layers[1].positive, layers[1].auroc) == (0.5, 0.5)
-    assert (layers[2].negative, layers[2].auroc) == (0.0, 0.75)
-
-
-def test_examples_stand_in_for_a_description():
-    """Without a description the judge is shown some of the texts."""
-    assert criterion(" polite ", ["p"], ["n"]) == "polite"
-    assert re.search(r"these texts:\n- p1\n- p2\n- p3\nand", criterion(None, ["p1", "p2", "p3", "p4"], ["n"]))
 
 
 async def pairs(client, **body):
@@ -305,100 +349,6 @@ async def test_descriptions_must_leave_room(client):
 async def test_pairs_are_bounded(client, body):
     """Between 1 and 500 pairs, 1 and 32 at once, for a persona with a name."""
     assert (await pairs(client, **body)).status_code == 422
-
-
-async def write(texts, *, wanted, at_once=1, seconds=5.0, score=None):
-    """Have `texts` written in turn."""
-    left = iter(texts)
-
-    async def say(instruction, seed):
-        text = next(left)
-        return await text if asyncio.iscoroutine(text) else text
-
-    async def even(pair):
-        return 0.5
-
-    found = await write_pairs(
-        Persona("x"), say, score or even, wanted=wanted, at_once=at_once, seconds=seconds, first_seed=0
-    )
-    return [each.pair.prompt for each in found]
-
-
-async def test_duplicates_and_equal_answers_are_written_again():
-    """Prompts that repeat but for case and spaces, equal answers and cut texts are replaced, never kept."""
-    texts = [
-        written(1),
-        written(1, prompt="  prompt  1? "),
-        written(2, negative_answer="+ 2"),
-        written(3, positive_answer=" "),
-        written(4)[:-4],
-        written(5),
-    ]
-    assert await write(texts, wanted=2) == ["Prompt 1?", "Prompt 5?"]
-
-
-async def test_tries_are_bounded():
-    """Three texts per pair wanted and one for each writer, and then what there is, not more."""
-    assert await write([written(1)] * 8, wanted=2, at_once=2) == ["Prompt 1?"]
-
-
-async def test_time_is_bounded():
-    """When time is up the pairs that are complete are returned and the texts being written are dropped."""
-    dropped = asyncio.Event()
-
-    async def slow():
-        try:
-            await asyncio.sleep(60)
-        finally:
-            dropped.set()
-
-    assert await write([written(1), slow()], wanted=2, seconds=0.1) == ["Prompt 1?"]
-    assert dropped.is_set()
-
-
-async def test_a_writer_that_fails_fails_the_request():
-    """An engine's error is not taken for a missing pair."""
-
-    async def fail():
-        raise NotFound("gone")
-
-    with pytest.raises(NotFound, match="gone"):
-        await write([written(1), fail()], wanted=2)
-
-
-async def test_a_pair_that_cannot_be_scored_is_not_kept():
-    """Without a score a pair is dropped and another one written."""
-
-    async def score(pair):
-        return None if pair.prompt == "Prompt 1?" else 0.7
-
-    assert await write([written(1), written(2)], wanted=1, score=score) == ["Prompt 2?"]
-
-
-def test_topics_differ():
-    """No topic is named twice."""
-    assert len(set(TOPICS)) == len(TOPICS) == 50
-
-
-async def test_calls_share_their_slots_and_their_failure():
-    """At most so many calls run at once, results keep their order, the first failure ends the others."""
-    running = most = 0
-
-    async def call(number):
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.001)
-        running -= 1
-        if number == 7:
-            raise NotFound("seven")
-        return number
-
-    calls = [lambda number=number: call(number) for number in range(7)]
-    assert await together(calls, at_once=3) == list(range(7))
-    assert most == 3
-    with pytest.raises(NotFound, match="seven"):
-        await together([*calls, lambda: call(7)], at_once=3)
 
 
 PAIR = {"prompt": "Say", "positive_answer": "++", "negative_answer": "--"}
@@ -473,9 +423,3 @@ async def test_the_score_asks_for_the_persona(client, monkeypatch):
     body = (await pairs(client, num_pairs=1)).json()
     assert seen[0] == "user: Answer in this way: pirate.\n\nPrompt 1?\n+ 1"
     assert body["pairs"][0]["score"] == pytest.approx(1 / (1 + math.exp(-0.5)))
-
-
-def test_a_pair_needs_a_contrast():
-    """The persona's opposite is what was described, or an ordinary assistant."""
-    assert "Way B: a landlubber\n" in Persona("pirate", "", "a landlubber").instruction("the sea")
-    assert "Way B: an ordinary assistant" in Persona("pirate").instruction("the sea")

@@ -16,13 +16,14 @@ from server.jobs import Jobs
 from server.refusal import refusal
 from server.routes import steering_vectors
 from server.routes.steering_vectors import router
+from server.steering import SteeredModel
 from server.store import DEFAULT_ACCOUNT
 from server.vectors import NewVector, Vectors
 from steering import files
 from steering.files import Format, read_vector, write_vector
 from steering.vector import Layer, Probe, SteeringVector
 
-MODEL = SimpleNamespace(name="org/model", fingerprint="f" * 64, layers=24, width=3)
+MODEL = SteeredModel("org/model", "f" * 64, layers=24, width=3, norms=np.arange(1, 25, dtype=np.float32))
 FLAT = {"11": [0.5, -1, 2], "12": [1, 0, 0]}
 VECTOR = SteeringVector.of({int(layer): np.array(row, np.float32) for layer, row in FLAT.items()})
 
@@ -41,7 +42,12 @@ async def client(store):
     app.add_exception_handler(RequestValidationError, show)
     keyring = KeyRing(store.find_key, ttl=60)
     database = store.database
-    app.state.steersman = SimpleNamespace(vectors=Vectors(database), jobs=Jobs(database), steered_model=MODEL)
+    app.state.steersman = SimpleNamespace(
+        vectors=Vectors(database),
+        jobs=Jobs(database),
+        steered_model=MODEL,
+        models=SimpleNamespace(bases=["org/model", "alias"]),
+    )
     key = await store.first_key()
     async with database.writing() as connection:
         await connection.execute(
@@ -75,7 +81,8 @@ async def test_an_uploaded_vector_can_be_looked_up(client):
     assert (made["model_name"], made["model_fingerprint"]) == ("org/model", MODEL.fingerprint)
     assert (made["width"], made["layers"], made["digest"]) == (3, [11, 12], VECTOR.digest)
     assert made["norms"] == pytest.approx({"11": 5.25**0.5, "12": 1})
-    assert (made["doses"], made["scale"], made["preset"], made["evidence"]) == (None, 1.0, None, None)
+    assert made["doses"] == pytest.approx({"11": 5.25**0.5 / 12, "12": 1 / 13})
+    assert (made["scale"], made["preset"], made["evidence"]) == (None, None, None)
     assert (await client.get(f"/steering/vectors/{made['id']}")).json() == made
     [item] = (await client.get("/steering/vectors")).json()
     assert item == {name: value for name, value in made.items() if name != "evidence"}
@@ -87,8 +94,9 @@ async def test_the_sdk_downloads_what_it_uploads(client):
     response = await client.get(f"/steering/vectors/{made['id']}/download")
     assert response.headers["content-type"] == "application/json"
     assert response.json() == FLAT
-    again = await send(client, response.content, "application/octet-stream")
-    assert again.json()["digest"] == made["digest"]
+    for media_type in ("application/octet-stream", "application/json"):
+        again = (await send(client, response.content, media_type, label="again")).json()
+        assert (again["digest"], again["label"]) == (made["digest"], "again")
 
 
 @pytest.mark.parametrize("format", Format)
@@ -99,8 +107,7 @@ async def test_every_format_makes_the_round_trip(client, format):
     assert made["id"] in file.headers["content-disposition"]
     assert "x-steersman-omits" not in file.headers
     assert read_vector(file.content).format is format
-    types = {"application/octet-stream", steering_vectors.MEDIA_TYPES[format]} - {"application/json"}
-    for media_type in types:
+    for media_type in ("application/octet-stream", steering_vectors.MEDIA_TYPES[format]):
         again = (await send(client, file.content, media_type, label="again")).json()
         assert (again["digest"], again["label"]) == (made["digest"], "again")
         assert again["name"] == (None if format is Format.JSON else "n")
@@ -108,9 +115,34 @@ async def test_every_format_makes_the_round_trip(client, format):
 
 async def test_the_query_wins_over_the_file(client):
     """A name in the query replaces the one in the file."""
-    data = write_vector(VECTOR, Format.SAFETENSORS, {"name": "old", "method": "caa", "doses": {"11": 0.5}})
-    made = (await send(client, data, name="new")).json()
-    assert (made["name"], made["method"], made["doses"]) == ("new", "caa", {"11": 0.5})
+    said = {"name": "old", "method": "caa", "model_name": "org/old"}
+    made = (
+        await send(client, write_vector(VECTOR, Format.GGUF, said), name="new", model_name="alias")
+    ).json()
+    assert (made["name"], made["method"], made["model_name"]) == ("new", "caa", "org/model")
+
+
+@pytest.mark.parametrize("format", [Format.SAFETENSORS, Format.GGUF])
+async def test_doses_are_measured_and_not_believed(client, format):
+    """Whatever a file says, doses are the vector's lengths against those of the served model's states."""
+    data = write_vector(VECTOR, format, {"doses": {"11": 0.0, "3": 5.0}})
+    made = (await send(client, data)).json()
+    assert made["doses"] == pytest.approx({"11": 5.25**0.5 / 12, "12": 1 / 13})
+
+
+@pytest.mark.parametrize("field", ["name", "label", "category", "model_name", "source"])
+async def test_a_json_body_stands_alone(client, field):
+    """What the query says beside a JSON body would have no effect, and is refused by name."""
+    value = "resid_pre" if field == "source" else "x"
+    response = await send(client, json.dumps({"vector": FLAT}).encode(), "application/json", **{field: value})
+    assert (response.status_code, response.json()["detail"][0]["loc"]) == (422, ["body", field])
+    assert (await client.get("/steering/vectors")).json() == []
+
+
+async def test_an_unknown_query_field_is_refused(client):
+    """A misspelt label is not silently lost."""
+    response = await send(client, json.dumps(FLAT).encode(), nome="x")
+    assert (response.status_code, "nome" in response.text) == (422, True)
 
 
 async def test_a_download_says_what_it_omits(client):
@@ -129,8 +161,9 @@ async def test_the_source_says_what_a_layer_means(client):
     """`source` resid_pre stores a vector at the output of the block below, in the body and in the query."""
     made = await upload(client, source="resid_pre")
     assert made["layers"] == [10, 11]
-    sent = await send(client, json.dumps(FLAT).encode(), source="resid_pre")
-    assert sent.json()["layers"] == [10, 11]
+    for media_type in ("application/octet-stream", "application/json"):
+        sent = await send(client, json.dumps(FLAT).encode(), media_type, source="resid_pre")
+        assert sent.json()["layers"] == [10, 11]
     hooked = await upload(client, vector={"blocks.11.hook_resid_pre": [1, 2, 3]})
     assert hooked["layers"] == [10]
 
@@ -144,7 +177,9 @@ async def test_the_source_says_what_a_layer_means(client):
         ({"vector": FLAT, "source": "middle"}, "source", "resid_post"),
         ({"vector": [1, 2, 3]}, "vector", "dictionary"),
         ({"vector": {}}, "vector", "at least one layer"),
-        ({"vector": {"11": [1, 2]}}, "vector", "2 wide, the hidden states of 'org/model' are 3"),
+        ({"vector": {"11": [1, 2]}}, "vector", "2 wide, the hidden states of org/model are 3"),
+        ({"11": [1, 2]}, "vector", "2 wide, the hidden states of org/model are 3"),
+        ({"layers.11": [1, 2, 3], "11": [1, 2, 3]}, "vector", "both mean"),
         ({"vector": {"24": [1, 2, 3]}}, "vector", "layers 0 to 23, not 24"),
         ({"vector": {"11": [0, 0, 0]}}, "vector", "layer 11: the direction is zero"),
         ({"vector": {"11": [1, 2, True]}}, "vector", "'11' holds something other than a number"),
@@ -172,6 +207,7 @@ async def test_a_faulty_upload_names_the_field(client, body, field, says):
         (b"nonsense", "application/x-safetensors", "neither"),
         (b'{"vector": {"11": [NaN]}}', "application/json", "NaN"),
         (b'{"vector"', "application/json", "not valid JSON"),
+        (b'{"11": [1, 2, 3], "11": [4, 5, 6]}', "application/json", "occurs twice"),
         (b"", "application/json", "not valid JSON"),
         (b"x", "text/plain", "application/octet-stream"),
     ],
@@ -204,8 +240,11 @@ async def test_a_vector_of_another_model_is_a_conflict(client):
     assert response.json() == {"detail": "The vector was made for 'org/old'; this server serves 'org/model'."}
     theirs = {"model_name": "org/old", "model_fingerprint": "e" * 64}
     assert (await send(client, write_vector(VECTOR, Format.SAFETENSORS, theirs))).status_code == 409
-    for name in ("org/model", "default", None):
+    for name in ("org/model", "alias", "default", "", None):
         await upload(client, model_name=name)
+    file = write_vector(VECTOR, Format.JSON)
+    assert (await send(client, file, model_name="org/old")).status_code == 409
+    assert (await send(client, file, model_name="alias")).status_code == 200
     renamed = {"model_name": "org/old", "model_fingerprint": MODEL.fingerprint}  # the same weights
     assert (await send(client, write_vector(VECTOR, Format.GGUF, renamed))).status_code == 200
 
@@ -294,7 +333,7 @@ async def test_lists_can_be_narrowed(client):
 
 
 async def test_the_vendors_routes(client):
-    """Axionic's paths list vectors in its own shape, set labels, and delete one or several."""
+    """Axionic's paths list vectors in its own shape, set labels that are given, and delete one or several."""
     one, two, three = [(await upload(client, name="n"))["id"] for _ in range(3)]
     items = (await client.get("/auth/steering-vectors")).json()
     assert [item["id"] for item in items] == [three, two, one]
@@ -315,6 +354,10 @@ async def test_the_vendors_routes(client):
     assert (await client.get(items[0]["storage_path"])).json() == FLAT
     labelled = await client.patch(f"/auth/steering-vectors/{one}", json={"label": "l"})
     assert (labelled.json()["id"], labelled.json()["label"]) == (one, "l")
+    unchanged = await client.patch(f"/auth/steering-vectors/{one}", json={})
+    assert unchanged.json() == labelled.json()
+    cleared = await client.patch(f"/auth/steering-vectors/{one}", json={"label": None})
+    assert cleared.json()["label"] is None
     assert (await client.delete(f"/auth/steering-vectors/{one}")).json() == {"id": one, "deleted": True}
     gone = await client.post("/auth/steering-vectors/bulk-delete", json={"vector_ids": [one, two, three]})
     assert gone.json() == {"vector_ids": [two, three], "deleted": 2}

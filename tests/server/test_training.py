@@ -1,6 +1,8 @@
 """From pairs to a vector to be stored: what is asked of the engine, and what a client is told."""
 
 import asyncio
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +18,7 @@ from steering.train.few_shot import FewShotError
 from steering.train.optimised import Step
 from steering.train.pairs import digest
 from steering.train.result import Evidence, Trained
-from steering.vector import SteeringVector
+from steering.vector import Layer, SteeringVector
 
 WIDTH, LAYERS = 4, 6
 MODEL = SteeredModel("org/model", "f" * 64, LAYERS, WIDTH, np.full(LAYERS, 2, np.float32))
@@ -65,6 +67,10 @@ def trainer(*, template: bool = False, background=("some neutral words", "other 
     return Trainer(Engine(), Tokenizer(characters, raw, render), MODEL, "folder", background)
 
 
+def _learnt(*_: object) -> Trained:
+    return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0)})
+
+
 class Progress:
     def __init__(self) -> None:
         self.told: list[dict] = []
@@ -84,7 +90,7 @@ def request(**fields: object) -> TrainRequest:
         ({"prompts": ["one"]}, "lists of equal length"),
         ({"positive_answers": ["a"]}, "lists of equal length"),
         ({"negative_answers": ["a"]}, "lists of equal length"),
-        ({"negative_answers": []}, "at least 1 item"),
+        ({"negative_answers": []}, "pair 1 has no negative answer; caa compares"),
         ({"negative_answers": ["a", ""]}, "at least 1 character"),
         ({"negative_answers": None}, "pair 1 has no negative answer; caa compares"),
         ({"negative_answers": None, "method": "asas"}, "pair 1 has no negative answer; asas compares"),
@@ -116,9 +122,10 @@ def test_what_axionics_client_sends():
 
 
 @pytest.mark.parametrize("method", ["few-shot", "steering-perceptrons"])
-def test_positives_alone(method):
-    """Some methods learn from positive answers alone."""
-    assert [pair.negative for pair in request(method=method, negative_answers=None).pairs] == [None, None]
+@pytest.mark.parametrize("negatives", [None, []])
+def test_positives_alone(method, negatives):
+    """Some methods learn from positive answers alone; an empty list says the same as none."""
+    assert [pair.negative for pair in request(method=method, negative_answers=negatives).pairs] == [None] * 2
 
 
 def test_a_request_survives_the_queue():
@@ -135,6 +142,34 @@ def test_layers():
         with pytest.raises(InvalidRequest) as refused:
             trainer().layers(request(layer_idxs=layers))
         assert refused.value.param == "layer_idxs"
+
+
+@pytest.mark.parametrize(
+    ("fields", "fit"),
+    [
+        ({"method": "asas"}, 45),  # 2 answers of 24 states at 2 layers
+        ({"method": "asas", "layer_idxs": [3]}, 91),
+        ({"method": "steering-perceptrons", "negative_answers": None, "layer_idxs": [3]}, 182),
+        ({"layer_idxs": [0, 1, 2, 3]}, 546),
+    ],
+)
+def test_more_states_than_memory_holds(fields, fit, monkeypatch):
+    """As many pairs as the message says are taken, and one more is refused, by what each method keeps."""
+    monkeypatch.setattr(training, "_MAX_STATES", 2 * 35_000)
+
+    def asked(count: int) -> TrainRequest:
+        return request(**{name: ["text"] * count for name in PAIRS} | fields)
+
+    trainer().layers(asked(fit))
+    with pytest.raises(InvalidRequest, match=f"^the states of {fit + 1} pairs .*; {fit} pairs do") as refused:
+        trainer().layers(asked(fit + 1))
+    assert refused.value.param == "prompts"
+
+
+def test_few_shot_gathers_no_states(monkeypatch):
+    """What learns in a process of its own is not held to the memory of this one."""
+    monkeypatch.setattr(training, "_MAX_STATES", 1)
+    assert trainer().layers(request(method="few-shot")) == (4, 5)
 
 
 async def test_caa():
@@ -179,7 +214,7 @@ async def test_methods_of_single_tokens(method, monkeypatch):
     """States of single positions, never of the first, reach the method by layer and class."""
     given = {}
 
-    def learn(asked, above, below):
+    def learn(asked, above, below, on_layer):
         given.update(above=above, below=below)
         vector = SteeringVector.of({4: np.ones(WIDTH, np.float32)})
         return Trained(vector, {4: Evidence(norm=2.0)})
@@ -199,7 +234,7 @@ async def test_background_stands_in_for_missing_negatives(monkeypatch):
     """Positives alone are told from states of neutral text."""
     below = {}
 
-    def learn(asked, above, other):
+    def learn(asked, above, other, on_layer):
         below.update(other)
         return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0)})
 
@@ -208,6 +243,47 @@ async def test_background_stands_in_for_missing_negatives(monkeypatch):
     await made.train(request(method="steering-perceptrons", negative_answers=None), None, Progress())
     assert below[4].numbers.tolist() == [0, 1]
     assert tuple(characters("some neutral words")) in {tokens for tokens, _, _ in made.engine.captures}
+
+
+@pytest.mark.parametrize(
+    ("method", "arithmetic"), [("asas", training.sparse), ("steering-perceptrons", training.perceptron)]
+)
+async def test_learning_tells_its_layers(method, arithmetic, monkeypatch):
+    """While a method learns, a client sees how many layers are done."""
+    learnt = Layer(np.ones(WIDTH, np.float32)), Evidence(norm=2.0)
+    monkeypatch.setattr(arithmetic, "_layer", lambda *_: learnt)
+    made, progress = trainer(), Progress()
+    await made.train(request(method=method), None, progress)
+    told = [(each.get("layer"), each["done"], each["total"]) for each in progress.told[4:]]
+    assert told == [(None, 0, 2), (4, 1, 2), (5, 2, 2)]
+
+
+async def test_a_cancelled_job_stops_learning(monkeypatch):
+    """Its thread ends after the layer at hand, so that it does not compute beside the next job."""
+    begun, go, seen = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def learn(asked, above, below, on_layer):
+        try:
+            for layer in above:
+                loop.call_soon_threadsafe(begun.set)
+                go.wait(10)
+                seen.append(layer)
+                on_layer(layer)
+        finally:
+            loop.call_soon_threadsafe(begun.clear)
+
+    monkeypatch.setattr(training, "_sparse", learn)
+    job = asyncio.create_task(trainer().train(request(method="asas"), None, Progress()))
+    await begun.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    go.set()
+    async with asyncio.timeout(10):
+        while begun.is_set():  # noqa: ASYNC110  # the thread may end late
+            await asyncio.sleep(0.01)
+    assert seen == [4]
 
 
 async def test_single_positions_are_bounded():
@@ -223,6 +299,18 @@ async def test_captures_run_side_by_side_but_not_all_at_once():
     await made.train(TrainRequest(**many), None, Progress())
     assert len(made.engine.captures) == 120
     assert 1 < made.engine.most <= 16
+
+
+@pytest.mark.parametrize(("processes", "most"), [(1, 8), (2, 4), (100, 1)])
+async def test_captures_fit_into_the_engines_buffer(processes, most, monkeypatch):
+    """Texts in the engine at once take at most half of its capture lines, of all API processes together."""
+    monkeypatch.setattr(training, "_sparse", _learnt)
+    long = {"positive_answers": ["y" * 40] * 30, "negative_answers": ["n" * 40] * 30, "prompts": ["p "] * 30}
+    made = replace(trainer(), processes=processes)
+    await made.train(TrainRequest(**long, method="asas", layer_idxs=[4]), None, Progress())
+    assert {len(spans) for _, spans, _ in made.engine.captures} == {24}
+    assert made.engine.most == most
+    assert most == 1 or most * 24 * processes <= 64 * LAYERS / 2
 
 
 @pytest.mark.parametrize(
@@ -261,6 +349,36 @@ async def test_pairs_that_teach_nothing(fields, message):
     assert refused.value.param == "prompts"
 
 
+@pytest.mark.parametrize("method", ["caa", "asas", "steering-perceptrons"])
+async def test_an_answer_without_states(method):
+    """One that the first position alone predicts is named: that state is an attention sink, and left out."""
+    made = trainer()
+    with pytest.raises(InvalidRequest, match="write a longer prompt") as refused:
+        await made.train(
+            request(method=method, prompts=["say ", ""], negative_answers=["no", "n"]), None, Progress()
+        )
+    assert refused.value.param == "negative_answers.1"
+    assert made.engine.captures == []
+
+
+async def test_caa_leaves_the_first_position_out():
+    """As all methods of states do, where an answer follows an empty prompt or one of a single token."""
+    made = Trainer(Engine(), Tokenizer(characters, raw, None), MODEL, "folder", ())
+    await made.train(request(prompts=["", ""]), None, Progress())
+    captured = {tokens: spans for tokens, spans, _ in made.engine.captures}
+    assert captured[tuple(characters("aye!!"))] == ((1, 5),)
+
+
+@pytest.mark.parametrize("method", ["caa", "few-shot"])
+async def test_texts_longer_than_the_context(method, monkeypatch):
+    """They are refused by name and before anything is computed, whichever method would learn from them."""
+    made = replace(trainer(), max_tokens=10)
+    with pytest.raises(InvalidRequest, match="has 11 tokens; this model takes at most 10") as refused:
+        await made.train(request(method=method), None, Progress())
+    assert refused.value.param == "prompts.1"
+    assert made.engine.captures == []
+
+
 async def test_few_shot_runs_in_its_own_process(monkeypatch):
     """The optimiser gets pairs as the model reads them and bounds from the norms, and tells its steps."""
     asked = []
@@ -268,7 +386,7 @@ async def test_few_shot_runs_in_its_own_process(monkeypatch):
     async def run(job, report):
         asked.append(job)
         report(Step((4,), 3, 0.5, 4, 40))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         return Trained(SteeringVector.of({4: np.ones(WIDTH, np.float32)}), {4: Evidence(norm=2.0, loss=0.5)})
 
     monkeypatch.setattr(training.few_shot, "run", run)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -16,7 +17,17 @@ from server.errors import SteersmanError, Unavailable
 from server.steering import Counted
 from server.vllm_steering import SteeringEngine, current_spec, during, prompt_end, steered
 from server.vllm_wire import ChatRequest, CompletionRequest
-from steering.spec import CAPTURE_KEY, STEERING_KEY, CaptureSpec, Phase, SteeringSpec, Term, Tokens
+from steering.layout import NEVER_SEEN
+from steering.spec import (
+    CAPTURE_KEY,
+    RESERVED_KEYS,
+    STEERING_KEY,
+    CaptureSpec,
+    Phase,
+    SteeringSpec,
+    Term,
+    Tokens,
+)
 
 SPEC = SteeringSpec((Term("d" * 64, (3,)),), trace="t")
 OTHER = SteeringSpec((Term("e" * 64, (3,)),), trace="t")
@@ -106,7 +117,27 @@ async def test_salts_keep_blocks_apart():
     assert await salt(RELATIVE, [1, 2]) != await salt(RELATIVE, [1, 2, 3])
     assert await salt(RELATIVE, [1, 2, 3], end=2) == await salt(RELATIVE, [1, 2])
     assert len(plain) <= 128
-    assert plain.isalnum()
+    assert plain.startswith("steered-")
+    assert plain.removeprefix("steered-").isalnum()
+
+
+@pytest.mark.parametrize("spec", [None, SPEC])
+@pytest.mark.parametrize("key", sorted(RESERVED_KEYS))
+async def test_a_client_cannot_bring_a_spec(spec, key):
+    """On whatever route: it would be steered without a salt of its own, and by no limit's leave."""
+    sent, params = Sent(), SamplingParams(extra_args={key: SPEC.encode()})
+    with pytest.raises(VLLMValidationError, match=f"{key} is set by the server") as refused:
+        await asked(sent, spec, tokens_input([1, 2]), params)
+    assert refused.value.parameter == "vllm_xargs"
+    assert not sent.calls
+
+
+@pytest.mark.parametrize("spec", [None, SPEC])
+async def test_a_client_cannot_bring_our_salt(spec):
+    """A plain request with the salt of a steered one would read its blocks, or leave it its own."""
+    with pytest.raises(VLLMValidationError, match="begin with steered-") as refused:
+        await asked(Sent(), spec, tokens_input([1, 2], cache_salt=SPEC.cache_salt(None)))
+    assert refused.value.parameter == "cache_salt"
 
 
 async def test_a_prompt_of_embeddings():
@@ -197,7 +228,8 @@ class Client:
         self.sent = Sent()
         self.generate = self.sent.generate
         parallel = SimpleNamespace(data_parallel_size=engines)
-        self.vllm_config = SimpleNamespace(parallel_config=parallel, lora_config=None)
+        model = SimpleNamespace(max_logprobs=20)
+        self.vllm_config = SimpleNamespace(parallel_config=parallel, lora_config=None, model_config=model)
         self.engine_core = SimpleNamespace()
         if engines > 1:
             self.engine_core.call_utility_all_async = self._all
@@ -228,7 +260,7 @@ def answers(*replies: list):
 
 
 async def test_loading_and_unloading():
-    """Bytes and digests reach every rank; a rank that did not load is an error, which says why."""
+    """Bytes and digests reach every rank; where one did not load, none has, and the error says why."""
     client = Client(
         steersman_load=lambda engine, rank, digest, blob, owner: (
             "table full" if rank and digest == "bad" else None
@@ -244,8 +276,30 @@ async def test_loading_and_unloading():
     assert client.calls == [
         ("steersman_load", ("good", b"x", owner)),
         ("steersman_load", ("bad", b"y", owner)),
+        ("steersman_unload", (["bad"], owner)),
         ("steersman_unload", (["good", "bad"], owner)),
     ]
+
+
+async def test_loading_into_several_engines():
+    """One that did not load is an error, though the first did."""
+    client = Client(
+        2,
+        steersman_load=lambda engine, rank, *_: "table full" if (engine, rank) == (1, 1) else None,
+        steersman_unload=lambda *_: None,
+    )
+    with pytest.raises(SteersmanError, match="did not load the vector: table full"):
+        await opened(client).load("d", b"x")
+    assert client.calls[-1][0] == "steersman_unload"
+
+
+async def test_a_rank_that_fails_to_load():
+    """Where the call itself raises, the others may have the vector: none keeps it."""
+    client = Client(steersman_load=lambda *_: 1 / 0, steersman_unload=lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        await opened(client).load("d", b"x")
+    await asyncio.sleep(0.01)
+    assert [(method, args[0]) for method, args in client.calls][1:] == [("steersman_unload", ["d"])]
 
 
 async def test_facts_and_usage_are_of_the_first_rank():
@@ -352,17 +406,21 @@ async def test_an_answer_that_lacks_a_trace_keeps_nobody_waiting():
 @pytest.mark.parametrize(
     ("replies", "counted"),
     [
-        ([[0, 0, "never saw it"], [4, 2, None]], Counted(4, 2)),
-        ([[4, 2, None], [0, 0, "never saw it"]], Counted(4, 2)),
+        ([[0, 0, NEVER_SEEN], [4, 2, None]], Counted(4, 2)),
+        ([[4, 2, None], [0, 0, NEVER_SEEN]], Counted(4, 2)),
         ([[4, 2, None], [3, 1, None]], Counted(7, 3)),
-        ([[0, 0, "never saw it"], [0, 0, "never saw it"]], None),
+        ([[0, 0, NEVER_SEEN], [0, 0, NEVER_SEEN]], NEVER_SEEN),
+        ([[4, 2, None], [0, 0, "not resident"]], "not resident"),
+        ([[0, 0, "not resident"], [4, 2, None]], "not resident"),
+        ([[0, 0, NEVER_SEEN], [0, 0, "not resident"]], "not resident"),
     ],
 )
 async def test_several_engines(replies, counted):
-    """A request ran on one of them, candidates on several: who saw it counts; who saw nothing does not."""
+    """A request ran on one of them, candidates on several: who never saw it does not count, and one that
+    could not steer its part makes the whole unsteered."""
     client = Client(len(replies), steersman_evidence=answers(*replies))
-    if counted is None:
-        with pytest.raises(Unavailable, match="never saw it"):
+    if isinstance(counted, str):
+        with pytest.raises(Unavailable, match=counted):
             await opened(client).evidence("t")
     else:
         assert await opened(client).evidence("t") == counted
@@ -420,11 +478,17 @@ async def test_captured_states():
     assert client.calls == [("steersman_captured", (spec.id,))]
 
 
-@pytest.mark.parametrize(("found", "missing"), [(None, "all"), ([4], "4")])
-async def test_a_short_capture_is_an_error(found, missing):
+async def test_a_short_capture_is_an_error():
     """States that are missing are never a shorter array."""
-    client = Client(steersman_captured=lambda engine, rank, identity: found)
-    with pytest.raises(SteersmanError, match=f"{missing} states are missing"):
+    client = Client(steersman_captured=lambda engine, rank, identity: [4])
+    with pytest.raises(SteersmanError, match="4 states are missing"):
+        await opened(client).capture([5, 6], [(0, 2)], [0])
+
+
+async def test_a_capture_without_room_can_be_tried_again():
+    """A worker that took on no capture at all was full, which passes."""
+    client = Client(steersman_captured=lambda engine, rank, identity: None)
+    with pytest.raises(Unavailable, match="no room"):
         await opened(client).capture([5, 6], [(0, 2)], [0])
 
 
@@ -433,6 +497,51 @@ async def test_a_capture_runs_where_its_result_is_read():
     client = Client(2, steersman_captured=lambda engine, rank, identity: FOUND)
     await opened(client).capture([5], [(0, 1)], [0])
     assert client.sent.calls[0][4] == {"data_parallel_rank": 0}
+
+
+class Waiting(Client):
+    """Its requests never end."""
+
+    def __init__(self, **worker) -> None:
+        super().__init__(**worker)
+        self.generate = self._waiting
+
+    async def _waiting(self, *args, **options):
+        await asyncio.Event().wait()
+        yield
+
+
+@pytest.mark.parametrize("ask", ["score", "likeliest", "capture"])
+async def test_a_cancelled_request_leaves_nothing_in_the_worker(ask):
+    """Its trace and its captured states are asked for once more, so that the worker forgets them."""
+    client = Waiting(steersman_evidence=answers([0, 0, NEVER_SEEN]), steersman_captured=lambda *_: None)
+    engine = opened(client)
+    call = engine.capture([5], [(0, 1)], [0]) if ask == "capture" else getattr(engine, ask)([5, 6], SPEC)
+    task = asyncio.create_task(call)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.01)
+    assert [method for method, _ in client.calls] == [
+        "steersman_captured" if ask == "capture" else "steersman_evidence"
+    ]
+
+
+@pytest.mark.parametrize(("limit", "given"), [(-1, 5), (256, 5), (2, 2), (0, 1)])
+async def test_the_likeliest_tokens(limit, given):
+    """Five, best first, or as many as the engine gives: it always adds the token it chose."""
+
+    class Likely(Client):
+        async def answer(self, prompt, params, request_id, **options):
+            self.asked = params.logprobs
+            found = {n: SimpleNamespace(logprob=-float(n)) for n in range(max(params.logprobs, 1))}
+            yield SimpleNamespace(outputs=[SimpleNamespace(logprobs=[found])])
+
+    client = Likely()
+    client.generate, client.vllm_config.model_config.max_logprobs = client.answer, limit
+    assert await opened(client).likeliest([5], None) == [-float(n) for n in range(given)]
+    assert client.asked == (5 if limit < 0 else min(5, limit))
 
 
 class Scored(Client):

@@ -112,7 +112,7 @@ def test_what_axionics_client_sends():
         "steering_strength": 0.0,
     }
     request = GenerateRequest.model_validate(sent)
-    assert request.steering_entries() == []
+    assert request.steering_entries() == {}
     planned = plan(own_fields(request.asked(request.sampling_method)), EngineFacts())
     assert (planned.method_used, planned.temperature, planned.top_k, planned.top_p) == ("top-k", 0.7, 50, 1.0)
 
@@ -173,14 +173,20 @@ def entry(**fields: object) -> SteeringEntry:
 @pytest.mark.parametrize(
     ("sent", "entries"),
     [
-        ({}, []),
-        ({"steering_strength": 0}, []),
-        ({"steering_strength": 0.0, "steering_vector_id": None}, []),
-        ({"steering_vector_id": "v"}, [{"vector_id": "v"}]),
-        ({"steering_vector_id": "v", "steering_strength": 0}, [{"vector_id": "v", "strength": 0}]),
-        ({"steering_vector": "v", "steering_strength": -2}, [{"vector_id": "v", "strength": -2}]),
-        ({"steering_vector": FLAT}, [{"vector": FLAT}]),
-        ({"steering_preset": "Brevity"}, [{"preset": "Brevity"}]),
+        ({}, {}),
+        ({"steering_strength": 0}, {}),
+        ({"steering_strength": 0.0, "steering_vector_id": None}, {}),
+        ({"steering_vector_id": "v"}, {"steering_vector_id": {"vector_id": "v"}}),
+        (
+            {"steering_vector_id": "v", "steering_strength": 0},
+            {"steering_vector_id": {"vector_id": "v", "strength": 0}},
+        ),
+        (
+            {"steering_vector": "v", "steering_strength": -2},
+            {"steering_vector": {"vector_id": "v", "strength": -2}},
+        ),
+        ({"steering_vector": FLAT}, {"steering_vector": {"vector": FLAT}}),
+        ({"steering_preset": "Brevity"}, {"steering_preset": {"preset": "Brevity"}}),
         (
             {
                 "steering_vector_id": ["v", "w"],
@@ -188,25 +194,31 @@ def entry(**fields: object) -> SteeringEntry:
                 "steering_preset": ["brevity"],
                 "steering_strength": [1, 2, 3, 4, 5],
             },
-            [
-                {"vector_id": "v", "strength": 1},
-                {"vector_id": "w", "strength": 2},
-                {"vector": FLAT, "strength": 3},
-                {"vector_id": "x", "strength": 4},
-                {"preset": "brevity", "strength": 5},
-            ],
+            {
+                "steering_vector_id.0": {"vector_id": "v", "strength": 1},
+                "steering_vector_id.1": {"vector_id": "w", "strength": 2},
+                "steering_vector.0": {"vector": FLAT, "strength": 3},
+                "steering_vector.1": {"vector_id": "x", "strength": 4},
+                "steering_preset.0": {"preset": "brevity", "strength": 5},
+            },
         ),
         (
             {"steering_vector_id": ["v", "w"], "steering_strength": 0.5},
-            [{"vector_id": "v", "strength": 0.5}, {"vector_id": "w", "strength": 0.5}],
+            {
+                "steering_vector_id.0": {"vector_id": "v", "strength": 0.5},
+                "steering_vector_id.1": {"vector_id": "w", "strength": 0.5},
+            },
         ),
         (
             {"steering_vector_id": ["v", "w"], "steering_strength": [0.5]},
-            [{"vector_id": "v", "strength": 0.5}, {"vector_id": "w", "strength": 0.5}],
+            {
+                "steering_vector_id.0": {"vector_id": "v", "strength": 0.5},
+                "steering_vector_id.1": {"vector_id": "w", "strength": 0.5},
+            },
         ),
         (
             {"steering": {"vector_id": "v", "layers": [3]}},
-            [{"vector_id": "v", "layers": [3]}],
+            {"steering": {"vector_id": "v", "layers": [3]}},
         ),
         (
             {
@@ -214,15 +226,20 @@ def entry(**fields: object) -> SteeringEntry:
                 "steering_strength": 2,
                 "steering": [{"preset": "brevity"}, {"vector": FLAT}],
             },
-            [{"vector_id": "v", "strength": 2}, {"preset": "brevity"}, {"vector": FLAT}],
+            {
+                "steering_vector_id": {"vector_id": "v", "strength": 2},
+                "steering.0": {"preset": "brevity"},
+                "steering.1": {"vector": FLAT},
+            },
         ),
     ],
 )
 def test_what_a_request_steers_by(model, needed, sent, entries):
     """On every route: one vector or several, by id, inline or preset, with one strength or one for each;
-    absent it is 1, and without a vector 0 has no effect."""
+    absent it is 1, and without a vector 0 has no effect. Each is known by where it stands."""
     request = model.model_validate({**needed, **sent})
-    assert request.steering_entries() == [entry(**fields) for fields in entries]
+    made = request.steering_entries()
+    assert list(made.items()) == [(path, entry(**fields)) for path, fields in entries.items()]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +254,13 @@ def test_what_a_request_steers_by(model, needed, sent, entries):
         ),
         ({"steering": {"vector_id": "v"}, "steering_strength": 2}, "nothing", "steering_strength"),
         ({"steering_preset": "irony"}, "unknown preset 'irony'; known: brevity", "steering_preset"),
-        ({"steering_preset": ["brevity", ""]}, "unknown preset ''", "steering_preset"),
+        ({"steering_preset": ["brevity", ""]}, "unknown preset ''", "steering_preset.1"),
+        ({"steering_preset": "brevity", "steering_strength": -1}, "at least 0.35", "steering_strength"),
+        (
+            {"steering_vector_id": "v", "steering_preset": "brevity", "steering_strength": [-1, -1]},
+            "at least 0.35",
+            "steering_strength.1",
+        ),
     ],
 )
 def test_steering_fields_that_do_not_fit_each_other(sent, message, param):
@@ -274,20 +297,6 @@ def test_steering_values_are_refused_by_their_field(model, needed, sent, param):
     with pytest.raises(ValidationError) as failure:
         model.model_validate({**needed, **sent})
     assert (InvalidBody.of(failure.value.errors()).param or "").split(".")[0] == param
-
-
-@pytest.mark.parametrize(
-    ("sent", "field"),
-    [
-        ({"steering_vector_id": "v"}, "steering_vector_id"),
-        ({"steering_vector": FLAT, "steering": {"vector_id": "v"}}, "steering_vector"),
-        ({"steering_preset": "brevity"}, "steering_preset"),
-        ({"steering": {"vector_id": "v"}}, "steering"),
-    ],
-)
-def test_which_field_errors_name(sent, field):
-    """An error about a vector names the field that brought it."""
-    assert SteeringFields.model_validate(sent).steering_field == field
 
 
 def test_steering_passes_from_request_to_request():

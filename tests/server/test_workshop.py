@@ -1,101 +1,40 @@
 """Jobs that make vectors: run one at a time, looked up, cancelled, handed back, taken over."""
 
 import asyncio
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from datetime import timedelta
 
-import numpy as np
 import pytest
 
+from server import jobs as queue
 from server import workshop
-from server.errors import InvalidRequest, SteersmanError, Unavailable
-from server.jobs import MAX_ATTEMPTS, Jobs, Status
-from server.store import DEFAULT_ACCOUNT, Store
-from server.training import TrainRequest
-from server.vectors import NewVector, Vectors
-from server.workshop import Workshop
-from steering.vector import SteeringVector
-
-REQUEST = TrainRequest(prompts=["p"], positive_answers=["a"], negative_answers=["b"], layer_idxs=[2])
-
-
-class Trainer:
-    """Trains when `go` is set, or raises `failure`; remembers what it was given."""
-
-    def __init__(self, fingerprint: str = "f", failure: Exception | None = None) -> None:
-        self.model = SimpleNamespace(fingerprint=fingerprint)
-        self.failure = failure
-        self.go = asyncio.Event()
-        self.go.set()
-        self.started: list[str] = []
-        self.running = self.most = 0
-        self.seen: list[TrainRequest] = []
-
-    def layers(self, request: TrainRequest) -> tuple[int, ...]:
-        if request.layer_idxs and max(request.layer_idxs) > 9:
-            raise InvalidRequest("no such layer", param="layer_idxs")
-        return (2,)
-
-    async def train(self, request: TrainRequest, account_id: str, progress) -> NewVector:
-        self.started.append(request.name or "")
-        self.seen.append(request)
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            await progress({"stage": "states", "done": len(self.started)})
-            await self.go.wait()
-            if self.failure is not None:
-                raise self.failure
-        finally:
-            self.running -= 1
-        return NewVector(account_id, SteeringVector.of({2: np.ones(3, np.float32)}), request.method)
+from server.errors import InvalidRequest, SteersmanError
+from server.jobs import Status
+from server.store import DEFAULT_ACCOUNT
+from server.workshop import Workshop, failure
+from tests.server.workshop_world import (
+    REQUEST,
+    Away,
+    Trainer,
+    begun,
+    database,
+    ended,
+    hurry,
+    named,
+    running,
+    until,
+)
 
 
 @pytest.fixture(autouse=True)
-def haste(monkeypatch):
-    """Looks at the queue and heartbeats come often."""
-    monkeypatch.setattr(workshop, "_IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(workshop, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(workshop, "_PROGRESS_SECONDS", 0.0)
-
-
-@asynccontextmanager
-async def running(*shops: Workshop):
-    tasks = [asyncio.create_task(shop.run()) for shop in shops]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
-        assert all(task.cancelled() for task in tasks)
-
-
-async def until(holds):
-    async with asyncio.timeout(10):
-        while not await holds():  # noqa: ASYNC110  # what it waits for happens in a database
-            await asyncio.sleep(0.01)
-
-
-async def ended(jobs: Jobs, job: str):
-    async def over() -> bool:
-        return (await jobs.get(None, job)).status.ended
-
-    await until(over)
-    return await jobs.get(None, job)
-
-
-def named(name: str) -> TrainRequest:
-    return REQUEST.model_copy(update={"name": name})
+def _haste(monkeypatch):
+    hurry(monkeypatch)
 
 
 @pytest.fixture
 async def made(tmp_path):
-    """Jobs and vectors of an empty SQLite file; their own tests run on both kinds of database."""
-    store = Store(f"sqlite:///{tmp_path / 'steersman.db'}")
-    await asyncio.to_thread(store.migrate)
-    yield Jobs(store.database), Vectors(store.database)
-    await store.close()
+    """Jobs and vectors."""
+    async with database(tmp_path) as both:
+        yield both
 
 
 async def test_a_job_becomes_a_vector(made):
@@ -155,24 +94,36 @@ async def test_a_submission_wakes_the_workshop(made, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("raised", "told", "seen"),
     [
-        (InvalidRequest("pair 3, positive: nothing to learn", param="prompts"), "pair 3, positive: nothing"),
-        (SteersmanError("a capture came back short: 4 states are missing"), "a capture came back short"),
-        (RuntimeError("secret /root/path"), "internal error; the server's log has the details"),
+        (InvalidRequest("nothing to learn", param="prompts.3"), "nothing", (InvalidRequest, "prompts.3")),
+        (SteersmanError("4 states are missing"), "4 states", (SteersmanError, None)),
+        (RuntimeError("secret /root/path"), "internal error; the server's log", (SteersmanError, None)),
     ],
 )
-async def test_a_failed_job_says_why(made, failure, told, caplog):
-    """What a client can put right reaches it word for word; what is internal stays in the log."""
+async def test_a_failed_job_says_why(made, raised, told, seen, caplog):
+    """What a client can put right reaches it word for word, and is told from what it cannot; what is internal
+    stays in the log."""
     jobs, vectors = made
-    shop = Workshop(jobs, vectors, Trainer(failure=failure))
+    shop = Workshop(jobs, vectors, Trainer(failure=raised))
     job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
     async with running(shop):
         record = await ended(jobs, job)
     assert record.status is Status.ERROR
     assert record.error.startswith(told)
-    assert ("secret" in caplog.text) == isinstance(failure, RuntimeError)
+    assert (type(failure(record)), failure(record).param) == seen
+    assert ("secret" in caplog.text) == isinstance(raised, RuntimeError)
     assert "secret" not in record.error
+
+
+async def test_a_request_that_this_release_does_not_know(made):
+    """One that was queued before an upgrade fails as it would if it came now."""
+    jobs, vectors = made
+    job = await jobs.submit(DEFAULT_ACCOUNT, workshop.KIND, REQUEST.model_dump() | {"prompts": []}, "f")
+    async with running(Workshop(jobs, vectors, Trainer())):
+        refused = failure(await ended(jobs, job))
+    assert isinstance(refused, InvalidRequest)
+    assert refused.param == "prompts"
 
 
 async def test_a_failed_job_stops_no_other(made):
@@ -196,11 +147,7 @@ async def test_a_running_job_is_cancelled(made):
     shop = Workshop(jobs, vectors, trainer)
     first, second = [await shop.submit(named(name), DEFAULT_ACCOUNT) for name in "ab"]
     async with running(shop):
-
-        async def begun() -> bool:
-            return trainer.running == 1
-
-        await until(begun)
+        await begun(trainer)
         await jobs.cancel(DEFAULT_ACCOUNT, first)
 
         async def turned() -> bool:
@@ -222,17 +169,33 @@ async def test_a_job_cancelled_at_its_very_end_leaves_no_vector(made, monkeypatc
     shop = Workshop(jobs, vectors, trainer)
     job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
     async with running(shop):
-
-        async def begun() -> bool:
-            return trainer.running == 1
-
-        await until(begun)
+        await begun(trainer)
         await jobs.cancel(DEFAULT_ACCOUNT, job)
         trainer.go.set()
         after = await shop.submit(named("after"), DEFAULT_ACCOUNT)
         record = await ended(jobs, after)
     assert [each.id for each in await vectors.list(None)] == [record.result["steering_vector_id"]]
     assert (await jobs.get(None, job)).status is Status.CANCELLED
+
+
+async def test_a_job_that_was_taken_over_keeps_its_vector(made, monkeypatch):
+    """Whoever finds out at the end that another process runs the job leaves it what was made."""
+    monkeypatch.setattr(workshop, "_BEAT_SECONDS", 60.0)
+    jobs, vectors = made
+    trainer = Trainer()
+    trainer.go.clear()
+    shop = Workshop(jobs, vectors, trainer)
+    job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
+    async with running(shop):
+        await begun(trainer)
+        with monkeypatch.context() as patched:
+            patched.setattr(queue, "LEASE", timedelta(0))
+            assert (await jobs.claim("another", "f")).id == job
+        trainer.go.set()
+        after = await shop.submit(named("after"), DEFAULT_ACCOUNT)
+        await ended(jobs, after)
+    assert {each.id for each in await vectors.list(None)} == {job, after}
+    assert await jobs.finish(job, "another", result={"steering_vector_id": job})
 
 
 async def test_a_stopping_server_hands_its_job_back(made):
@@ -243,11 +206,7 @@ async def test_a_stopping_server_hands_its_job_back(made):
     shop = Workshop(jobs, vectors, trainer)
     job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
     async with running(shop):
-
-        async def begun() -> bool:
-            return trainer.running == 1
-
-        await until(begun)
+        await begun(trainer)
     assert trainer.running == 0
     assert (await jobs.get(None, job)).status is Status.QUEUED
     assert (await jobs.claim("next", "f")).attempts == 1
@@ -287,137 +246,12 @@ async def test_a_job_waits_for_a_server_of_its_model(made):
             assert (await ended(jobs, job)).status is Status.COMPLETE
 
 
-async def test_a_job_whose_engine_is_away_waits_for_it(made, caplog):
-    """What may be tried again is: the job returns to the queue without losing an attempt."""
-    jobs, vectors = made
-    trainer = Trainer(failure=Unavailable("the engine has stopped"))
-    shop = Workshop(jobs, vectors, trainer)
-    job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
-    async with running(shop):
-
-        async def tried_again() -> bool:
-            return len(trainer.started) > MAX_ATTEMPTS
-
-        await until(tried_again)
-        trainer.failure = None
-        assert (await ended(jobs, job)).status is Status.COMPLETE
-
-
-async def test_a_job_whose_engine_stays_away_is_given_up(made, monkeypatch):
-    """After a number of tries it ends with the engine's reason, and the next job has its turn."""
-    monkeypatch.setattr(workshop, "_IDLE_SECONDS", 0.001)
-    jobs, vectors = made
-    trainer = Trainer(failure=Unavailable("all steering table rows are in use"))
-    shop = Workshop(jobs, vectors, trainer)
-    first, second = [await shop.submit(REQUEST, DEFAULT_ACCOUNT) for _ in range(2)]
-    async with running(shop):
-        for job in (first, second):
-            record = await ended(jobs, job)
-            assert record.status is Status.ERROR
-            assert record.error == "given up: all steering table rows are in use"
-    assert len(trainer.started) == 2 * workshop._MAX_TRIES
-
-
-class Away:
-    """Jobs whose database is away for the calls named in `failing`."""
-
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
-        self.failing: set[str] = set()
-        self.called: set[str] = set()
-
-    def __getattr__(self, name: str):
-        method = getattr(self._jobs, name)
-
-        async def call(*args, **kwargs):
-            self.called.add(name)
-            if name in self.failing:
-                raise Unavailable("the database does not answer")
-            return await method(*args, **kwargs)
-
-        return call
-
-
-async def test_the_database_may_go_and_come_back(made):
-    """While the database is away the workshop waits, and goes on when it is back."""
-    jobs, vectors = made
-    away = Away(jobs)
-    shop = Workshop(away, vectors, Trainer())
-    job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
-    away.failing = {"claim"}
-    async with running(shop):
-        await asyncio.sleep(0.2)
-        away.failing = set()
-        assert (await ended(jobs, job)).status is Status.COMPLETE
-
-
-async def test_progress_and_heartbeats_may_fail(made):
-    """A job whose progress cannot be told for a while is not lost by it."""
-    jobs, vectors = made
-    away = Away(jobs)
-    trainer = Trainer()
-    trainer.go.clear()
-    shop = Workshop(away, vectors, trainer)
-    job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
-    away.failing = {"heartbeat"}
-    async with running(shop):
-        await asyncio.sleep(0.2)
-        assert trainer.running == 1
-        trainer.go.set()
-        assert (await ended(jobs, job)).status is Status.COMPLETE
-
-
-async def test_an_end_that_cannot_be_recorded_stops_no_later_job(made, caplog):
-    """When the database goes just as a job ends, the workshop lives on; the job's lease will run out."""
-    jobs, vectors = made
-    away = Away(jobs)
-    shop = Workshop(away, vectors, Trainer())
-    first = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
-    away.failing = {"finish"}
-    async with running(shop) as (task,):
-
-        async def tried() -> bool:
-            return "finish" in away.called
-
-        await until(tried)
-        await asyncio.sleep(0.1)
-        assert not task.done()
-        away.failing = set()
-        second = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
-        assert (await ended(jobs, second)).status is Status.COMPLETE
-    assert (await jobs.get(None, first)).status is Status.RUNNING
-
-
-async def test_a_stopping_server_may_have_lost_its_database(made):
-    """A shutdown ends although the job at hand cannot be handed back."""
-    jobs, vectors = made
-    away = Away(jobs)
-    trainer = Trainer()
-    trainer.go.clear()
-    shop = Workshop(away, vectors, trainer)
-    await shop.submit(REQUEST, DEFAULT_ACCOUNT)
-    async with running(shop):
-
-        async def begun() -> bool:
-            return trainer.running == 1
-
-        await until(begun)
-        away.failing = {"release"}
-    assert "release" in away.called
-
-
 async def test_a_defect_ends_no_workshop(made, caplog):
     """An exception nobody foresaw is logged, and jobs go on."""
     jobs, vectors = made
 
-    class Broken(Away):
-        async def claim(self, *args):
-            if "claim" in self.failing:
-                raise TypeError("a defect")
-            return await self._jobs.claim(*args)
-
-    broken = Broken(jobs)
-    broken.failing = {"claim"}
+    broken = Away(jobs)
+    broken.failing, broken.failure = {"claim"}, TypeError("a defect")
     shop = Workshop(broken, vectors, Trainer())
     job = await shop.submit(REQUEST, DEFAULT_ACCOUNT)
     async with running(shop):

@@ -57,6 +57,9 @@ ARCHITECTURES = {
         "qwen3_moe",
         _COMMON | _EXPERTS | {"num_experts": 4, "moe_intermediate_size": 96, "decoder_sparse_step": 1},
     ),
+    # blocks that return a whole state, and beside it one that nobody adds
+    "StableLM": ("stablelm", _COMMON | {"partial_rotary_factor": 0.25}),
+    "Cohere": ("cohere", _COMMON | {"tie_word_embeddings": True}),
 }
 _BLOCKS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 

@@ -122,6 +122,21 @@ def test_narrow_types(dtype, tolerance, residual):
         Scene(seed, random_requests(seed)).check(dtype, residual=residual, tolerance=tolerance)
 
 
+def test_states_of_another_type_than_the_models():
+    """A block may leave its state in float32 though the model is in bfloat16: what is added follows it."""
+
+    def requests(world):
+        spec = SteeringSpec((world.term(np.random.default_rng(7), Operation.ADD, None),))
+        return {"first": (spec, 4, 2, 3), "between": (None, 4, 0, 2), "last": (spec, 4, 2, 3)}
+
+    scene = Scene(7, requests)
+    hidden, _ = states(scene.tokens, WIDTH, torch.float32, False)
+    passing = TorchPass(scene.world.bank, torch.bfloat16)
+    passing.take(scene.world.layout)
+    found = random_layouts.run(passing, hidden, None)
+    torch.testing.assert_close(found, scene.run(hidden, None), rtol=2**-6, atol=2**-4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seeds)
 def test_neighbours_do_not_matter(seed):

@@ -253,6 +253,13 @@ def test_other_floats_become_float32():
             read_vector(save({"layers.1.direction": np.ones(2, kind)}))
 
 
+def test_metadata_that_is_null():
+    """Is none, as the safetensors library reads it too."""
+    header = b'{"__metadata__":null,"layers.1.direction":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    data = struct.pack("<Q", len(header)) + header + struct.pack("<f", 1.5)
+    assert read_vector(data).vector.layers[1].direction.tolist() == [1.5]
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "NaN"])
 def test_metadata_of_others_does_not_crash(text):
     """Metadata under our key that is no JSON object is refused or passed over."""
@@ -362,6 +369,7 @@ def tensor(name, count, kind=0, offset=0):
         (head(keys=2) + 2 * (text(b"a") + struct.pack("<IB", 0, 1)), "'a' occurs twice"),
         (head(keys=1) + text(b"general.alignment") + struct.pack("<II", 4, 0), "alignment"),
         (head(tensors=1) + tensor(b"direction.1", 2**62), "larger than the file"),
+        (head(tensors=1) + text(b"direction.1") + struct.pack("<IQQIQ", 2, 0, 2**63, 0, 0), "larger than"),
         (head(tensors=1) + tensor(b"direction.1", 2, offset=2**62), "beyond the end"),
         (head(tensors=1) + tensor(b"direction.1", 2, kind=12), "quantized"),
         (head(tensors=1) + text(b"direction.1") + struct.pack("<I", 2**31), "dimensions"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steering.apply import TorchPass
-from steering.layout import Batch, Evidence
+from steering.layout import NEVER_SEEN, Batch, Evidence
 from steering.spec import CaptureSpec, Phase, SteeringSpec, Term, Tokens
 from steering.table import VectorTable
 from steering.vector import SteeringVector
@@ -30,7 +30,12 @@ class Request:
     total: int
     computed: int = 0
     known: int = 0  # tokens of prompt and text so far
-    counted: Evidence = field(default_factory=Evidence)
+    steered: set[int] = field(default_factory=set)  # positions
+
+    @property
+    def counted(self):
+        prompt = sum(position < self.prompt for position in self.steered)
+        return Evidence(prompt, len(self.steered) - prompt)
 
     def terms(self, layer, position):
         terms = self.spec.terms if self.spec else ()
@@ -139,10 +144,7 @@ class Engine:
         for request, count in scheduled:
             for position in range(request.computed, request.computed + count):
                 if any(request.terms(layer, position) for layer in range(LAYERS)):
-                    if position < request.prompt:
-                        request.counted.prompt_tokens += 1
-                    else:
-                        request.counted.generated_tokens += 1
+                    request.steered.add(position)
 
 
 @settings(max_examples=150, deadline=None)
@@ -201,6 +203,36 @@ def test_counting_goes_on_after_it_was_asked():
     assert batch.evidence(["second"])["second"] == Evidence(0, 15)
 
 
+def test_a_position_counts_once():
+    """Not again for the drafts that every step rejects, nor for a request computed again from its start."""
+    batch = world(of())
+    prepare(batch, [0], [4])
+    for computed in range(4, 100):
+        prepare(batch, [computed], [6])
+    prepare(batch, [0], [60])
+    prepare(batch, [60], [40])
+    prepare(batch, [100], [1])
+    assert batch.evidence(["trace"])["trace"] == Evidence(4, 101 - 4 + 4), (
+        "the last step drafted four in vain"
+    )
+
+
+def test_a_steady_batch_that_starts_anew():
+    """A request that loses its cache and comes back between two like steps is not counted less."""
+    batch = world(of(Tokens(end=8)), prompt=8)
+    for computed in (0, 4, 0, 4):
+        prepare(batch, [computed], [4])
+    assert batch.evidence(["trace"])["trace"] == Evidence(8, 0)
+
+
+def test_what_the_prefix_cache_holds_is_not_counted():
+    """Neither at the start nor after a preemption, from which other requests' blocks may save the more."""
+    batch = world(of(), prompt=40)
+    prepare(batch, [10], [5])
+    prepare(batch, [20], [20])
+    assert batch.evidence(["trace"])["trace"] == Evidence(25, 0)
+
+
 def test_a_range_ends_within_a_steady_decode():
     """The step that reaches a bound gets a layout of its own."""
     batch = world(of(Tokens(end=8)))
@@ -241,7 +273,7 @@ def test_a_missing_vector_is_evidence():
     assert not prepare(batch, [0], [4])
     evidence = batch.evidence(["trace", "another"])
     assert "is not resident" in evidence["trace"].problem
-    assert evidence["another"].problem == "the worker never saw this request"
+    assert evidence["another"].problem == NEVER_SEEN
 
 
 def test_one_trace_over_several_requests():

@@ -105,6 +105,22 @@ def test_full():
             assert np.array_equal(table.bank[placed[index].direction].numpy(), layer.direction)
 
 
+def test_a_vector_that_cannot_be_placed(monkeypatch):
+    """Should the device fail in the middle, the lines are free again."""
+    table, vector = VectorTable(5, WIDTH, CPU), plain(0)
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "from_numpy", fails)
+        with pytest.raises(RuntimeError):
+            load(table, vector)
+    assert (len(table), table.free_lines) == (0, 5)
+    load(table, vector)
+    assert (table.free_lines, table.lines) == (3, 5)
+
+
 def test_the_digest_is_checked():
     """Bytes that hash to something else than their name are refused."""
     table = VectorTable(8, WIDTH, CPU)

@@ -122,11 +122,11 @@ def difference(one, other):
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def steered_tokens(spec, length):
+def steered_tokens(spec, length, made=MADE):
     """How many input tokens of prompt and generated text a spec covers; the last sampled is no input."""
     covered = [
         position
-        for position in range(length + MADE - 1)
+        for position in range(length + made - 1)
         if any(covers(term.tokens, position, length) for term in spec.terms)
     ]
     return sum(position < length for position in covered), sum(position >= length for position in covered)
@@ -437,12 +437,18 @@ def test_preempted_requests(world):
     for (ids, spec), result, capture in zip(asked, results, captures, strict=True):
         world.check(ids, spec, result, prompt=False, effect=0)
         check_capture(world, capture, states(world.model, ids, spec, world.vectors, len(ids)))
-    world.process.rpc("steersman_evidence", [spec.trace for _, spec in asked if spec])
+    (evidence,) = world.process.rpc("steersman_evidence", [spec.trace for _, spec in asked if spec])
+    for ids, spec in asked:
+        if spec is not None:
+            assert evidence[spec.trace] == [*steered_tokens(spec, len(ids), made), None]
     assert usage(world) == before
 
 
 def test_speculative_decoding(world):
-    """Drafts from the text itself are accepted, and change no token and no log-probability."""
+    """Drafts from the text itself are accepted, and change no token and no log-probability.
+
+    Those that are rejected do not count as steered, but for the last step's.
+    """
     ids = (prompt(12, 5) * 13)[:150]
     gate = Gate(GateKind.RAMP, world.second, 0.02, 0.4)
     terms = [
@@ -452,7 +458,8 @@ def test_speculative_decoding(world):
     ]
     terms += [world.term(tokens=Tokens(Phase.GENERATED)), world.term(tokens=Tokens(start=155, end=160))]
     specs = [None, *(world.spec(term) for term in terms)]
-    requests = [world.request(ids, spec, max_tokens=40) for spec in specs]
+    made = 40
+    requests = [world.request(ids, spec, max_tokens=made) for spec in specs]
     plain = world.start().process.generate(requests)
     drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     world.start(speculative_config=drafts, disable_log_stats=False)
@@ -461,6 +468,13 @@ def test_speculative_decoding(world):
     for spec, one, other in zip(specs, plain, drafted, strict=True):
         assert one["outputs"][0]["token_ids"] == other["outputs"][0]["token_ids"]
         world.check(ids, spec, other)
+    (evidence,) = world.process.rpc("steersman_evidence", [spec.trace for spec in specs if spec])
+    for spec in specs[1:]:
+        prompt_tokens, generated, _ = evidence[spec.trace]
+        expected = steered_tokens(spec, len(ids), made)
+        over = 0 if spec.terms[0].tokens.end else drafts["num_speculative_tokens"]
+        assert prompt_tokens == expected[0]
+        assert expected[1] <= generated <= expected[1] + over
 
 
 def adapter(folder, model, rank=4):
@@ -532,9 +546,10 @@ def test_compiled(world):
     )
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Phi", "Gemma 3", "Mixtral"])
+@pytest.mark.parametrize("name", ["GPT-2", "Phi", "Gemma 3", "Mixtral", "StableLM", "Cohere"])
 def test_other_architectures(process, tmp_path, name):
-    """One tensor per block, Transformers' own model, more norms, experts; `architectures` has all."""
+    """One tensor per block, Transformers' own model, more norms, experts, states that are whole;
+    `architectures` has all."""
     plain, steered, effect = measure(process, name, tmp_path)
     assert plain <= CLOSE
     assert steered <= CLOSE

@@ -15,6 +15,8 @@ def config(**parts):
     parallel = {"use_ubatching": False, "pipeline_parallel_size": 1, "use_sequence_parallel_moe": False}
     return SimpleNamespace(
         use_v2_model_runner=parts.pop("use_v2_model_runner", False),
+        speculative_config=parts.pop("speculative_config", None),
+        scheduler_config=SimpleNamespace(async_scheduling=parts.pop("async_scheduling", False)),
         parallel_config=SimpleNamespace(**parallel | parts),
     )
 
@@ -26,12 +28,14 @@ def config(**parts):
         {"use_ubatching": True},
         {"pipeline_parallel_size": 2},
         {"use_sequence_parallel_moe": True},
+        {"speculative_config": "ngram", "async_scheduling": True},
     ],
     ids=str,
 )
 def test_modes_never_tried_are_refused(mode):
     """Each by name, so that such a server says that it cannot steer."""
-    _refuse_modes(config())
+    for fine in ({}, {"speculative_config": "ngram"}, {"async_scheduling": True}):
+        _refuse_modes(config(**fine))
     with pytest.raises(UnsteerableError, match="which steering does not cover"):
         _refuse_modes(config(**mode))
 
@@ -45,8 +49,8 @@ def block(seed, *, name="input_layernorm", dtype=torch.float32, width=8):
     return made.to(dtype)
 
 
-def fingerprint(*made):
-    return _fingerprint(dict(enumerate(made)), len(made), 8)
+def fingerprint(*made, width=8):
+    return _fingerprint(nn.ModuleList(made), made, width)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,20 @@ def test_the_fingerprint_knows_layers_and_width():
     first, second = block(0), block(1)
     whole = fingerprint(first, second)
     assert len({whole, fingerprint(second, first), fingerprint(first)}) == 3
-    assert _fingerprint({0: first, 1: second}, 2, 9) != whole
+    assert fingerprint(first, second, width=9) != whole
+
+
+def test_the_fingerprint_of_norms_without_weights():
+    """Such models, as OLMo's first, are told apart by their embeddings."""
+
+    def bare(seed):
+        torch.manual_seed(seed)
+        model = nn.Module()
+        model.embed_tokens, model.layers = nn.Embedding(100, 8), nn.ModuleList([nn.Linear(8, 8)])
+        return _fingerprint(model, model.layers, 8)
+
+    assert bare(0) == bare(0)
+    assert bare(0) != bare(1)
 
 
 def test_the_fingerprint_forgets_how_a_model_is_served():

@@ -78,6 +78,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_steering_jobs_account_id", "steering_jobs", ["account_id"])
     op.create_index("ix_steering_jobs_status_created_at", "steering_jobs", ["status", "created_at"])
+    op.create_index("ix_steering_jobs_finished_at", "steering_jobs", ["finished_at"])
 
 
 def downgrade() -> None:

@@ -23,7 +23,7 @@ from steering.train import few_shot, optimised
 from steering.train.few_shot import FewShotError, Request
 from steering.train.optimised import Objective, Options, bound, optimise
 from steering.train.pairs import Answer, EncodedPair, Pair, encoded
-from steering.train.tail import Tail, batches
+from steering.train.tail import Tail, _decoder, batches
 
 HIDDEN, VOCABULARY, LAYERS = 32, 64, 4
 SHAPE = {
@@ -166,25 +166,22 @@ def test_model_is_left_as_it_was(model):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_loss_falls_and_is_reproduced_when_served(model, together):
+def test_loss_falls_and_is_reproduced_when_served(model):
     """The best loss is far below the start, is that of the returned vectors, and norms keep their bounds."""
     pairs, steps = examples(), []
     loss = objective(model, pairs, [1, 3], iterations=15)
     bounds = {1: 3.0, 3: 6.0}
-    found = optimise(loss, [1, 3], bounds, steps.append, together=together)
-    served = {layer: run.direction for layer, run in found.items()}
+    found = optimise(loss, [1, 3], bounds, steps.append)
     for layer, run in found.items():
         assert np.linalg.norm(run.direction) <= bounds[layer] * (1 + 1e-6)
         assert run.before == pytest.approx(served_loss(model, pairs, {}, loss.options), abs=1e-4)
         assert run.loss < run.before - 0.5
-        vectors = served if together else {layer: run.direction}
+        vectors = {layer: run.direction}
         assert served_loss(model, pairs, vectors, loss.options) == pytest.approx(run.loss, abs=1e-4)
         mine = [step.loss for step in steps if layer in step.layers]
         assert run.loss == min(mine)
-    total = 16 if together else 32
-    assert [step.done for step in steps] == list(range(1, total + 1))
-    assert {step.total for step in steps} == {total}
+    assert [step.done for step in steps] == list(range(1, 33))
+    assert {step.total for step in steps} == {32}
 
 
 def test_positives_alone_are_enough(model):
@@ -305,7 +302,7 @@ PAIRS = (Pair("tell me", " yes sir", " no"), Pair("is it", " so be it"), Pair("a
 async def test_process_returns_what_it_trained(folder):
     """The vector that comes back has, served by hook, the loss that its evidence states."""
     steps = []
-    request = Request(str(folder), PAIRS, (1, 2), {1: 4.0, 2: 5.0}, Options(iterations=4), device="cpu")
+    request = Request(str(folder), PAIRS, (1, 2), {1: 4.0, 2: 5.0}, Options(iterations=4))
     trained = await few_shot.run(request, steps.append)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     pairs = encoded(tokenizer.encode, PAIRS)
@@ -323,9 +320,21 @@ async def test_process_returns_what_it_trained(folder):
 
 async def test_process_names_the_bad_pair(folder):
     """What the caller can put right comes back as ValueError with the reason itself."""
-    request = Request(str(folder), (*PAIRS, Pair("a", "")), (1,), {1: 4.0}, device="cpu")
+    request = Request(str(folder), (*PAIRS, Pair("a", "")), (1,), {1: 4.0})
     with pytest.raises(ValueError, match=r"^pair 4, positive: the answer '' adds no token"):
         await few_shot.run(request, lambda _: None)
+
+
+def test_a_model_that_cannot_be_run_in_part(model, monkeypatch):
+    """Is refused with the reason, as a bad pair is: it comes back to who asked as ValueError."""
+    tail = Tail(model)
+    batch = objective(model, examples(), [1]).batches[0]
+    tail.check(batch, 1)
+    monkeypatch.setattr(Tail, "logits", lambda self, hidden: torch.zeros(len(hidden), VOCABULARY))
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be run in part"):
+        tail.check(batch, 1)
+    with pytest.raises(ValueError, match="no list of 4 decoder blocks"):
+        _decoder(model.lm_head, LAYERS)
 
 
 async def test_cancelling_kills_the_process(folder, monkeypatch):
@@ -338,7 +347,7 @@ async def test_cancelling_kills_the_process(folder, monkeypatch):
         return processes[-1]
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
-    request = Request(str(folder), PAIRS, (1,), {1: 4.0}, Options(iterations=100_000), device="cpu")
+    request = Request(str(folder), PAIRS, (1,), {1: 4.0}, Options(iterations=100_000))
     task = asyncio.create_task(few_shot.run(request, lambda _: started.set()))
     await asyncio.wait_for(started.wait(), 60)
     task.cancel()

@@ -6,9 +6,9 @@ import torch
 
 from steering import ops
 from steering.train.logistic import fit, platt
-from steering.train.perceptron import margin, perceptrons
+from steering.train.perceptron import perceptrons
 from steering.train.states import TokenStates
-from steering.vector import Layer, SteeringVector
+from steering.vector import SteeringVector
 
 
 def sigmoid(x):
@@ -104,34 +104,6 @@ def test_unbalanced_background_does_not_move_the_threshold():
     middles = [-probe.bias / probe.weight[0] for probe in (few, many)]
     assert middles[0] == pytest.approx(0.0, abs=0.2)
     assert middles[1] == pytest.approx(middles[0], abs=0.2)
-
-
-def test_margin_is_the_smallest_move_to_it():
-    """The clamp at `low` brings every token to the margin at least, and moves none that is there already."""
-    positive, negative = texts(20, 8, 12, 1.0, 9), texts(20, 8, 12, -1.0, 10)
-    trained = perceptrons({2: positive, 3: positive}, {2: negative, 3: negative})
-    moved = margin(trained, 2.0)
-    layer, low = moved.vector.layers[3], moved.evidence[3].low
-    unit = torch.from_numpy(layer.direction / np.linalg.norm(layer.direction))
-    x = torch.from_numpy(negative.rows)
-    after = ops.clamp(x, unit[None], 1.0, torch.tensor(low), torch.tensor(math.inf))
-    weight, bias = torch.from_numpy(layer.probe.weight), layer.probe.bias
-    before, reached = x @ weight + bias, after @ weight + bias
-    assert (reached >= 2.0 - 1e-4).all()
-    assert (before < 2.0).any()
-    torch.testing.assert_close(after[before >= 2.0], x[before >= 2.0])
-    # max(0, m - (w·x + b)) / ‖w‖ is the distance to the half-space: no shorter move gets there.
-    distance = (2.0 - before).clamp(min=0) / weight.norm()
-    torch.testing.assert_close((after - x).norm(dim=1), distance, atol=1e-4, rtol=1e-4)
-    assert moved.evidence[3].auroc == trained.evidence[3].auroc
-
-
-def test_margin_needs_a_probe():
-    """A vector of directions alone has no margin."""
-    trained = perceptrons({0: texts(4, 3, 2, 1, 0)}, {0: texts(4, 3, 2, -1, 1)})
-    bare = SteeringVector({0: Layer(trained.vector.layers[0].direction)})
-    with pytest.raises(ValueError, match="layer 0 has no probe"):
-        margin(type(trained)(bare, trained.evidence))
 
 
 def test_too_few_texts_are_refused():

@@ -148,14 +148,6 @@ def test_refinement_separates_better_at_the_same_length():
     assert loss(after) < loss(before)
 
 
-def test_background_states_are_learned_from_too():
-    """States of other text change the autoencoder, and what they alone hold does not become a unit."""
-    other = planted(None, 9).rows + 3 * features()[5].astype(np.float32)
-    found = asas({3: planted(0, 1)}, {3: planted(1, 2)}, Options(encoder=ENCODER), background={3: other})
-    units = found.vector.layers[3].units
-    assert cosines(units.write, features())[:, 0].max() > 0.9
-
-
 def test_options_are_checked():
     """A threshold outside (0, 1], negative steps and states of different layers are refused."""
     for wrong in (

@@ -1,0 +1,57 @@
+"""POST /policies/run: what the policy's steering becomes, in an application with this route alone."""
+
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from policies.sampling import Method
+from policies.steering import SteeringEntry
+from server.routes.policies import router
+from tests.server.steering_app import SignedIn
+
+
+class Serving:
+    """Says `yes`; `steering` is what the last request was steered by."""
+
+    def plan(self, asked, names):
+        return None
+
+    def prompted(self, prompt, model, max_tokens, fields, **more):
+        return more
+
+    async def decode(self, sent, raw, planned, *, steering):
+        self.steering = steering
+        choice = SimpleNamespace(text="yes", finish_reason="stop")
+        response = SimpleNamespace(choices=[choice], usage=SimpleNamespace(completion_tokens=1))
+        described = SimpleNamespace(described=lambda: {"dose": 0.5}) if steering else None
+        return SimpleNamespace(
+            response=response, steered=described, plan=SimpleNamespace(method_used=Method.TOP_K)
+        )
+
+
+@pytest.mark.parametrize(
+    ("steering", "entries"),
+    [
+        ({}, {}),
+        ({"preset": "json_compliance"}, {}),
+        ({"preset": "brevity", "strength": 0}, {"policy.steering": {"preset": "brevity", "strength": 0.35}}),
+        (
+            {"enabled": True, "vector_id": "v", "strength": -2},
+            {"policy.steering": {"vector_id": "v", "strength": -2}},
+        ),
+    ],
+)
+async def test_a_policy_steers_under_its_own_path(steering, entries):
+    """Its one entry goes on under the name by which its client knows it; the answer says what was applied."""
+    app, serving = FastAPI(), Serving()
+    app.include_router(router)
+    app.state.steersman = SimpleNamespace(serving=serving, judge=None)
+    transport = httpx.ASGITransport(SignedIn(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        body = {"prompt": "p", "policy": {"steering": steering}}
+        response = await client.post("/policies/run", json=body)
+    expected = {path: SteeringEntry.model_validate(entry) for path, entry in entries.items()}
+    assert serving.steering == expected
+    assert response.json().get("steering") == ({"dose": 0.5} if entries else None)

@@ -1,0 +1,37 @@
+"""What follows from the flags of `steersman serve`."""
+
+import pytest
+
+from server.settings import Settings
+from server.vllm_launch import WORKER, _complete, _parse
+
+DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3}'
+
+
+def completed(tmp_path, *flags):
+    args = _parse(["model", *flags])
+    _complete(args, Settings(tmp_path, "sqlite://"))
+    return args
+
+
+def test_drafts_are_scheduled_in_step_with_the_host(tmp_path):
+    """Asynchronously, the host would take every draft for accepted, and token ranges would be off by some."""
+    assert completed(tmp_path, "--speculative-config", DRAFTS).async_scheduling is False
+    assert completed(tmp_path).async_scheduling is None
+    unsteered = completed(tmp_path, "--speculative-config", DRAFTS, "--disable-steering")
+    assert (unsteered.async_scheduling, unsteered.worker_cls) == (None, "auto")
+
+
+def test_asking_for_both_is_refused(tmp_path):
+    """The flag is not dropped in silence."""
+    with pytest.raises(SystemExit, match="--disable-steering"):
+        completed(tmp_path, "--speculative-config", DRAFTS, "--async-scheduling")
+    flags = ("--speculative-config", DRAFTS, "--async-scheduling", "--disable-steering")
+    assert completed(tmp_path, *flags).async_scheduling is True
+
+
+def test_the_worker_knows_its_rows(tmp_path):
+    """A vector of asas with eight layers fits the default table."""
+    args = completed(tmp_path)
+    assert args.worker_cls == WORKER
+    assert args.additional_config["steersman_steering"]["rows"] >= 8 * 130
