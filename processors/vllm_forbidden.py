@@ -4,7 +4,6 @@ A processor of its own beside `processors.vllm_logits`: vLLM runs this one befor
 and for greedy rows too. Tokens that would complete a term get -inf, as those do that a grammar refuses.
 """
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from processors.args import ProcessorArgs
+from processors.ban import ban
 from processors.forbidden import ROOT, Automaton, prepare
 from processors.slots import Slots
 from processors.upload import Upload
@@ -49,7 +49,7 @@ class _Request:
 class SteersmanForbidden(LogitsProcessor):
     """Bans, for the rows that ask for it, the tokens that would complete a forbidden term.
 
-    A row of which nothing would be left keeps what it had: nothing could be drawn from it otherwise.
+    Where they are all that a grammar leaves the ban yields (`ban`), and the text may come to hold the term.
     """
 
     @classmethod
@@ -85,19 +85,9 @@ class SteersmanForbidden(LogitsProcessor):
             return logits
         # Here and not in `update_state`: only now has asynchronous scheduling replaced its placeholders.
         bans = [(row, self._bans(request.automaton, request.follow())) for row, request in self._asked]
-        bans = [(row, ban) for row, ban in bans if len(ban)]
-        if bans:
-            self._ban([row for row, _ in bans], [ban for _, ban in bans], logits)
+        bans = [(row, tokens) for row, tokens in bans if len(tokens)]
+        ban(logits, [row for row, _ in bans], [tokens for _, tokens in bans], self._upload)
         return logits
-
-    def _ban(self, rows: list[int], bans: list[Tensor], logits: Tensor) -> None:
-        counts, total = self._upload([len(ban) for ban in bans], torch.int64), sum(map(len, bans))
-        chosen = self._upload(rows, torch.int64)
-        cells = chosen.repeat_interleave(counts, output_size=total), torch.cat(bans)
-        before = logits[cells]
-        logits[cells] = -math.inf
-        empty = logits.index_select(0, chosen).amax(-1) == -math.inf
-        logits[cells] = before.where(empty.repeat_interleave(counts, output_size=total), -math.inf)
 
     def _request(self, params: SamplingParams, output: list[int]) -> _Request | None:
         terms = ProcessorArgs.from_extra_args(params.extra_args or {}).forbidden_terms
@@ -113,19 +103,19 @@ class _Bans:
 
     def __call__(self, automaton: Automaton, state: int) -> Tensor:
         key = automaton, state
-        ban = self._bans.get(key)
-        if ban is not None:
+        tokens = self._bans.get(key)
+        if tokens is not None:
             self._bans.move_to_end(key)
-            return ban
-        ban = self._bans[key] = self._upload(automaton.banned(state), torch.int64)
-        self._held += _bytes(ban)
+            return tokens
+        tokens = self._bans[key] = self._upload(automaton.banned(state), torch.int64)
+        self._held += _bytes(tokens)
         while self._held > self._limit and len(self._bans) > 1:
             self._held -= _bytes(self._bans.popitem(last=False)[1])
-        return ban
+        return tokens
 
 
-def _bytes(ban: Tensor) -> int:
-    return ban.nbytes + 512  # what holds it
+def _bytes(tokens: Tensor) -> int:
+    return tokens.nbytes + 512  # and what holds them
 
 
 def _vocabulary(config: VllmConfig) -> Vocabulary:

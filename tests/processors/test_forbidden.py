@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import random
+import shutil
 import sys
 import unicodedata
 from itertools import pairwise
@@ -248,6 +249,24 @@ def test_added_tokens_stand_as_they_are():
     assert vocabulary[tokenizer.convert_tokens_to_ids("<Kill>")] == b"<Kill>"
     assert vocabulary[tokenizer.convert_tokens_to_ids("  über  ")] == "  über  ".encode()
     assert tokenizer.convert_tokens_to_ids("<Kill>") in Automaton(["KILL"], vocabulary).banned(ROOT)
+
+
+@pytest.mark.parametrize("file", ["tekken_240911.json", "tokenizer.model.v1"])
+def test_mistrals_own_tokenizers(tmp_path, file):
+    """vLLM's class around them gives the bytes of every token, parts of characters among them."""
+    mistral = pytest.importorskip("vllm.tokenizers.mistral")
+    data = Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+    name = "tekken.json" if file.startswith("tekken") else file
+    shutil.copy(data / file, tmp_path / name)
+    tokenizer = mistral.MistralTokenizer.from_pretrained(str(tmp_path))
+    size = len(tokenizer.vocab)
+    texts = token_texts(tokenizer, size + 2)
+    text = "Straße 日本 🙃 naïve  killing"
+    assert b"".join(texts[token] for token in tokenizer.encode(text)).decode().lstrip() == text
+    assert texts[size:] == [b""] * 2
+    assert {texts[token] for token in tokenizer.all_special_ids} == {b""}
+    banned = Automaton(["KILL"], Vocabulary(texts)).banned(ROOT)
+    assert {texts[token].lower() for token in banned} >= {b" kill", b" killed"}
 
 
 def test_a_leading_space_that_decoding_drops_opens_no_hole():

@@ -24,6 +24,11 @@ ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 PIECES = ["<|end|>", *ALPHABET, "ki", "ll", "kill", "Ġkill", "il", "abc", "<stop>"]
 END, STOP = PIECES.index("<|end|>"), PIECES.index("<stop>")
 V = len(PIECES) + 5
+# GPT-2's alphabet: the letter of each byte.
+OTHERS = iter(range(256, 512))
+PLAIN = {*range(33, 127), *range(161, 173), *range(174, 256)}
+LETTERS = [chr(byte) if byte in PLAIN else chr(next(OTHERS)) for byte in range(256)]
+BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +62,7 @@ def logits(count, seed=0):
 
 def tokens(text):
     """`text` in single bytes."""
-    letters = dict(zip(range(256), _byte_letters(), strict=True))
-    return [PIECES.index(letters[byte]) for byte in text.encode()]
-
-
-def _byte_letters():
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
+    return [PIECES.index(LETTERS[byte]) for byte in text.encode()]
 
 
 def banned(result):
@@ -73,23 +71,18 @@ def banned(result):
 
 
 def text_of(output):
-    letters = {letter: byte for byte, letter in enumerate(_byte_letters())}
-    pieces = [PIECES[token] for token in output if token not in (END, STOP) and token < len(PIECES)]
-    return bytes(letters[letter] for piece in pieces for letter in piece).decode(errors="replace")
+    pieces = [PIECES[token] for token in output if token not in (END, STOP)]
+    return bytes(BYTES[letter] for piece in pieces for letter in piece).decode(errors="replace")
 
 
 def completing(output, terms):
-    """By definition, for terms of plain letters: the pieces that would write one after `output`."""
-    found = set()
-    for token, piece in enumerate(PIECES):
-        text = text_of([*output, token]).lower()
-        if token not in (END, STOP) and any(
-            text.endswith(t) or t in text[-len(piece) - len(t) :] for t in terms
-        ):
-            new = len(text_of([*output, token])) - len(text_of(output))
-            if any(text.find(t, max(0, len(text) - new - len(t) + 1)) >= 0 for t in terms):
-                found.add(piece)
-    return found
+    """By definition, for lower-case terms of plain letters: the pieces that would write one after `output`.
+
+    The text so far has none.
+    """
+    before = text_of(output).lower()
+    texts = {PIECES[token]: before + text_of([token]).lower() for token in range(len(PIECES))}
+    return {piece for piece, text in texts.items() if any(term in text for term in terms)}
 
 
 def test_is_a_processor_that_greedy_rows_meet_too():
@@ -212,47 +205,62 @@ def test_a_preempted_request_goes_on():
     assert torch.equal(subject.apply(logits(1)), before)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_any_batch_history_equals_a_record_of_it(seed):
-    """Over many steps of adding, removing, preempting, moving and swapping, every row bans what it should, and
-    no request that obeys ever writes a term."""
-    pick, subject, rows, parked = random.Random(seed), processor(), [], []
-    choices = [(), ("kill",), ("ll", "abc"), ("ab", "bc", "kik")]
-    likely = [PIECES.index(piece) for piece in ("a", "b", "c", "k", "i", "l", "K", "ki", "ll", "il", "abc")]
-    for step in range(60):
+class Fleet:
+    """A model of the engine's batch: (terms, output) in rows."""
+
+    def __init__(self, seed):
+        self.pick = random.Random(seed)
+        self.rows = []
+        self.parked = []
+
+    def step(self):
+        """One scheduler step as vLLM reports it: removals, additions into holes, condensing moves, swaps."""
         builder = BatchUpdateBuilder()
-        for row in range(len(rows)):
-            if pick.random() < 0.15:
-                if pick.random() < 0.5:
-                    parked.append((rows[row][0], list(rows[row][1])))
-                rows[row] = None
+        for row in range(len(self.rows)):
+            if self.pick.random() < 0.15:
+                terms, output = self.rows[row]
+                self.parked.append((terms, list(output)))
+                self.rows[row] = None
                 builder.removed_append(row)
-        for _ in range(pick.randint(0, 2)):
-            request = parked.pop() if parked and pick.random() < 0.5 else (pick.choice(choices), [])
+        for _ in range(self.pick.randint(0, 2)):
+            back = self.parked and self.pick.random() < 0.5  # a preempted request, with its output
+            terms, output = self.parked.pop() if back else (self.pick.choice(TERMS), [])
             row = builder.pop_removed()
             if row is None:
-                row = len(rows)
-                rows.append(None)
-            rows[row] = request
-            builder.added.append((row, params(*request[0]), None, request[1]))
-        while None in rows:
-            hole, last = rows.index(None), len(rows) - 1
-            if hole != last and rows[last] is not None:
+                row = len(self.rows)
+                self.rows.append(None)
+            self.rows[row] = terms, output
+            builder.added.append((row, params(*terms), None, output))
+        while None in self.rows:
+            hole, last = self.rows.index(None), len(self.rows) - 1
+            if hole != last and self.rows[last] is not None:
                 builder.moved.append((last, hole, ONE_WAY))
-                rows[hole] = rows[last]
-            rows.pop()
-        if len(rows) > 1 and pick.random() < 0.5:
-            a, b = pick.sample(range(len(rows)), 2)
+                self.rows[hole] = self.rows[last]
+            self.rows.pop()
+        if len(self.rows) > 1 and self.pick.random() < 0.5:
+            a, b = self.pick.sample(range(len(self.rows)), 2)
             builder.moved.append((a, b, SWAP))
-            rows[a], rows[b] = rows[b], rows[a]
-        subject.update_state(builder.get_and_reset(len(rows)))
-        z = logits(len(rows), seed=step) if rows else torch.empty(0, V)
+            self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
+        return builder.get_and_reset(len(self.rows))
+
+
+TERMS = [(), ("kill",), ("ll", "abc"), ("ab", "bc", "kik")]
+LIKELY = [PIECES.index(piece) for piece in ("a", "b", "c", "k", "i", "l", "K", "ki", "ll", "il", "abc")]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_batch_history_equals_a_record_of_it(seed):
+    """However requests come, go, return and move, every row bans what it should, and none writes a term."""
+    fleet, subject = Fleet(seed), processor()
+    for step in range(50):
+        subject.update_state(fleet.step())
+        z = logits(len(fleet.rows), seed=step) if fleet.rows else torch.empty(0, V)
         result = subject.apply(z.clone())
-        for row, (terms, output) in enumerate(rows):
+        for row, (terms, output) in enumerate(fleet.rows):
             assert banned(result[row]) == completing(output, terms), (seed, step, row, text_of(output))
             assert torch.equal(result[row].where(result[row] > NEG, z[row]), z[row])
-            free = [token for token in likely if result[row, token] > NEG]
-            output.append(pick.choice(free) if free else END)
+            free = [token for token in LIKELY if result[row, token] > NEG]
+            output.append(fleet.pick.choice(free) if free else END)
             assert not any(term in text_of(output).lower() for term in terms)
 
 
