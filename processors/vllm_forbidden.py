@@ -29,10 +29,14 @@ _BAN_BYTES = 64 * 2**20
 
 @dataclass(slots=True)
 class _Request:
-    """`output` is the engine's live list; the automaton has read its tokens before `read`."""
+    """`output` is the engine's live list; the automaton has read its tokens before `read`.
+
+    `masked`: something else may take any number of tokens out of its row.
+    """
 
     automaton: Automaton
     output: list[int]
+    masked: bool
     state: int = ROOT
     read: int = 0
 
@@ -84,14 +88,28 @@ class SteersmanForbidden(LogitsProcessor):
         if not self._asked:
             return logits
         # Here and not in `update_state`: only now has asynchronous scheduling replaced its placeholders.
-        bans = [(row, self._bans(request.automaton, request.follow())) for row, request in self._asked]
-        bans = [(row, tokens) for row, tokens in bans if len(tokens)]
-        ban(logits, [row for row, _ in bans], [tokens for _, tokens in bans], self._upload)
+        bans = [
+            (row, self._bans(request.automaton, request.follow()), request.masked)
+            for row, request in self._asked
+        ]
+        # An unmasked row can only be emptied by a ban of nearly everything; most are spared the look at it.
+        half = logits.shape[-1] // 2
+        for yields in (False, True):
+            chosen = [
+                (row, tokens)
+                for row, tokens, masked in bans
+                if len(tokens) and (masked or len(tokens) > half) is yields
+            ]
+            rows, tokens = [row for row, _ in chosen], [ids for _, ids in chosen]
+            ban(logits, rows, tokens, self._upload, yields=yields)
         return logits
 
     def _request(self, params: SamplingParams, output: list[int]) -> _Request | None:
         terms = ProcessorArgs.from_extra_args(params.extra_args or {}).forbidden_terms
-        return _Request(self._automaton(terms), output) if terms else None
+        if not terms:
+            return None
+        masks = (params.structured_outputs, params.allowed_token_ids, params.bad_words)
+        return _Request(self._automaton(terms), output, masked=any(masks))
 
 
 class _Bans:

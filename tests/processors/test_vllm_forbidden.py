@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
@@ -156,7 +157,8 @@ def test_a_row_of_banned_tokens_alone_keeps_them():
     """Where a grammar leaves nothing else the ban yields, in that row alone, for as long as it must."""
     subject, z = processor(), logits(3)
     outputs = [tokens("kil") for _ in range(3)]
-    subject.update_state(update(3, added=[(row, params("kill"), outputs[row]) for row in range(3)]))
+    masked = params("kill", structured_outputs=StructuredOutputsParams(regex="kil+ kill"))
+    subject.update_state(update(3, added=[(row, masked, outputs[row]) for row in range(3)]))
     only = torch.full((V,), NEG)
     only[tokens("lL")] = torch.tensor([1.0, 2.0])
     some = only.clone()
@@ -168,6 +170,24 @@ def test_a_row_of_banned_tokens_alone_keeps_them():
     assert banned(result[2]) == {"l", "L", "ll", "kill", "Ġkill"}
     outputs[0] += tokens("l ki")
     assert banned(subject.apply(logits(3))[0]) == {"kill", "Ġkill", "ll"}
+
+
+@pytest.mark.parametrize("mask", [{"allowed_token_ids": [1, 2]}, {"bad_words": ["a"]}])
+def test_rows_that_anything_masks_are_looked_at(mask):
+    """Allowed ids and bad words may leave as little as a grammar."""
+    subject, z = processor(), torch.full((1, V), NEG)
+    z[0, tokens("l")[0]] = 1.0
+    subject.update_state(update(1, added=[(0, params("l", **mask), [])]))
+    assert torch.equal(subject.apply(z.clone()), z)
+
+
+def test_terms_that_ban_most_tokens_empty_no_row(monkeypatch):
+    """A row that nothing masks is looked at too where its own terms leave less than half of it."""
+    monkeypatch.setattr(vllm_forbidden.Automaton, "banned", lambda *_: torch.arange(1, V).numpy())
+    subject, z = processor(), logits(1)
+    z[0, 0] = NEG
+    subject.update_state(update(1, added=[(0, params("a"), [])]))
+    assert torch.equal(subject.apply(z.clone()), z)
 
 
 def test_placeholders_are_skipped_until_they_are_tokens():
