@@ -10,7 +10,9 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
-from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
+from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder, LogitsProcessors
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
 
 from processors import vllm_forbidden
 from processors.args import ProcessorArgs
@@ -282,6 +284,41 @@ def test_any_batch_history_equals_a_record_of_it(seed):
             free = [token for token in LIKELY if result[row, token] > NEG]
             output.append(fleet.pick.choice(free) if free else END)
             assert not any(term in text_of(output).lower() for term in terms)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_vllms_sampler_never_draws_a_term(temperature):
+    """In vLLM's own sampler, greedy and not, a row that forbids the likeliest text goes around it."""
+    subject, outputs = processor(), [[], []]
+    subject.update_state(update(2, added=[(0, params("kill"), outputs[0]), (1, params(), outputs[1])]))
+    none, greedy = torch.zeros(0), temperature == 0
+    metadata = SamplingMetadata(
+        temperature=None if greedy else torch.full((2,), temperature),
+        all_greedy=greedy,
+        all_random=not greedy,
+        top_p=None,
+        top_k=None,
+        generators={},
+        max_num_logprobs=None,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=none,
+        presence_penalties=none,
+        repetition_penalties=none,
+        output_token_ids=outputs,
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=LogitsProcessors([subject]),
+    )
+    sampler = Sampler()
+    for step in range(24):
+        z = torch.full((2, V), -30.0)
+        z[:, tokens("kill"[step % 4])] = 30.0
+        z[:, tokens("x")] = 20.0
+        for output, token in zip(outputs, sampler(z, metadata).sampled_token_ids.tolist(), strict=True):
+            output.extend(token)
+    assert text_of(outputs[0]) == "kilx" * 6
+    assert text_of(outputs[1]) == "kill" * 6
 
 
 def test_bans_are_worked_out_once_and_kept_within_bounds():
