@@ -24,6 +24,7 @@ from policies.steering import (
     preset_strength,
     require_tokens,
 )
+from processors.args import MAX_TERM_CHARACTERS, MAX_TERMS, MAX_TERMS_CHARACTERS
 
 
 def _sound_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -65,11 +66,10 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Schedule = Annotated[list[Temperature], Field(max_length=1024)]
 TopPSchedule = Annotated[list[Probability], Field(max_length=1024)]
-Term = Annotated[str, Field(min_length=1, max_length=200)]
+Term = Annotated[str, Field(min_length=1, max_length=MAX_TERM_CHARACTERS)]
 VerifierName = Literal[
     "syntax", "json_schema", "regex", "code_compile", "unit_tests", "tool_args", "factuality"
 ]
-MAX_TERM_CHARACTERS = 4000  # of all forbidden terms together: each adds states to the automaton that bans it
 MAX_CANDIDATES = 128
 
 
@@ -203,7 +203,7 @@ class ConstraintControls(Part):
     required_fields: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=256)
     ] = []
-    forbidden_terms: Annotated[list[Term], Field(max_length=64)] = []
+    forbidden_terms: Annotated[list[Term], Field(max_length=MAX_TERMS)] = []
     tool_schema: Annotated[dict[str, JsonValue], AfterValidator(_sound_schema)] | None = Field(
         default=None, description="of `arguments` in {tool_name, arguments}"
     )
@@ -212,8 +212,8 @@ class ConstraintControls(Part):
     def _compatible(self) -> Self:
         if self.tool_schema is not None and self.json_schema is not None:
             raise ValueError("tool_schema and json_schema are two schemas of one answer; give one")
-        if sum(map(len, self.forbidden_terms)) > MAX_TERM_CHARACTERS:
-            raise ValueError(f"forbidden_terms have at most {MAX_TERM_CHARACTERS} characters together")
+        if sum(map(len, self.forbidden_terms)) > MAX_TERMS_CHARACTERS:
+            raise ValueError(f"forbidden_terms have at most {MAX_TERMS_CHARACTERS} characters together")
         return self
 
     @property

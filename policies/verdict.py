@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -202,11 +203,8 @@ def _in_order(text: str, guidance: str) -> bool:
 
 def schema_fault(value: Any, schema: Mapping[str, Any]) -> str | None:
     """Why `value` is not as `schema` says. Nothing outside the schema is ever fetched."""
-    kind = validator_for(schema, default=Draft202012Validator)
     try:
-        kind.check_schema(dict(schema))
-        # A registry of our own, because jsonschema's would fetch what a client's `$ref` names.
-        kind(schema, registry=Registry()).validate(value)
+        _validator(json.dumps(schema)).validate(value)
     except ValidationError as error:
         return f"schema violation ({error.message})"
     except SchemaError as error:
@@ -216,6 +214,16 @@ def schema_fault(value: Any, schema: Mapping[str, Any]) -> str | None:
     except RecursionError:
         return "schema violation (the schema refers to itself without end)"
     return None
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: str) -> Any:
+    """Checked once: that takes fifty times as long as a short answer. Raises SchemaError."""
+    parsed = json.loads(schema)
+    kind = validator_for(parsed, default=Draft202012Validator)
+    kind.check_schema(parsed)
+    # A registry of our own, because jsonschema's would fetch what a client's `$ref` names.
+    return kind(parsed, registry=Registry())
 
 
 def _json_object(text: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ The server builds these values and sends them flat in `SamplingParams.extra_args
 Both sides share the ranges below. Nothing here imports torch or pydantic.
 """
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,8 +73,12 @@ _ADS_KEYS: Final = {
     "ads_top_p": ("top_p", TOP_P),
     "ads_min_p": ("min_p", MIN_P),
 }
+FORBIDDEN_KEY: Final = "forbidden_terms"
+MAX_TERMS: Final = 64
+MAX_TERM_CHARACTERS: Final = 200
+MAX_TERMS_CHARACTERS: Final = 4000  # of all terms together
 # Only the server may set these: a client naming another's group would read its tokens' trace.
-RESERVED_KEYS: Final = frozenset(_TYPICAL_KEYS) | frozenset(_ADS_KEYS)
+RESERVED_KEYS: Final = frozenset(_TYPICAL_KEYS) | frozenset(_ADS_KEYS) | {FORBIDDEN_KEY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +119,17 @@ class AdsArgs:
 
 @dataclass(frozen=True, slots=True)
 class ProcessorArgs:
-    """What one request asks of the logits processors; None = method not used."""
+    """What one request asks of the logits processors; None or nothing = method not used.
+
+    `forbidden_terms` are kept out of the generated text, whatever their case.
+    """
 
     typical: TypicalArgs | None = None
     ads: AdsArgs | None = None
+    forbidden_terms: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_terms(self.forbidden_terms)
 
     def to_extra_args(self) -> dict[str, Scalar]:
         """Flat form for `SamplingParams.extra_args`; no booleans or nesting, as vLLM's HTTP layer demands."""
@@ -125,7 +137,12 @@ class ProcessorArgs:
             (self.typical, _TYPICAL_KEYS),
             (self.ads, _ADS_KEYS),
         )
-        return {key: getattr(part, field) for part, keys in parts if part for key, (field, _) in keys.items()}
+        flat: dict[str, Scalar] = {
+            key: getattr(part, field) for part, keys in parts if part for key, (field, _) in keys.items()
+        }
+        if self.forbidden_terms:
+            flat[FORBIDDEN_KEY] = json.dumps(self.forbidden_terms)
+        return flat
 
     @classmethod
     def from_extra_args(cls, mapping: Mapping[str, Any]) -> "ProcessorArgs":
@@ -137,7 +154,34 @@ class ProcessorArgs:
         if typical and "mass" not in typical:
             raise ArgumentError("typical_p", f"{TYPICAL_MASS} where typical_min_p is given", None)
         ads = {field: mapping[key] for key, (field, _) in _ADS_KEYS.items() if key in mapping}
-        return cls(TypicalArgs(**typical) if typical else None, AdsArgs(**ads) if ads else None)
+        return cls(
+            TypicalArgs(**typical) if typical else None,
+            AdsArgs(**ads) if ads else None,
+            _terms(mapping[FORBIDDEN_KEY]) if FORBIDDEN_KEY in mapping else (),
+        )
+
+
+def _terms(encoded: object) -> tuple[str, ...]:
+    try:
+        terms = json.loads(encoded) if isinstance(encoded, str) else None
+    except ValueError:
+        terms = None
+    if not isinstance(terms, list):
+        raise ArgumentError(FORBIDDEN_KEY, "a JSON list of strings", encoded)
+    return tuple(terms)
+
+
+def _check_terms(terms: tuple[object, ...]) -> None:
+    if len(terms) > MAX_TERMS:
+        raise ArgumentError(FORBIDDEN_KEY, f"at most {MAX_TERMS} strings", len(terms))
+    for term in terms:
+        if not isinstance(term, str) or not 1 <= len(term) <= MAX_TERM_CHARACTERS:
+            raise ArgumentError(FORBIDDEN_KEY, f"strings of 1 to {MAX_TERM_CHARACTERS} characters", term)
+        if any("\ud800" <= character <= "\udfff" for character in term):
+            raise ArgumentError(FORBIDDEN_KEY, "strings of Unicode characters, without lone surrogates", term)
+    total = sum(len(term) for term in terms if isinstance(term, str))
+    if total > MAX_TERMS_CHARACTERS:
+        raise ArgumentError(FORBIDDEN_KEY, f"at most {MAX_TERMS_CHARACTERS} characters in all", total)
 
 
 def fresh_group() -> int:

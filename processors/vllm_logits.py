@@ -45,16 +45,21 @@ class _Request:
         self.seat = Seat((ads.group, ads.siblings), ads.slot, ads.siblings) if ads and shared else None
 
 
+def admit(params: SamplingParams) -> ProcessorArgs:
+    """What `params` ask of the processors. Raises `VLLMValidationError`, which names the field."""
+    try:
+        return ProcessorArgs.from_extra_args(params.extra_args or {})
+    except ArgumentError as error:
+        raise VLLMValidationError(str(error), parameter=error.field, value=error.value) from error
+
+
 class SteersmanLogits(LogitsProcessor):
     """Typical, min-p after typical, and ADS for the rows that ask for them; other rows stay as they are."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raise `VLLMValidationError`, which names the field, for arguments that cannot be honoured."""
-        try:
-            args = ProcessorArgs.from_extra_args(sampling_params.extra_args or {})
-        except ArgumentError as error:
-            raise VLLMValidationError(str(error), parameter=error.field, value=error.value) from error
+        args = admit(sampling_params)
         if args.ads:
             _refuse_native(sampling_params, "ads_", {"n": 1, "top_k": 0, "top_p": 1.0, "min_p": 0.0})
         elif args.typical:

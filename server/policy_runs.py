@@ -207,7 +207,7 @@ class _Call:
             changes |= self.template.scored()
         request = self.template.model_copy(update={**changes, **_constrained(ask.constraint)})
         if ask.constraint is not None:
-            request.ban(ask.constraint.forbidden_terms)
+            request.forbid(ask.constraint.forbidden_terms, f"{self.path}.constraints.forbidden_terms")
         return request
 
     async def factual(self, answer: str) -> float:

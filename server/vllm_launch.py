@@ -26,7 +26,10 @@ from server.settings import Settings
 from server.store import Store
 from steering.spec import DEFAULT_ROWS, additional_config
 
-LOGITS_PROCESSOR = "processors.vllm_logits:SteersmanLogits"
+LOGITS_PROCESSORS = (
+    "processors.vllm_logits:SteersmanLogits",
+    "processors.vllm_forbidden:SteersmanForbidden",
+)
 WORKER = "steering.vllm_worker.SteeringWorker"
 _TITLE = "Steersman"
 _EPILOG = "--help=all lists every flag, --help=GROUP one group, --help=WORD those whose name holds the word."
@@ -196,7 +199,7 @@ def _complete(args: Namespace, settings: Settings) -> None:
             args.async_scheduling = False  # else the host counts drafts as accepted before it knows
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
-        args.logits_processors = [*(args.logits_processors or []), LOGITS_PROCESSOR]
+        args.logits_processors = [*(args.logits_processors or []), *LOGITS_PROCESSORS]
 
 
 def _require_plugin() -> None:

@@ -154,6 +154,11 @@ class Serving:
                 "with LoRA enabled, vLLM's CPU engine dies of prompt log-probabilities",
                 param="prompt_logprobs",
             )
+        if request.forbidden and not self.facts.processors:
+            field = request.forbidden.field
+            raise NotSupported(
+                f"`{field}` needs logits processors, which a speculative engine does not run", param=field
+            )
         planned = planned or self.plan(request.asked())
         await self._constrain(request)
         request.plan_as(planned)

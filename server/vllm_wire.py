@@ -5,7 +5,7 @@ are. What a request's plan changes enters through `to_sampling_params`, where vL
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
@@ -39,7 +39,7 @@ from policies.constraint import (
 )
 from policies.sampling import GREEDY_TEMPERATURE, Asked, Plan
 from policies.steering import JSON_PRESET
-from processors.args import MAX_SIBLINGS, AdsArgs, ProcessorArgs, TypicalArgs, fresh_group
+from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs, TypicalArgs, fresh_group
 from server.errors import InvalidRequest
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
@@ -78,6 +78,14 @@ class Seat:
     siblings: int
 
 
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """Terms to keep out of what is generated, and what the client calls them."""
+
+    terms: tuple[str, ...]
+    field: str
+
+
 # To mypy vLLM's classes are Any, so the mixin may use the fields that they bring.
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest as _VllmFields
@@ -105,8 +113,8 @@ class Planned(AxionicFields, _VllmFields):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
 
     _plan: Plan | None = PrivateAttr(None)
-    _banned: tuple[str, ...] = PrivateAttr(())
     _seat: Seat | None = PrivateAttr(None)
+    _forbidden: Forbidden | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -184,7 +192,7 @@ class Planned(AxionicFields, _VllmFields):
     def plan_as(self, plan: Plan) -> Self:
         """Take `plan` over into this request's own fields; the rest waits for `to_sampling_params`.
 
-        Raises InvalidRequest for a field that beam search would drop.
+        Raises InvalidRequest for a field, or forbidden terms, that beam search would drop.
         """
         if plan.beam_width:
             self._refuse_beyond_beams()
@@ -200,10 +208,25 @@ class Planned(AxionicFields, _VllmFields):
         for field in _NOT_FOR_BEAMS:
             if getattr(self, field) not in (None, 0, [], {}, False):
                 raise InvalidRequest(f"beam search does not apply `{field}`", param=field)
+        if self._forbidden:
+            field = self._forbidden.field
+            raise InvalidRequest(f"beam search does not apply `{field}`", param=field)
 
-    def ban(self, terms: Sequence[str]) -> None:
-        """Have decoding avoid `terms`, however they are written."""
-        self._banned = tuple(terms)
+    def forbid(self, terms: Sequence[str], field: str = "constraints.forbidden_terms") -> Self:
+        """Keep `terms` out of what is generated, in any case. No field does this: it is for our own routes.
+
+        To be called before `plan_as`. Raises InvalidRequest, which names `field`, for terms out of bounds.
+        """
+        try:
+            ProcessorArgs(forbidden_terms=tuple(terms))
+        except ArgumentError as error:
+            raise InvalidRequest(str(error).replace(error.field, field, 1), param=field) from error
+        self._forbidden = Forbidden(tuple(terms), field) if terms else None
+        return self
+
+    @property
+    def forbidden(self) -> Forbidden | None:
+        return self._forbidden
 
     @property
     def tools_given(self) -> bool:
@@ -236,12 +259,14 @@ class Planned(AxionicFields, _VllmFields):
 
     def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
         params = super().to_sampling_params(max_tokens, default_sampling_params)
-        plan = self._plan
-        if plan is None or params.temperature < GREEDY_TEMPERATURE:
-            return params
-        if plan.ads is not None or plan.typical_p < 1:
+        plan, args = self._plan, ProcessorArgs()
+        drawn = params.temperature >= GREEDY_TEMPERATURE
+        if plan is not None and drawn and (plan.ads is not None or plan.typical_p < 1):
             args = _processor_args(plan, params, self._seat or Seat(fresh_group(), 0, 1))
-            params.extra_args = {**(params.extra_args or {}), **args.to_extra_args()}
+        if self._forbidden:
+            args = replace(args, forbidden_terms=self._forbidden.terms)
+        if extra := args.to_extra_args():
+            params.extra_args = {**(params.extra_args or {}), **extra}
         return params
 
     def to_beam_search_params(self, max_tokens: int, _defaults: dict[str, Any]) -> BeamParams:

@@ -176,16 +176,16 @@ def test_fields_have_our_names(dotted):
     assert not missing
 
 
-def test_the_logits_processor_interface_is_the_one_we_implement():
+@pytest.mark.parametrize("name", ["vllm_logits:SteersmanLogits", "vllm_forbidden:SteersmanForbidden"])
+def test_the_logits_processor_interface_is_the_one_we_implement(name):
     """vLLM asks a logits processor for what ours defines, with these parameters."""
     from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 
-    from processors.vllm_logits import SteersmanLogits
-
+    own = found(f"processors.{name}")
     assert LogitsProcessor.__abstractmethods__ == {"__init__", "apply", "is_argmax_invariant", "update_state"}
-    for name in ("__init__", "apply", "is_argmax_invariant", "update_state", "validate_params"):
-        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (LogitsProcessor, SteersmanLogits))
-        assert list(theirs.parameters) == list(ours.parameters), name
+    for method in ("__init__", "apply", "is_argmax_invariant", "update_state", "validate_params"):
+        theirs, ours = (inspect.signature(getattr(cls, method)) for cls in (LogitsProcessor, own))
+        assert list(theirs.parameters) == list(ours.parameters), method
     assert MoveDirectionality.SWAP is not MoveDirectionality.UNIDIRECTIONAL
 
 
@@ -235,6 +235,7 @@ def test_the_plugin_is_one():
         ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
         ("vllm.v1.engine.async_llm", ["self.renderer"]),
+        ("vllm.tokenizers.mistral", ["self.is_tekken =", "self.tokenizer: Tokenizer =", "def vocab("]),
         ("vllm.v1.worker.gpu_input_batch", ["self.num_computed_tokens_cpu ="]),
         ("vllm.v1.worker.gpu_model_runner", ["self.input_batch ="]),
         ("vllm.v1.worker.gpu_worker", ["self.model_runner", "self.device ="]),

@@ -9,8 +9,10 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
 from processors.args import AdsArgs, ProcessorArgs, TypicalArgs
+from processors.ban import ban
 from processors.min_p import min_p
 from processors.typical import typical
+from processors.upload import Upload
 from processors.vllm_logits import SteersmanLogits
 from tests.conftest import start_server, stop
 
@@ -63,6 +65,24 @@ def test_row_functions_keep_the_same_tokens_on_both_devices():
     assert int((differing > 0).sum()) <= 3
     floor = torch.full((64,), math.log(0.05))
     assert torch.equal(kept(min_p(z.cuda(), floor.cuda())), kept(min_p(z, floor)))
+
+
+@pytest.mark.parametrize("yields", [False, True])
+def test_bans_are_the_same_on_both_devices_and_wait_for_none(yields):
+    """Rows lose the same tokens as on a CPU, also where one would be emptied, without a synchronisation."""
+    z, rows = logits(32), [0, 3, 31]
+    z[3, 2:] = -math.inf
+    banned = [torch.arange(5), torch.arange(2), torch.arange(0, VOCAB, 3)]
+    expected, device = z.clone(), Upload(torch.device("cuda"), pinned=True)
+    ban(expected, rows, banned, Upload(torch.device("cpu")), yields=yields)
+    result, there = z.cuda(), [ids.cuda() for ids in banned]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ban(result, rows, there, device, yields=yields)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(result.cpu(), expected)
 
 
 def test_a_decode_step_never_waits_for_the_gpu():

@@ -34,6 +34,7 @@ processor_args = st.builds(
     ProcessorArgs,
     st.none() | st.builds(TypicalArgs, positive_unit, unit),
     st.none() | ads_args(),
+    st.lists(st.text(min_size=1, max_size=10), max_size=5).map(tuple),
 )
 
 
@@ -48,14 +49,14 @@ def test_flat_form_holds_reserved_scalars_only(sent):
     """Every key is reserved, every value a string or number, as vLLM's HTTP layer demands."""
     flat = sent.to_extra_args()
     assert flat.keys() <= args.RESERVED_KEYS
-    assert {type(value) for value in flat.values()} <= {int, float}
+    assert {type(value) for value in flat.values()} <= {int, float, str}
 
 
 def test_reserved_keys_are_all_the_keys_there_are():
     """The server refuses from clients exactly what the worker would obey."""
-    full = ProcessorArgs(TypicalArgs(0.5), AdsArgs())
+    full = ProcessorArgs(TypicalArgs(0.5), AdsArgs(), ("a",))
     assert full.to_extra_args().keys() == args.RESERVED_KEYS
-    assert len(args.RESERVED_KEYS) == len(fields(TypicalArgs)) + len(fields(AdsArgs))
+    assert len(args.RESERVED_KEYS) == len(fields(TypicalArgs)) + len(fields(AdsArgs)) + 1
 
 
 def test_no_keys_no_method():
@@ -108,6 +109,37 @@ def test_min_p_after_typical_needs_typical():
     """A min-p that no method would apply is refused, not dropped."""
     with pytest.raises(ArgumentError, match="typical_p"):
         ProcessorArgs.from_extra_args({"typical_min_p": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("terms", "allowed"),
+    [
+        (["x"] * 65, "at most 64 strings"),
+        (["x", ""], "strings of 1 to 200 characters"),
+        (["x" * 201], "strings of 1 to 200 characters"),
+        ([1], "strings of 1 to 200 characters"),
+        (["x" * 200] * 20 + ["y"], "at most 4000 characters in all"),
+        (["a\ud800"], "without lone surrogates"),
+        ({"a": 1}, "a JSON list of strings"),
+    ],
+)
+def test_terms_out_of_bounds(terms, allowed):
+    """Too many or too long terms are refused, as is what no text can hold, on the way in and out."""
+    with pytest.raises(ArgumentError, match=f"forbidden_terms must be .*{allowed}"):
+        ProcessorArgs.from_extra_args({"forbidden_terms": json.dumps(terms)})
+    if isinstance(terms, list):
+        with pytest.raises(ArgumentError, match=allowed):
+            ProcessorArgs(forbidden_terms=tuple(terms))
+
+
+def test_terms_within_bounds():
+    """The limits themselves are accepted, and no terms are no key."""
+    terms = ("ß" * 200,) * 20
+    assert ProcessorArgs.from_extra_args(
+        ProcessorArgs(forbidden_terms=terms).to_extra_args()
+    ) == ProcessorArgs(forbidden_terms=terms)
+    assert len(ProcessorArgs(forbidden_terms=("x",) * 64).forbidden_terms) == 64
+    assert ProcessorArgs(forbidden_terms=()).to_extra_args() == {}
 
 
 def test_groups_do_not_repeat():
