@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from server.policy_wire import PolicyRunRequest
+from tests.bench.policy_value import code_jobs, extraction_jobs, scores, share
+
 DATA = Path(__file__).parent / "bench" / "data"
 
 
@@ -97,3 +100,38 @@ def test_wrong_answers_fail_their_tests(answer):
     wrong = [f"def {task['name']}(*given):\n    return {answer}" for task in TASKS]
     programs = [program(task, solution) for task, solution in zip(TASKS, wrong, strict=True)]
     assert failing(programs) == list(range(len(TASKS)))
+
+
+def test_what_is_asked_is_understood():
+    """Every request of the measurement is one that /policies/run takes, with a policy in full effect."""
+    jobs = [job for number, task in enumerate(EXTRACTIONS) for job in extraction_jobs(number, task)]
+    jobs += [job for number, task in enumerate(TASKS) for job in code_jobs(number, task)]
+    assert len(jobs) == 4 * 100 + 3 * 50
+    for job in jobs:
+        assert PolicyRunRequest.model_validate(job.body).policy.candidates in (1, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "scored"),
+    [
+        ('{"name": " BOB ", "age": 5, "tall": true}', (1, 1, 1, 1)),
+        ('Here it is:\n```json\n{"name": "Bob", "age": 5, "tall": true}\n```', (0, 1, 1, 1)),
+        ('{"name": "Bob", "age": "5", "tall": 1}', (1, 1, 0, 1 / 3)),
+        ('{"name": "Bobby", "age": 5}', (1, 1, 0, 1 / 3)),
+        ('{"name": "Bob", "age": 5, "ta', (0, 0, 0, 0)),
+        ("Bob is 5 years old and tall.", (0, 0, 0, 0)),
+        ("[5]", (0, 0, 0, 0)),
+    ],
+)
+def test_answers_are_scored_field_by_field(text, scored):
+    """Whether it is JSON, has JSON, conforms, and the share of true fields, types included."""
+    kinds = {"name": {"type": "string"}, "age": {"type": "integer"}, "tall": {"type": "boolean"}}
+    schema = {"type": "object", "properties": kinds, "required": list(kinds)}
+    task = {"schema": schema, "answer": {"name": "Bob", "age": 5, "tall": True}}
+    assert scores(text, task) == pytest.approx(scored)
+
+
+def test_shares_come_with_intervals():
+    """The mean and what resampled prompts give; nothing varies where all are alike."""
+    assert share([1.0] * 9) == "**100 %** (100–100)"
+    assert share([0.0, 1.0] * 50) == "**50 %** (40–60)"
