@@ -30,5 +30,5 @@ bench: install ## measure the running stack against stock vLLM (an hour; ARGS="-
 	@$(BIN)/python tests/bench/serve.py $(ARGS)
 	@$(BIN)/python tests/bench/steering.py $(ARGS)
 	@$(BIN)/python tests/bench/steering.py --compile $(ARGS)
-	@$(BIN)/python tests/bench/policies.py $(ARGS)
+	@$(BIN)/python tests/bench/policy_speed.py $(ARGS)
 	@$(BIN)/python tests/bench/policy_value.py

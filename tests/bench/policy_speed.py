@@ -1,6 +1,6 @@
 """What policies cost in time on this machine: alternating requests to one server, medians.
 
-    python tests/bench/policies.py [--rounds 5] [--concurrency 1] [--compile] [--markdown FILE]
+    python tests/bench/policy_speed.py [--rounds 5] [--concurrency 1] [--compile] [--markdown FILE]
 
 The first three compare requests to the server: without a policy and with one that says nothing; the best of
 eight candidates and one; by `policy_id` while the account stores one policy and while it stores 1,000. The
