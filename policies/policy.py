@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from policies.constraint import from_json_schema, from_regex
-from policies.sampling import Method, known_method, resolve
+from policies.sampling import GREEDY_TEMPERATURE, Method, known_method, resolve
 from policies.steering import (
     JSON_PRESET,
     OWN_EXAMPLES,
@@ -346,5 +346,15 @@ def _faults(policy: RuntimePolicy) -> Iterator[str]:
     several = policy.candidates > 1 or resolve(sampling.method) is Method.ENSEMBLE
     if sampling.diversity_strength and not several:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
+    alike = not sampling.diversity_strength and not sampling.adaptive_temperature_schedule
+    if policy.candidates > 1 and alike and _greedy(sampling):
+        yield "optimization.best_of_n and sampling.num_candidates have no effect at temperature 0: all are alike"
     if optimization.branch_and_prune and (not several or not drawn):
         yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
+
+
+def _greedy(sampling: SamplingControls) -> bool:
+    method = resolve(sampling.method)
+    return method is Method.GREEDY or (
+        method is not Method.BEAM and sampling.temperature < GREEDY_TEMPERATURE
+    )

@@ -175,13 +175,16 @@ class _Call:
     def _plan(self, ask: Ask) -> Plan:
         names = {name: f"{self.path}.{place}" for name, place in _NAMES.items()}
         try:
-            planned = self.serving.plan(ask.round.asked, names)
+            asked = ask.round.asked
+            if ask.round.varies:  # one greedy slot must not make the others so
+                asked = replace(asked, temperature=max(slot.temperature or 0.0 for slot in ask.round.slots))
+            planned = self.serving.plan(asked, names)
             for slot in ask.round.slots:
                 if slot.model is not None:
                     self.serving.models.resolve(slot.model)
         except (NotSupported, NotFound) as error:
             raise MethodUnavailableError(error) from error
-        if planned.beam_width or planned.temperature == 0:
+        if planned.beam_width:
             return planned
         several = ask.round.varies or ask.round.votes or ask.checkpoints
         if several and len(ask.round.slots) > 1:
