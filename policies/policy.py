@@ -348,7 +348,7 @@ def _faults(policy: RuntimePolicy) -> Iterator[str]:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
     alike = not sampling.diversity_strength and not sampling.adaptive_temperature_schedule
     if policy.candidates > 1 and alike and _greedy(sampling):
-        yield "optimization.best_of_n and sampling.num_candidates have no effect at temperature 0: all are alike"
+        yield "optimization.best_of_n and sampling.num_candidates have no effect at temperature 0"
     if optimization.branch_and_prune and (not several or not drawn):
         yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
 
