@@ -17,7 +17,7 @@ from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
 from server.residency import Lease, Residency
 from server.vectors import VectorRecord, Vectors, misfit, require_model
 from steering.files import read_flat
-from steering.spec import Operation, SpecError, SteeringSpec, Term
+from steering.spec import Gate, GateKind, Operation, SpecError, SteeringSpec, Term
 from steering.vector import SteeringVector, VectorError
 
 _CACHED_BYTES = 256 * 1024 * 1024
@@ -76,7 +76,9 @@ class AppliedVector:
             "tokens": tokens.phase.value,
             "token_start": tokens.start,
             "token_end": tokens.end,
-            "gate": self.term.gate and self.term.gate.kind.value,
+            "low": self.term.low if np.isfinite(self.term.low) else None,
+            "high": self.term.high if np.isfinite(self.term.high) else None,
+            "gate": _gate(self.term.gate),
             "relative_dose": {str(layer): round(dose, 4) for layer, dose in self.doses.items()},
         }
         return {name: value for name, value in described.items() if value is not None}
@@ -287,10 +289,29 @@ def _dose(made: Term, vector: SteeringVector, layer: int, norm: float) -> float:
     the state itself, that many times further.
     """
     strength = abs(made.strength)
+    own = vector.layers[layer]
+    if made.operation is Operation.UNITS and own.units is not None:
+        return strength * float(np.linalg.norm(own.units.offset @ own.units.write)) / norm
     if made.operation is not Operation.CLAMP:
         return strength * vector.norms[layer] / norm
     bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
     return strength * max(bounds, default=0.0) / norm + max(made.strength - 1, -made.strength, 0.0)
+
+
+def _gate(gate: Gate | None) -> dict[str, Any] | None:
+    """A gate as evidence: what opens it, and how far."""
+    if gate is None:
+        return None
+    described: dict[str, Any] = {
+        "kind": gate.kind.value,
+        "digest": gate.vector,
+        "inverted": gate.inverted,
+    }
+    if gate.kind is not GateKind.PROBE:
+        described["threshold"] = gate.threshold
+    if gate.kind is GateKind.RAMP:
+        described["slope"] = gate.slope
+    return described
 
 
 def field_of(entries: Mapping[str, SteeringEntry]) -> str:

@@ -227,7 +227,7 @@ def test_a_high_dose_carries_a_warning(ask):
 def test_vectors_in_turn_leave_no_trace(client, ask):
     """More vectors in turn than the table has room for run through it; one that had to leave for them comes
     back and is applied as at first."""
-    layers, count = range(5, 13), 200
+    layers, count = range(5, 13), 300
     assert len(layers) * count > DEFAULT_ROWS
     before = scored(ask, steering_vector=noise(0, (5, 6)))[0]
     small = noise(7, (5,), 0.1)["5"]

@@ -75,7 +75,7 @@ def test_sparse_and_gated_vectors_act(ask, method):
     identity = ask.ok("/steering/generate", **body)["steering_vector_id"]
     steered, evidence = scored(ask, steering_vector_id=identity)
     assert differ(steered, scored(ask)[0]) > 1e-3
-    assert evidence["vectors"][0]["gate"] in ("ramp", "probe")
+    assert evidence["vectors"][0]["gate"]["kind"] in ("ramp", "probe")
 
 
 def test_a_few_shot_vector_learns_its_answer(ask):

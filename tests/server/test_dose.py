@@ -1,8 +1,12 @@
 """How far a request moves the states, against their own length: told, warned of, and limited."""
 
+import numpy as np
 import pytest
 
 from server.errors import InvalidRequest
+from server.steering import _dose
+from steering.spec import Operation, Term
+from steering.vector import Layer, SteeringVector, Units
 from tests.server.steering_world import World
 
 
@@ -56,3 +60,18 @@ async def test_a_dose_above_the_limit_is_refused():
     await World().refused(InvalidRequest, *[worst] * 16)
     projected = {"vector_id": "one", "operation": "project-out", "strength": 1000}
     assert "would be 999.00" in str(await World().refused(InvalidRequest, projected))
+
+
+def test_latents_count_by_what_they_write():
+    """A sparse vector's dose is how far its latents can move a state, whatever its direction says."""
+    units = Units(
+        read=np.eye(2, 3, dtype=np.float32),
+        write=np.eye(2, 3, dtype=np.float32) * 2,
+        bias=np.zeros(2, np.float32),
+        offset=np.array([3, 4], np.float32),
+        threshold=np.zeros(2, np.float32),
+    )
+    small = Layer(np.full(3, 1e-6, np.float32), None, units)
+    vector = SteeringVector({1: small})
+    doses = _dose(Term(vector.digest, (1,), Operation.UNITS, 0.5), vector, 1, 20.0)
+    assert doses == pytest.approx(0.5 * 10 / 20)

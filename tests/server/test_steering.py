@@ -167,7 +167,12 @@ async def test_what_a_vector_knows_decides_how_it_acts():
     gated, latent = await world.apply({"vector_id": "gated"}), await world.apply({"vector_id": "latent"})
     assert gated.spec.terms[0].gate == Gate(GateKind.PROBE, GATED.digest, inverted=True)
     assert latent.spec.terms[0].operation is Operation.UNITS
-    assert gated.described()["vectors"][0]["gate"] == "probe"
+    gate = gated.described()["vectors"][0]["gate"]
+    assert (gate["kind"], gate["inverted"], gate["digest"]) == (
+        "probe",
+        True,
+        gated.vectors[0].term.gate.vector,
+    )
 
 
 async def test_numbers_are_read_once(monkeypatch):
