@@ -176,7 +176,7 @@ class _Call:
                     self.serving.models.resolve(slot.model)
         except (NotSupported, NotFound) as error:
             raise MethodUnavailableError(error) from error
-        if planned.beam_width or planned.temperature == 0:
+        if planned.beam_width or (planned.temperature == 0 and not ask.round.varies):
             return planned
         several = ask.round.varies or ask.round.votes or ask.checkpoints
         if several and len(ask.round.slots) > 1:
