@@ -48,8 +48,11 @@ class Round:
         """With at most `count` candidates."""
         slots = self.slots[:count]
         asked = replace(self.asked, n=min(self.asked.n, count), temperature=_warmest(slots))
+        models = tuple(slot.model for slot in slots if slot.model is not None)
         if self.votes and len(slots) == 1:  # nothing to vote on
             asked = replace(asked, method=None, best_of=None, ensemble_models=())
+        elif self.votes and len(slots) < len(self.slots):
+            asked = replace(asked, best_of=1 if models else len(slots), ensemble_models=models)
         return replace(self, asked=asked, slots=slots)
 
 

@@ -18,10 +18,20 @@ generation = pytest.importorskip("mechanex.generation", reason="pip install mech
 
 SDK = mechanex.PolicyModule
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-METHODS = (
-    "greedy top-k top-p min-p typical ads adaptive-determinantal-sampling guided-generation"
-    " constrained-beam-search speculative-decoding ssd ensemble-sampling"
-).split()
+METHODS = [
+    "greedy",
+    "top-k",
+    "top-p",
+    "min-p",
+    "typical",
+    "ads",
+    "adaptive-determinantal-sampling",
+    "guided-generation",
+    "constrained-beam-search",
+    "speculative-decoding",
+    "ssd",
+    "ensemble-sampling",
+]
 FACTORIES = {
     "strict_json_extraction": SDK.strict_json_extraction(SCHEMA),
     "fast_tool_router": SDK.fast_tool_router(),

@@ -72,10 +72,10 @@ def accepts(given, text):
         ),
     ],
 )
-def test_one_form_masks_and_the_rest_is_checked(  # noqa: PLR0917  # the columns of a table
+def test_one_form_masks_and_the_rest_is_checked(  # the columns of a table
     constraints, verifiers, form, masked, checked
 ):
-    """JSON before a grammar before a regex; every field that is given is accounted for, one way or the other."""
+    """JSON before a grammar before a regex; each field is accounted for, one way or the other."""
     given = policy(*verifiers, **constraints)
     found = enforced(given)
     forms = [
@@ -192,7 +192,7 @@ def test_a_policys_own_schemas_are_left_alone():
 
 
 def test_only_references_move():
-    """A tool's schema refers to itself from where it stands in the call; data and names that look alike stay."""
+    """A tool's schema refers to itself from where it stands in the call; data that look alike stay."""
     schema = {
         "properties": {"$ref": {"const": {"$ref": "#/x"}}, "default": {"$ref": "#/properties/$ref"}},
         "items": [{"$ref": "#"}, {"$ref": "other.json#/a"}],

@@ -257,7 +257,7 @@ def test_what_takes_effect_in_a_fallback(sampling):
 
 @pytest.mark.parametrize("method", ["warp", "steering-perceptrons"])
 def test_an_unknown_method_needs_a_fallback(method):
-    """It is refused by name, with a pointer where it is one of steering; fallbacks that are known admit it."""
+    """It is refused by name, with a pointer where it is one of steering; a known fallback admits it."""
     with pytest.raises(ValidationError, match=f"sampling.method.*'{method}'") as refused:
         RuntimePolicy.model_validate({"sampling": {"method": method}})
     assert ("steering.method" in str(refused.value)) == (method != "warp")

@@ -9,10 +9,20 @@ from policies.policy import RuntimePolicy
 from policies.rounds import free, plan_round, single
 from policies.sampling import Choose, EngineFacts, PlanError, Slot, plan, resolve
 
-METHODS = (
-    "greedy top-k top-p min-p typical ads guided-generation constrained-beam-search beam-search"
-    " speculative-decoding ssd ensemble-sampling"
-).split()
+METHODS = [
+    "greedy",
+    "top-k",
+    "top-p",
+    "min-p",
+    "typical",
+    "ads",
+    "guided-generation",
+    "constrained-beam-search",
+    "beam-search",
+    "speculative-decoding",
+    "ssd",
+    "ensemble-sampling",
+]
 
 
 def policy(sampling=None, constraints=None, **optimization):

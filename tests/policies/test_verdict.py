@@ -160,7 +160,7 @@ def test_an_unknown_dialect_is_the_newest():
 
 
 def test_required_fields():
-    """Each is a key of the object itself; the first that is missing is named, before the schema is looked at."""
+    """Each is a key of the object itself; the first that is missing is named, before the schema is read."""
     given = policy(required_fields=["a", "b"], json_schema={"required": ["c"]})
     assert judge("{}", given).broken == "missing required field 'a'"
     assert judge('{"a": null, "x": {"b": 1}}', given).broken == "missing required field 'b'"
@@ -288,7 +288,7 @@ def test_tool_calls(text, reason):
 
 
 def test_what_other_verifiers_find():
-    """A verifier that needs more than the text adds its finding: a reason costs its penalty, a measure none."""
+    """A verifier that needs more than the text adds its finding: a reason costs its penalty."""
     good = Verdict().found("factuality", None, 0.75)
     assert (good.accepted, good.score, dict(good.measured)) == (True, 1.0, {"factuality": 0.75})
     bad = good.found("factuality", "doubtful", 0.25).found("unit_tests", "AssertionError")
@@ -299,7 +299,7 @@ def test_what_other_verifiers_find():
 
 @given(st.sets(st.sampled_from(sorted(PENALTIES))), st.booleans())
 def test_what_is_accepted(failed, broken):
-    """Accepted: no constraint broken and a score of verifiers of at least one half; regex alone keeps that."""
+    """Accepted: no constraint broken and verifiers that leave one half at least, as regex alone does."""
     verdict = Verdict("x" if broken else None, dict.fromkeys(failed, "y"))
     assert verdict.verifier_ok == (failed <= {"regex"})
     assert verdict.accepted == (verdict.verifier_ok and not broken)
