@@ -65,6 +65,8 @@ def plan_round(policy: RuntimePolicy, constraint: Enforced, number: int, method:
     kind = resolve(method)
     slots = tuple(_slot(policy, kind, number, slot) for slot in range(_count(policy, kind)))
     asked = _asked(policy, constraint, kind, method, slots)
+    if kind is Method.GUIDED and not constraint.constrained and constraint.checked:
+        asked = replace(asked, method=None)  # guidance that is checked on the text; nothing is guided
     scheduled = kind not in UNDRAWN and policy.sampling.adaptive_top_p_schedule
     if scheduled:  # asked for beside a method that does not name it
         asked = replace(asked, top_p=slots[0].top_p)

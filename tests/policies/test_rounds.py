@@ -220,6 +220,15 @@ def test_guided_generation_sees_every_constraint(constraints):
         plan(planned(policy({"method": "guided-generation"})).asked, EngineFacts())
 
 
+def test_guidance_that_is_no_grammar():
+    """Where nothing can mask, guided-generation decodes without, says so, and the text is checked."""
+    guided = policy({"method": "guided-generation"}, {"grammar": "'a' then 'b'"})
+    found = plan_round(guided, enforced(guided, grammar_compiles=False), 0, "guided-generation")
+    assert plan(found.asked, EngineFacts()).method_used == "top-k"
+    assert plan(found.asked, EngineFacts()).top_p == 0.9
+    plan(free(found).asked, EngineFacts())
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("constraints", [{}, {"regex_pattern": "a"}], ids=["free", "constrained"])
 def test_every_method_plans_from_a_policy(method, constraints):
