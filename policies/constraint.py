@@ -20,8 +20,9 @@ MAX_COUNT = 2**31 - 1  # of a repetition: compilers hold it in 32 bits, and wrap
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _REPETITION = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
-_VALUE_KEYWORDS = frozenset({"enum", "const", "default", "examples"})  # their content is data, not schema
-_MAP_KEYWORDS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_LITERAL = re.compile(r"'([^']+)'|\"([^\"]+)\"")
+VALUE_KEYWORDS = frozenset({"enum", "const", "default", "examples"})  # their content is data, not schema
+MAP_KEYWORDS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 
 
 class ConstraintError(ValueError):
@@ -70,6 +71,17 @@ def from_grammar(text: str) -> Constraint:
         _refuse("The grammar is empty.")
     _check_repetition(text, "grammar")
     return _sized("grammar", text, "grammar")
+
+
+def literals(guidance: str) -> list[str]:
+    """What stands in quotes in a text that need be no grammar."""
+    return [single or double for single, double in _LITERAL.findall(guidance)]
+
+
+def is_guidance(grammar: str) -> bool:
+    """Whether a text can be checked as literals in order, and does not claim to be anything else."""
+    formal = "::=" in grammar or grammar.lstrip().startswith("regex:")
+    return not formal and bool(literals(grammar))
 
 
 def from_choice(choices: Sequence[str]) -> Constraint:
@@ -175,9 +187,9 @@ def subschemas(schema: object) -> Iterator[dict[str, Any]]:
         elif isinstance(node, dict):
             yield node
             for keyword, value in node.items():
-                if keyword in _MAP_KEYWORDS and isinstance(value, dict):
+                if keyword in MAP_KEYWORDS and isinstance(value, dict):
                     pending.extend(value.values())
-                elif keyword not in _VALUE_KEYWORDS:
+                elif keyword not in VALUE_KEYWORDS:
                     pending.append(value)
 
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from policies.constraint import MAP_KEYWORDS, VALUE_KEYWORDS
 from policies.policy import RuntimePolicy
 
 _TOOL_CALL = ("tool_name", "arguments")
+# Beside these, compilers look at no properties.
+_DECISIVE = frozenset({"$ref", "const", "enum", "anyOf", "oneOf", "allOf"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def enforced(policy: RuntimePolicy, *, grammar_compiles: bool = True) -> Enforce
     json_fields = [
         name
         for name in ("json_mode", "json_schema", "required_fields", "tool_schema")
-        if getattr(constraints, name)
+        if getattr(constraints, name) not in (None, False, [])
     ]
     checked = [] if whole else ["required_fields"]
     masked = [name for name in json_fields if name not in checked]
@@ -68,39 +71,69 @@ def _json(policy: RuntimePolicy) -> tuple[dict[str, Any] | None, bool]:
     """The schema of the whole answer, None for any object; and whether it holds all required fields."""
     constraints = policy.constraints
     if constraints.json_schema is not None:
-        return _requiring(constraints.json_schema, constraints.required_fields)
-    calls = constraints.tool_schema is not None or "tool_args" in policy.verifiers.enabled
-    if not calls:
+        return _requiring(_object(constraints.json_schema), constraints.required_fields)
+    if constraints.tool_schema is None and "tool_args" not in policy.verifiers.enabled:
         if not constraints.required_fields:
             return None, True
-        return _requiring({"type": "object", "properties": {}}, constraints.required_fields)
+        return _requiring({"type": "object"}, constraints.required_fields)
     call = {
         "type": "object",
         "properties": {
             "tool_name": {"type": "string", "minLength": 1},
-            "arguments": constraints.tool_schema or {"type": "object", "additionalProperties": True},
+            "arguments": _moved(_object(constraints.tool_schema or {}), "#/properties/arguments"),
         },
         "required": list(_TOOL_CALL),
     }
     return _requiring(call, constraints.required_fields)
 
 
-def _requiring(schema: Mapping[str, Any], fields: list[str]) -> tuple[dict[str, Any], bool]:
-    """`schema` with `fields` required: any value where it does not say which.
+def _object(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`schema`, for objects alone where it does not say of what type: every constraint wants one."""
+    typed = {"type", *_DECISIVE} & schema.keys()
+    return dict(schema) if typed else {**schema, "type": "object"}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """`schema` as a part of another, at `place`: what it refers to in itself is there."""
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in MAP_KEYWORDS and isinstance(value, dict):
+            moved[keyword] = {name: _moved(each, place) for name, each in value.items()}
+        else:
+            moved[keyword] = value if keyword in VALUE_KEYWORDS else _moved(value, place)
+    target = moved.get("$ref")
+    if isinstance(target, str) and (target == "#" or target.startswith("#/")):
+        moved["$ref"] = place + target[1:]
+    return moved
+
+
+def _requiring(schema: dict[str, Any], fields: list[str]) -> tuple[dict[str, Any], bool]:
+    """`schema` with `fields` required and declared, which compilers need: any value where it does not say.
 
     Not where the schema's own form leaves no place for them, as with a `$ref` at its root.
     """
-    properties = schema.get("properties")
-    missing = [field for field in fields if field not in (schema.get("required") or ())]
-    if not missing:
-        return dict(schema), True
-    if not isinstance(properties, dict) or "$ref" in schema:
-        return dict(schema), False
-    unknown = [field for field in missing if field not in properties]
-    if unknown and schema.get("additionalProperties") is False:
-        return dict(schema), False
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties")
+    required = schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return schema, False
+    unknown = [field for field in fields if field not in properties]
+    missing = [field for field in fields if field not in required]
+    if not unknown and not missing:
+        return schema, True
+    if _DECISIVE & schema.keys() or (unknown and others is False):
+        return schema, False
+    # Declared properties would else be the only ones, where the schema has none of its own.
+    more = {} if properties or "additionalProperties" in schema else {"additionalProperties": True}
     return {
         **schema,
-        "properties": {**properties, **{field: {} for field in unknown}},
-        "required": [*(schema.get("required") or ()), *missing],
+        **more,
+        "properties": {
+            **properties,
+            **{field: others if isinstance(others, dict) else {} for field in unknown},
+        },
+        "required": [*required, *missing],
     }, True

@@ -11,11 +11,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from policies.constraint import from_json_schema, from_regex
-from policies.sampling import GREEDY_TEMPERATURE, Method, known_method, resolve
+from policies.constraint import from_json_schema, from_regex, is_guidance
+from policies.sampling import (
+    GREEDY_TEMPERATURE,
+    MAX_BEAM_WIDTH,
+    MAX_CANDIDATES,
+    UNDRAWN,
+    Method,
+    PlanError,
+    known_method,
+    resolve,
+)
 from policies.steering import (
     JSON_PRESET,
     OWN_EXAMPLES,
+    TRAINING_METHODS,
     Flat,
     SteeringEntry,
     Strength,
@@ -70,7 +80,10 @@ Term = Annotated[str, Field(min_length=1, max_length=MAX_TERM_CHARACTERS)]
 VerifierName = Literal[
     "syntax", "json_schema", "regex", "code_compile", "unit_tests", "tool_args", "factuality"
 ]
-MAX_CANDIDATES = 128
+_TEST_TIMEOUT_MS = 1500
+_CONFIDENCE = 0.5
+_BEAM_WIDTH = 4
+_SPECULATIVE_STEPS = 4
 
 
 class Part(BaseModel):
@@ -115,12 +128,14 @@ class SamplingControls(Part):
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    num_candidates: Annotated[int, Field(ge=1, le=128)] = 1
+    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 1
     diversity_strength: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = Field(
         default=0.0, description="candidates 1, 2, 4, 5, … are warmer by 0.1 or 0.2 times this"
     )
-    beam_width: Annotated[int, Field(ge=1, le=16)] = 4
-    speculative_steps: Annotated[int, Field(ge=1)] = 4
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] = _BEAM_WIDTH
+    speculative_steps: Annotated[int, Field(ge=1)] = Field(
+        default=_SPECULATIVE_STEPS, description="a hint; an engine's own are fixed when it starts"
+    )
     draft_model: str | None = None
     ensemble_models: Annotated[list[str], Field(max_length=16)] = []
     voting: Literal["majority"] = "majority"
@@ -236,12 +251,18 @@ class VerifierControls(Part):
     rerank: bool = Field(default=True, description="false: the first accepted candidate wins")
     code_language: str = Field(default="python", description="any other fails: unsupported language")
     code_unit_tests: Annotated[list[Annotated[str, Field(max_length=65536)]], Field(max_length=64)] = []
-    unit_test_timeout_ms: Annotated[int, Field(ge=100, le=30_000)] = 1500
+    unit_test_timeout_ms: Annotated[int, Field(ge=100, le=30_000)] = _TEST_TIMEOUT_MS
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
         if ("unit_tests" in self.enabled) != bool(self.code_unit_tests):
             raise ValueError("the verifier unit_tests and code_unit_tests have no effect without each other")
+        if self.max_retries > 1 and not self.repair_on_failure:
+            raise ValueError("max_retries has no effect while repair_on_failure is false")
+        if self.unit_test_timeout_ms != _TEST_TIMEOUT_MS and not self.code_unit_tests:
+            raise ValueError("unit_test_timeout_ms has no effect without the verifier unit_tests")
+        if self.code_language != "python" and not {"code_compile", "unit_tests"} & {*self.enabled}:
+            raise ValueError("code_language has no effect without the verifiers code_compile or unit_tests")
         return self
 
 
@@ -250,9 +271,17 @@ class OptimizationControls(Part):
     retry_on_failure: Annotated[int, Field(ge=0, le=16)] = 1
     fallback_methods: Annotated[list[Annotated[str, AfterValidator(known_method)]], Field(max_length=16)] = []
     confidence_triggered_regeneration: bool = False
-    confidence_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
+    confidence_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = _CONFIDENCE
     self_revision_loops: Annotated[int, Field(ge=0, le=8)] = 0
     branch_and_prune: bool = False
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if self.confidence_threshold != _CONFIDENCE and not self.confidence_triggered_regeneration:
+            raise ValueError(
+                "confidence_threshold has no effect while confidence_triggered_regeneration is false"
+            )
+        return self
 
 
 class RuntimePolicy(Part):
@@ -289,8 +318,8 @@ class RuntimePolicy(Part):
             or constraints.forbidden_terms
             or self.verifiers.enabled
             or self.candidates > 1
-            or resolve(self.sampling.method) in (Method.ENSEMBLE, Method.BEAM)
             or optimization.fallback_methods
+            or self.kinds[0] in (Method.ENSEMBLE, Method.BEAM)
             or optimization.confidence_triggered_regeneration
             or optimization.self_revision_loops
         )
@@ -299,6 +328,18 @@ class RuntimePolicy(Part):
     def methods(self) -> tuple[str, ...]:
         """The sampling method and those that follow it, in order."""
         return (self.sampling.method, *self.optimization.fallback_methods)
+
+    @property
+    def masks_json(self) -> bool:
+        """Whether the answer is JSON, as far as decoding can see to it."""
+        constraints = self.constraints
+        calls = constraints.tool_schema is not None or "tool_args" in self.verifiers.enabled
+        return constraints.wants_json or calls or self.steering.preset == JSON_PRESET
+
+    @property
+    def kinds(self) -> tuple[Method, ...]:
+        """What `methods` are, without a first one that is unknown."""
+        return tuple(kind for kind in map(_kind, self.methods) if kind is not None)
 
     def expanded(self) -> "RuntimePolicy":
         """With what its steering preset brings beside a vector (Axionic's table)."""
@@ -321,40 +362,98 @@ class RuntimePolicy(Part):
         return self.model_copy(update=groups)
 
 
+def _kind(method: str) -> Method | None:
+    try:
+        return resolve(method)
+    except PlanError:
+        return None
+
+
 def _faults(policy: RuntimePolicy) -> Iterator[str]:
     """What of one group has no effect for what another one says, or is unknown."""
-    sampling, constraints, optimization = policy.sampling, policy.constraints, policy.optimization
-    try:
-        known_method(sampling.method)
-    except ValueError as error:
-        if not optimization.fallback_methods:
+    method = policy.sampling.method
+    if _kind(method) is None and not policy.optimization.fallback_methods:
+        if method in TRAINING_METHODS:
+            yield f"sampling.method: '{method}' is how a vector is made: steering.method"
+        try:
+            known_method(method)
+        except ValueError as error:
             yield f"sampling.method: {error}"
         return
+    yield from _unread(policy)
+    yield from _undrawn(policy)
+    constraints = policy.constraints
     needed = {
-        "syntax": (constraints.wants_json, "json_mode, json_schema or required_fields"),
+        "syntax": (
+            constraints.wants_json or policy.steering.preset == JSON_PRESET,
+            "json_mode, json_schema or required_fields",
+        ),
         "json_schema": (constraints.json_schema is not None, "json_schema"),
         "regex": (constraints.regex_pattern is not None, "regex_pattern"),
     }
     for name in policy.verifiers.enabled:
         given, by = needed.get(name, (True, ""))
-        if not given and policy.steering.preset != JSON_PRESET:
+        if not given:
             yield f"verifiers.enabled: {name} has no effect without constraints.{by}"
-    drawn = resolve(sampling.method) not in (Method.GREEDY, Method.BEAM)
+    if constraints.grammar is not None and policy.masks_json and not is_guidance(constraints.grammar):
+        yield (
+            "constraints.grammar and JSON are two forms of one answer; beside JSON a grammar is literals in"
+            " quotes, and a pattern is regex_pattern"
+        )
+
+
+def _unread(policy: RuntimePolicy) -> Iterator[str]:
+    """Fields that none of the policy's methods reads, and methods that lack what they need."""
+    sampling, kinds = policy.sampling, policy.kinds
+    owned = (
+        ("ads_subset_size", sampling.ads_subset_size is not None, Method.ADS),
+        ("ads_beta", sampling.ads_beta is not None, Method.ADS),
+        ("beam_width", sampling.beam_width != _BEAM_WIDTH, Method.BEAM),
+        ("draft_model", sampling.draft_model is not None, Method.SPECULATIVE),
+        ("speculative_steps", sampling.speculative_steps != _SPECULATIVE_STEPS, Method.SPECULATIVE),
+        ("ensemble_models", bool(sampling.ensemble_models), Method.ENSEMBLE),
+    )
+    for field, given, owner in owned:
+        if given and owner not in kinds:
+            yield f"sampling.{field} has no effect without sampling.method '{owner}'"
+    truncations = (
+        ("min_p", sampling.min_p or None, Method.MIN_P),
+        ("typical_p", sampling.typical_p, Method.TYPICAL),
+    )
+    own = _kind(sampling.method)
+    for field, value, owner in truncations:
+        if value is not None and owner not in kinds and (own is None or own in UNDRAWN):
+            yield f"sampling.{field} has no effect with {sampling.method}, which draws nothing"
+    for method in policy.optimization.fallback_methods:
+        if resolve(method) is Method.GUIDED and not (policy.constraints.masks or policy.masks_json):
+            yield f"optimization.fallback_methods: {method} needs a constraint"
+    models = max(1, len(sampling.ensemble_models))
+    most = {Method.BEAM: MAX_BEAM_WIDTH, Method.ENSEMBLE: MAX_CANDIDATES // models}
+    for kind in kinds:
+        if policy.candidates > most.get(kind, MAX_CANDIDATES):
+            yield f"{_counted(policy)}: {kind} has at most {most[kind]} candidates here"
+
+
+def _undrawn(policy: RuntimePolicy) -> Iterator[str]:
+    """What needs candidates that differ."""
+    sampling, method = policy.sampling, policy.sampling.method
+    drawn = any(kind not in UNDRAWN for kind in policy.kinds)
     for field in ("diversity_strength", "adaptive_temperature", "adaptive_top_p"):
         if getattr(sampling, field) and not drawn:
-            yield f"sampling.{field} has no effect with {sampling.method}, which draws nothing"
-    several = policy.candidates > 1 or resolve(sampling.method) is Method.ENSEMBLE
+            yield f"sampling.{field} has no effect with {method}, which draws nothing"
+    if policy.candidates > 1 and {*policy.kinds} == {Method.GREEDY}:
+        yield f"{_counted(policy)} has no effect with {method}, whose candidates are all the same"
+    several = policy.candidates > 1 or Method.ENSEMBLE in policy.kinds
     if sampling.diversity_strength and not several:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
-    alike = not sampling.diversity_strength and not sampling.adaptive_temperature_schedule
-    if policy.candidates > 1 and alike and _greedy(sampling):
-        yield "optimization.best_of_n and sampling.num_candidates have no effect at temperature 0"
-    if optimization.branch_and_prune and (not several or not drawn):
+    varied = sampling.diversity_strength or sampling.adaptive_temperature_schedule
+    if policy.candidates > 1 and drawn and not varied and sampling.temperature < GREEDY_TEMPERATURE:
+        yield f"{_counted(policy)} has no effect at temperature 0, where all candidates are the same"
+    if policy.optimization.branch_and_prune and not (several and drawn):
         yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
 
 
-def _greedy(sampling: SamplingControls) -> bool:
-    method = resolve(sampling.method)
-    return method is Method.GREEDY or (
-        method is not Method.BEAM and sampling.temperature < GREEDY_TEMPERATURE
-    )
+def _counted(policy: RuntimePolicy) -> str:
+    """The field that says how many candidates there are."""
+    own = policy.sampling.num_candidates > policy.optimization.best_of_n
+    return "sampling.num_candidates" if own else "optimization.best_of_n"

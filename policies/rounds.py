@@ -5,18 +5,28 @@ from typing import TypeVar
 
 from policies.enforced import Enforced
 from policies.policy import RuntimePolicy
-from policies.sampling import ENSEMBLE_SAMPLES, Asked, Method, Slot, own_fields, resolve
+from policies.sampling import (
+    ENSEMBLE_SAMPLES,
+    GREEDY_TEMPERATURE,
+    UNDRAWN,
+    Asked,
+    Method,
+    Slot,
+    own_fields,
+    resolve,
+)
 
 _LEAST_TEMPERATURE, _LEAST_TOP_P = 0.05, 0.2
 _COOLING, _NARROWING = 0.08, 0.04  # per retry, cumulative
 _MOST_TEMPERATURE = 2.0
 
-Value = TypeVar("Value", float, int)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One batch. `asked` is what its candidates share, with the temperature and top_p of the first."""
+    """One batch. `asked` is what its candidates share, with the temperature of the warmest, lest all be taken
+    for greedy where one is, and the top_p of the first."""
 
     method: str
     asked: Asked
@@ -27,39 +37,59 @@ class Round:
         return len(set(self.slots)) > 1 or any(slot.model for slot in self.slots)
 
     @property
+    def drawn(self) -> bool:
+        return resolve(self.method) not in UNDRAWN
+
+    @property
     def votes(self) -> bool:
-        return resolve(self.method) is Method.ENSEMBLE
+        return resolve(self.method) is Method.ENSEMBLE and len(self.slots) > 1
 
     def first(self, count: int) -> "Round":
         """With at most `count` candidates."""
-        asked = self.asked if self.votes else replace(self.asked, n=min(self.asked.n, count))
-        return replace(self, asked=asked, slots=self.slots[:count])
+        slots = self.slots[:count]
+        asked = replace(self.asked, n=min(self.asked.n, count), temperature=_warmest(slots))
+        models = tuple(slot.model for slot in slots if slot.model is not None)
+        if self.votes and len(slots) == 1:  # nothing to vote on
+            asked = replace(asked, method=None, best_of=None, ensemble_models=())
+        elif self.votes and len(slots) < len(self.slots):
+            asked = replace(asked, best_of=1 if models else len(slots), ensemble_models=models)
+        return replace(self, asked=asked, slots=slots)
 
 
 def plan_round(policy: RuntimePolicy, constraint: Enforced, number: int, method: str) -> Round:
     """Round `number`, from 0, by `method`: each retry is a little cooler and narrower, down to a floor.
 
-    A first round below the floor is retried at the floor, lest every round be the same.
+    A first round below the floor is retried at the floor, lest every round be the same. Candidates that could
+    not differ, at temperature 0, are one.
     """
     kind = resolve(method)
     slots = tuple(_slot(policy, kind, number, slot) for slot in range(_count(policy, kind)))
     asked = _asked(policy, constraint, kind, method, slots)
-    if policy.sampling.adaptive_top_p:  # asked for beside a method that does not name it
+    if kind is Method.GUIDED and not constraint.constrained and constraint.checked:
+        asked = replace(asked, method=None)  # guidance that is checked on the text; nothing is guided
+    scheduled = kind not in UNDRAWN and policy.sampling.adaptive_top_p_schedule
+    if scheduled:  # asked for beside a method that does not name it
         asked = replace(asked, top_p=slots[0].top_p)
     elif asked.top_p is None:
         slots = tuple(replace(slot, top_p=None) for slot in slots)
-    return Round(method, asked, slots)
+    planned = Round(method, asked, slots)
+    alike = _warmest(slots) < GREEDY_TEMPERATURE and not any(slot.model for slot in slots)
+    return planned.first(1) if alike and kind is not Method.BEAM else planned
 
 
 def single(planned: Round) -> Round:
     """One candidate, sampled as the first of `planned` is: for repairs and revisions, which follow a text."""
-    kind = resolve(planned.method)
-    asked = replace(planned.asked, n=1, best_of=None, ensemble_models=())
-    if kind is Method.ENSEMBLE:
-        asked = replace(asked, method=None)
-    return replace(
-        planned, method=planned.method, asked=asked, slots=(replace(planned.slots[0], model=None),)
-    )
+    first = planned.first(1)
+    return replace(first, slots=(replace(first.slots[0], model=None),))
+
+
+def free(planned: Round) -> Round:
+    """`planned` as one candidate of free text about an answer: without what needs a constraint or a beam."""
+    alone = single(planned)
+    asked = replace(alone.asked, constrained=False)
+    if resolve(planned.method) in (Method.GUIDED, Method.BEAM):
+        asked = replace(asked, method=None, beam_width=None)
+    return replace(alone, asked=asked)
 
 
 def _count(policy: RuntimePolicy, kind: Method) -> int:
@@ -72,6 +102,8 @@ def _count(policy: RuntimePolicy, kind: Method) -> int:
 
 def _slot(policy: RuntimePolicy, kind: Method, number: int, slot: int) -> Slot:
     sampling = policy.sampling
+    if kind in UNDRAWN:
+        return Slot(0.0, None)
     index = number * sampling.num_candidates + slot
     cooled = number * (number + 1) / 2  # the steps 1, 2, … add up
     temperature, top_p = sampling.temperature, sampling.top_p
@@ -89,6 +121,10 @@ def _slot(policy: RuntimePolicy, kind: Method, number: int, slot: int) -> Slot:
     return Slot(temperature, top_p, models[slot % len(models)] if models else None)
 
 
+def _warmest(slots: tuple[Slot, ...]) -> float:
+    return max(slot.temperature or 0.0 for slot in slots)
+
+
 def _scheduled(schedule: list[float], index: int) -> float:
     return schedule[min(index, len(schedule) - 1)]
 
@@ -96,29 +132,33 @@ def _scheduled(schedule: list[float], index: int) -> float:
 def _asked(
     policy: RuntimePolicy, constraint: Enforced, kind: Method, method: str, slots: tuple[Slot, ...]
 ) -> Asked:
-    """Fields that another method names go only with the policy's own: a fallback must not trip over them."""
+    """Each method gets the fields that it names. The policy's own, where it draws, also gets truncations that
+    others name; a fallback must not trip over them."""
     sampling = policy.sampling
-    own = method == sampling.method
+    truncates = method == sampling.method and kind not in UNDRAWN
     count = len(slots)
 
-    def named(value: Value | None, *methods: Method) -> Value | None:
-        return value if own or kind in methods else None
+    def of(owner: Method, value: Value | None) -> Value | None:
+        return value if kind is owner else None
+
+    def truncation(owner: Method, value: float | None) -> float | None:
+        return value if truncates or kind is owner else None
 
     return own_fields(
         Asked(
             method=method,
-            temperature=slots[0].temperature,
+            temperature=_warmest(slots),
             top_p=slots[0].top_p,
             top_k=sampling.top_k,
-            min_p=named(sampling.min_p, Method.MIN_P),
-            typical_p=named(sampling.typical_p, Method.TYPICAL),
-            ads_subset_size=named(sampling.ads_subset_size, Method.ADS),
-            ads_beta=named(sampling.ads_beta, Method.ADS),
-            beam_width=max(sampling.beam_width, count) if kind is Method.BEAM else None,
+            min_p=truncation(Method.MIN_P, sampling.min_p),
+            typical_p=truncation(Method.TYPICAL, sampling.typical_p),
+            ads_subset_size=of(Method.ADS, sampling.ads_subset_size),
+            ads_beta=of(Method.ADS, sampling.ads_beta),
+            beam_width=of(Method.BEAM, max(sampling.beam_width, count)),
             n=1 if kind is Method.ENSEMBLE else count,
-            best_of=count // max(1, len(sampling.ensemble_models)) if kind is Method.ENSEMBLE else None,
-            ensemble_models=tuple(sampling.ensemble_models) if own or kind is Method.ENSEMBLE else (),
-            draft_model=sampling.draft_model if own or kind is Method.SPECULATIVE else None,
+            best_of=of(Method.ENSEMBLE, count // max(1, len(sampling.ensemble_models))),
+            ensemble_models=tuple(sampling.ensemble_models) if kind is Method.ENSEMBLE else (),
+            draft_model=of(Method.SPECULATIVE, sampling.draft_model),
             constrained=constraint.constrained,
         )
     )

@@ -7,13 +7,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy
-from policies.rounds import Round, plan_round, single
+from policies.rounds import Round, free, plan_round, single
+from policies.sampling import PlanError
 from policies.verdict import Text, Verdict
 from policies.vote import normalise
 
@@ -116,7 +117,7 @@ class Trial:
         probabilities and the score. None where no log-probabilities were asked for."""
         if self.answer.mean_logprob is None:
             return None
-        return min(max(0.0, self.verdict.score), math.exp(self.answer.mean_logprob))
+        return min(self.verdict.score, math.exp(self.answer.mean_logprob))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,8 @@ class Runner:
     _retries: list[Retry] = field(default_factory=list)
     _critiques: list[Critique] = field(default_factory=list)
     _unavailable: list[str] = field(default_factory=list)
+    _mended: list[Trial] = field(default_factory=list)
+    _line: list[str] = field(default_factory=list)
     _revised: Trial | None = None
     _stopped: str | None = None
     _tokens: int = 0
@@ -174,20 +177,18 @@ class Runner:
         """At most 1 + retry_on_failure rounds, the winner over all of them. What the protocols raise passes
         through, but for a method that is unavailable while another is in line."""
         self._started = self.clock()
+        self._line = list(self.policy.methods)
         optimization = self.policy.optimization
         confident = optimization.confidence_triggered_regeneration
         rounds = 1 + max(optimization.retry_on_failure, 1 if confident else 0)
         number = 0
         while True:
             planned = await self._round(number)
-            if planned is None:
-                break
+            await self._repair(planned, number)
             number += 1
-            if self._content() or await self._repaired(planned, number - 1) or number == rounds:
+            if self._content() or number == rounds or not self._may_go_on():
                 break
-            if not self._may_go_on():
-                break
-            trigger = "accepted=false" if not self.winner.verdict.accepted else "confidence"
+            trigger = "confidence" if self._unsure() else "accepted=false"
             self._retries.append(Retry(number, trigger, self.winner.verdict.score))
         for _ in range(optimization.self_revision_loops):
             if not self._may_go_on():
@@ -214,12 +215,13 @@ class Runner:
         return enforced(self.policy, grammar_compiles=self.grammar_compiles)
 
     def _content(self) -> bool:
-        winner, optimization = self.winner, self.policy.optimization
-        if not winner.verdict.accepted:
-            return False
+        return self.winner.verdict.accepted and not self._unsure()
+
+    def _unsure(self) -> bool:
+        optimization, confidence = self.policy.optimization, self.winner.confidence
         if not optimization.confidence_triggered_regeneration:
-            return True
-        return (winner.confidence or 0.0) >= optimization.confidence_threshold
+            return False
+        return confidence is None or confidence < optimization.confidence_threshold
 
     def _may_go_on(self) -> bool:
         """Whether the budgets leave room for another call; the first that does not is noted."""
@@ -237,16 +239,17 @@ class Runner:
         left = None if budget is None else max(1, (budget - self._tokens) // count)
         return min((each for each in (self.max_tokens, left, most) if each is not None), default=None)
 
-    async def _round(self, number: int) -> Round | None:
-        """The next method in line samples; one that this engine does not have makes way for the next."""
-        methods = self.policy.methods
+    async def _round(self, number: int) -> Round:
+        """By the next method in line; one that this engine does not have makes way for the one after it, or
+        at the end of the line for the one that sampled last."""
         while True:
-            method = methods[min(number + len(self._unavailable), len(methods) - 1)]
+            method = self._line.pop(0) if self._line else self._trials[-1].method
+            known = method in {trial.method for trial in self._trials}
             try:
                 return await self._sample(number, method)
-            except MethodUnavailableError as error:
-                if number + len(self._unavailable) + 1 >= len(methods):
-                    raise error.reason from None
+            except (MethodUnavailableError, PlanError) as error:
+                if not self._line and (known or not self._trials):
+                    raise (error.reason if isinstance(error, MethodUnavailableError) else error) from None
                 self._unavailable.append(method)
 
     async def _sample(self, number: int, method: str) -> Round:
@@ -258,7 +261,7 @@ class Runner:
             planned = planned.first(max(1, budget - self._tokens))
         length = self._left(len(planned.slots))
         checkpoints: tuple[int, ...] = ()
-        if optimization.branch_and_prune and len(planned.slots) > 1:
+        if optimization.branch_and_prune and planned.drawn and len(planned.slots) > 1:
             shares = {max(1, round((length or _USUAL_TOKENS) * share)) for share in PRUNING_SHARES}
             checkpoints = tuple(sorted(shares))
         ask = Ask(
@@ -298,17 +301,19 @@ class Runner:
         self._trials += made
         return made
 
-    async def _repaired(self, planned: Round, number: int) -> bool:
-        """Have the rejected winner written again, told why, while repairs are left; True when that helped."""
+    async def _repair(self, planned: Round, number: int) -> None:
+        """Have a rejected winner written again, told why: each one once, while repairs are left. A rejected
+        repair that is better than all others is such a winner too."""
         verifiers = self.policy.verifiers
-        done = sum(trial.kind is Kind.REPAIR for trial in self._trials)
-        if not verifiers.repair_on_failure or done >= verifiers.max_retries:
-            return False
-        rejected = self.winner
-        if rejected.verdict.accepted or not self._may_go_on():
-            return False
-        await self._again(planned, number, Kind.REPAIR, Turn(rejected.answer.text, repair_request(rejected)))
-        return self._content()
+        while verifiers.repair_on_failure and len(self._mended) < verifiers.max_retries:
+            rejected = self.winner
+            if rejected.verdict.accepted or any(rejected is each for each in self._mended):
+                return
+            if not self._may_go_on():
+                return
+            self._mended.append(rejected)
+            turn = Turn(rejected.answer.text, repair_request(rejected))
+            await self._again(planned, number, Kind.REPAIR, turn)
 
     async def _again(self, planned: Round, number: int, kind: Kind, *turns: Turn) -> Trial:
         ask = Ask(
@@ -327,7 +332,7 @@ class Runner:
         before = self.winner
         planned = plan_round(self.policy, self._constraint(), number, before.method)
         asking = Ask(
-            round=free(single(planned)),
+            round=free(planned),
             constraint=None,
             turns=(Turn(before.answer.text, CRITIQUE_REQUEST),),
             max_tokens=self._left(1, CRITIQUE_TOKENS),
@@ -340,7 +345,7 @@ class Runner:
             return
         turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
         revised = await self._again(planned, number, Kind.REVISION, *turns)
-        kept = _worth(revised, self.policy) >= _worth(before, self.policy)
+        kept = _merit(revised, self.policy) >= _merit(before, self.policy)
         if kept:
             self._revised = revised
         self._critiques.append(Critique(critique.text, critique.tokens, kept))
@@ -368,8 +373,14 @@ def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:
 
 
 def _worth(trial: Trial, policy: RuntimePolicy) -> tuple[bool, int, float]:
+    accepted, score = _merit(trial, policy)
+    return accepted, trial.votes, score
+
+
+def _merit(trial: Trial, policy: RuntimePolicy) -> tuple[bool, float]:
+    """What an answer is worth by itself, without the votes of others."""
     sign = 1 if policy.objective.maximize else -1
-    return trial.verdict.accepted, trial.votes, sign * trial.verdict.score
+    return trial.verdict.accepted, sign * trial.verdict.score
 
 
 def _likely(trial: Trial) -> float:
@@ -383,9 +394,3 @@ def repair_request(rejected: Trial) -> str:
         f"This answer was rejected: {reason}.\nWrite the whole answer again so that it passes."
         " Give the answer alone."
     )
-
-
-def free(planned: Round) -> Round:
-    """`planned` without its constraint, for text about an answer."""
-    method = None if planned.asked.constrained else planned.asked.method
-    return replace(planned, asked=replace(planned.asked, method=method, constrained=False, beam_width=None))

@@ -34,6 +34,8 @@ class Method(StrEnum):
     MULTINOMIAL = "multinomial"  # no truncation but the model's own; what OpenAI's API calls nothing
 
 
+UNDRAWN = (Method.GREEDY, Method.BEAM)  # they draw nothing: every run of a seedless request is the same
+
 ALIASES = {
     "adaptive-determinantal-sampling": Method.ADS,
     "ssd": Method.SPECULATIVE,

@@ -17,6 +17,8 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from policies.constraint import literals
+from policies.enforced import enforced
 from policies.policy import RuntimePolicy
 
 # What each verifier that fails takes from a score of 1, in the order of their reasons.
@@ -35,7 +37,6 @@ PENALTIES: Mapping[str, float] = MappingProxyType(
 ELSEWHERE = ("unit_tests", "factuality")
 PASSES = 0.5  # a lone regex mismatch still passes as a verifier; as a constraint it does not
 _FENCED = re.compile(r"```[a-zA-Z0-9_+-]*\n(.*?)```", re.DOTALL)
-_LITERAL = re.compile(r"'([^']+)'|\"([^\"]+)\"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ class Text:
 
 def judge(text: Text, policy: RuntimePolicy, *, masked_grammar: bool = True) -> Verdict:
     """By all that needs nothing but the text. A grammar that masked the decoding only fails what was cut
-    off; one that could not be compiled is read as literals that come in order."""
-    return Verdict(_constraint(text, policy, masked_grammar), _verifiers(text.text, policy))
+    off; one that could not be compiled, or stands beside JSON, is read as literals that come in order."""
+    masked = "grammar" in enforced(policy, grammar_compiles=masked_grammar).masked
+    return Verdict(_constraint(text, policy, masked), _verifiers(text.text, policy))
 
 
 def code_of(text: str) -> str:
@@ -111,7 +113,7 @@ def code_of(text: str) -> str:
 
 def has_literals(grammar: str) -> bool:
     """Whether a text that is no grammar can still be checked as literals in order."""
-    return _LITERAL.search(grammar) is not None
+    return bool(literals(grammar))
 
 
 def _constraint(judged: Text, policy: RuntimePolicy, masked_grammar: bool) -> str | None:
@@ -192,8 +194,7 @@ def _tool_fault(text: str, schema: Mapping[str, Any] | None) -> str | None:
 
 def _in_order(text: str, guidance: str) -> bool:
     cursor, lowered = 0, text.lower()
-    for single, double in _LITERAL.findall(guidance):
-        literal = (single or double).lower()
+    for literal in map(str.lower, literals(guidance)):
         found = lowered.find(literal, cursor)
         if found < 0:
             return False
@@ -228,6 +229,7 @@ def _validator(schema: str) -> Any:
 
 def _json_object(text: str) -> dict[str, Any] | None:
     """The JSON object that `text` is, or else the one from its first brace to its last."""
+    text = text.strip()
     for part in (text, text[text.find("{") : text.rfind("}") + 1]):
         try:
             value = json.loads(part)

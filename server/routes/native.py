@@ -159,10 +159,11 @@ async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
     constraints = [
         (name, getattr(request, name), name) for name in named if getattr(request, name) is not None
     ]
-    policy = overridden(policy.expanded(), given, constraints, params.stop or ())
+    policy = policy.expanded()
     if request.best_of_n is not None:
         controls = policy.optimization.model_copy(update={"best_of_n": request.best_of_n})
         policy = policy.model_copy(update={"optimization": controls})
+    policy = overridden(policy, given, constraints, params.stop or ())
     template = native_template(
         state.serving,
         request.prompt,

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from policies.policy import RuntimePolicy, SteeringControls
+from policies.sampling import Method
 from policies.steering import PRESET_FLOORS, SteeringEntry
 
 # What Axionic's client writes when nothing is set: every group in full, numbers as floats.
@@ -83,36 +84,80 @@ DEFAULTS = {
     },
 }
 
-UNSERVED = [
-    ("model.base_url", "http://elsewhere/v1"),
-    ("objective.maximize", False),
-    ("objective.latency_budget_ms", 1200),
-    ("objective.token_budget", 100),
-    ("sampling.diversity_strength", 0.7),
-    ("sampling.voting", "score"),
-    ("sampling.adaptive_temperature", True),
-    ("sampling.adaptive_temperature_schedule", [0.5]),
-    ("sampling.adaptive_top_p", True),
-    ("sampling.adaptive_top_p_schedule", [0.5]),
-    ("steering.file_url", "http://elsewhere/v"),
-    ("constraints.required_fields", ["a"]),
-    ("constraints.forbidden_terms", ["a"]),
-    ("constraints.tool_schema", {}),
-    ("verifiers.enabled.0", ["factuality"]),
-    ("verifiers.enabled.0", ["tool_args"]),
-    ("verifiers.enabled.1", ["syntax", "code_compile"]),
-    ("verifiers.max_retries", 2),
-    ("verifiers.rerank", False),
-    ("verifiers.code_language", "rust"),
-    ("verifiers.code_unit_tests", ["assert True"]),
-    ("optimization.fallback_methods", ["top-k"]),
-    ("optimization.confidence_triggered_regeneration", True),
-    ("optimization.self_revision_loops", 1),
-    ("optimization.branch_and_prune", True),
+ONE = {"sampling": {"method": "greedy"}}
+SCHEMA = {"type": "object"}
+
+# Policies of which a field has no effect, beside the others or at all; the path that the refusal names.
+INEFFECTIVE = [
+    ({"model": {"base_url": "http://elsewhere/v1"}}, "model.base_url"),
+    ({"steering": {"file_url": "http://elsewhere/v"}}, "steering.file_url"),
+    ({"sampling": {"voting": "score"}}, "sampling.voting"),
+    ({"sampling": {"adaptive_temperature_schedule": [0.5]}}, "sampling.adaptive_temperature_schedule"),
+    ({"sampling": {"adaptive_top_p_schedule": [0.5]}}, "sampling.adaptive_top_p_schedule"),
+    ({"sampling": {"method": "greedy", "adaptive_temperature": True}}, "sampling.adaptive_temperature"),
+    ({"sampling": {"method": "beam-search", "adaptive_top_p": True}}, "sampling.adaptive_top_p"),
+    ({"sampling": {"diversity_strength": 0.7}}, "sampling.diversity_strength"),
+    (
+        {"sampling": {"method": "beam-search", "diversity_strength": 0.7, "num_candidates": 2}},
+        "sampling.diversity_strength",
+    ),
+    ({"sampling": {"method": "greedy", "min_p": 0.1}}, "sampling.min_p"),
+    ({"sampling": {"method": "beam-search", "min_p": 0.1}}, "sampling.min_p"),
+    ({"sampling": {"method": "greedy", "typical_p": 0.9}}, "sampling.typical_p"),
+    ({"sampling": {"ads_subset_size": 4}}, "sampling.ads_subset_size"),
+    ({"sampling": {"ads_beta": 0.4}}, "sampling.ads_beta"),
+    ({"sampling": {"beam_width": 8}}, "sampling.beam_width"),
+    ({"sampling": {"draft_model": "small"}}, "sampling.draft_model"),
+    ({"sampling": {"speculative_steps": 6}}, "sampling.speculative_steps"),
+    ({"sampling": {"ensemble_models": ["a", "b"]}}, "sampling.ensemble_models"),
+    ({"sampling": {"method": "greedy", "num_candidates": 3}}, "sampling.num_candidates"),
+    (ONE | {"optimization": {"best_of_n": 3}}, "optimization.best_of_n"),
+    (
+        {"sampling": {"method": "beam-search"}, "optimization": {"best_of_n": 17}},
+        "optimization.best_of_n",
+    ),
+    (
+        {
+            "sampling": {"num_candidates": 60},
+            "optimization": {"fallback_methods": ["top-p", "constrained-beam-search"]},
+        },
+        "sampling.num_candidates",
+    ),
+    (
+        {
+            "sampling": {"method": "ensemble-sampling", "ensemble_models": ["a", "b", "c"]},
+            "optimization": {"best_of_n": 43},
+        },
+        "optimization.best_of_n",
+    ),
+    ({"optimization": {"branch_and_prune": True}}, "optimization.branch_and_prune"),
+    (
+        {
+            "sampling": {"method": "constrained-beam-search"},
+            "optimization": {"best_of_n": 4, "branch_and_prune": True},
+        },
+        "optimization.branch_and_prune",
+    ),
+    ({"optimization": {"confidence_threshold": 0.8}}, "optimization.confidence_threshold"),
+    ({"optimization": {"fallback_methods": ["guided-generation"]}}, "optimization.fallback_methods"),
+    ({"verifiers": {"enabled": ["syntax"]}}, "verifiers.enabled"),
+    ({"verifiers": {"enabled": ["json_schema"]}, "constraints": {"json_mode": True}}, "verifiers.enabled"),
+    ({"verifiers": {"enabled": ["regex"]}, "constraints": {"grammar": "'a'"}}, "verifiers.enabled"),
+    ({"verifiers": {"enabled": ["regex"]}, "steering": {"preset": "json_compliance"}}, "verifiers.enabled"),
+    ({"verifiers": {"enabled": ["unit_tests"]}}, "verifiers.code_unit_tests"),
+    ({"verifiers": {"code_unit_tests": ["assert True"]}}, "verifiers.code_unit_tests"),
+    ({"verifiers": {"unit_test_timeout_ms": 500}}, "verifiers.unit_test_timeout_ms"),
+    ({"verifiers": {"code_language": "rust"}}, "verifiers.code_language"),
+    ({"verifiers": {"max_retries": 2, "repair_on_failure": False}}, "verifiers.max_retries"),
+    ({"constraints": {"tool_schema": SCHEMA, "json_schema": SCHEMA}}, "constraints.tool_schema"),
+    ({"constraints": {"json_mode": True, "grammar": 'root ::= "a"'}}, "constraints.grammar"),
+    ({"constraints": {"required_fields": ["a"], "grammar": "regex: 'a'"}}, "constraints.grammar"),
+    ({"constraints": {"json_schema": SCHEMA, "grammar": "be brief"}}, "constraints.grammar"),
+    ({"constraints": {"tool_schema": SCHEMA, "grammar": "start: WORD"}}, "constraints.grammar"),
+    ({"constraints": {"grammar": "x"}, "verifiers": {"enabled": ["tool_args"]}}, "constraints.grammar"),
+    ({"constraints": {"grammar": "x"}, "steering": {"preset": "json_compliance"}}, "constraints.grammar"),
 ]
 UNSOUND = [
-    ("sampling.method", "best"),
-    ("sampling.method", "steering-perceptrons"),
     ("sampling.temperature", float("nan")),
     ("sampling.temperature", 2.1),
     ("sampling.top_p", 0),
@@ -123,6 +168,24 @@ UNSOUND = [
     ("sampling.num_candidates", 129),
     ("optimization.best_of_n", 0),
     ("optimization.retry_on_failure", 17),
+    ("optimization.fallback_methods.1", ["top-k", "warp"]),
+    ("optimization.confidence_threshold", 1.5),
+    ("optimization.self_revision_loops", 9),
+    ("objective.latency_budget_ms", 0),
+    ("objective.token_budget", 0),
+    ("sampling.diversity_strength", -1),
+    ("sampling.diversity_strength", float("nan")),
+    ("sampling.adaptive_temperature_schedule.0", [2.5]),
+    ("sampling.adaptive_top_p_schedule.1", [0.5, 0]),
+    ("sampling.speculative_steps", 0),
+    ("sampling.ensemble_models", ["m"] * 17),
+    ("verifiers.enabled.0", ["vibes"]),
+    ("verifiers.max_retries", 17),
+    ("verifiers.unit_test_timeout_ms", 99),
+    ("constraints.required_fields.0", [""]),
+    ("constraints.forbidden_terms.0", [""]),
+    ("constraints.forbidden_terms", ["x"] * 65),
+    ("constraints.tool_schema", {"maxLength": 2**40}),
     ("steering.method", "dpo"),
     ("steering.strength", float("inf")),
     ("steering.preset", "irony"),
@@ -144,7 +207,8 @@ UNSOUND = [
 
 def nested(path: str, value: object) -> dict[str, object]:
     group, field = path.split(".")[:2]
-    return {group: {field: value}}
+    fitting = {"method": "ads"} if field.startswith("ads_") else {}
+    return {group: {**fitting, field: value}}
 
 
 def fields_of(group: dict[str, object]) -> list[str]:
@@ -157,12 +221,92 @@ def test_defaults():
     assert RuntimePolicy().model_dump() == DEFAULTS
 
 
-@pytest.mark.parametrize(("path", "value"), UNSERVED)
-def test_what_is_not_served(path, value):
-    """A field that would take no effect is refused by its own path, not ignored."""
+@pytest.mark.parametrize(("plain", "path"), INEFFECTIVE)
+def test_what_would_have_no_effect(plain, path):
+    """A field that would take no effect is refused, and the refusal names it by its group and name."""
     with pytest.raises(ValidationError) as refused:
-        RuntimePolicy.model_validate(nested(path, value))
-    assert {".".join(map(str, error["loc"])) for error in refused.value.errors()} == {path}
+        RuntimePolicy.model_validate(plain)
+    (error,) = refused.value.errors()
+    named = ".".join(map(str, error["loc"]))
+    group, field = path.split(".")
+    assert path in {named, named.rsplit(".", 1)[0]} or (named in {"", group} and field in error["msg"])
+
+
+EFFECTIVE_BY_A_FALLBACK = [
+    {"ads_subset_size": 4, "ads_beta": 0.4},
+    {"beam_width": 8},
+    {"draft_model": "small", "speculative_steps": 6},
+    {"ensemble_models": ["a"]},
+    {"method": "greedy", "min_p": 0.1},
+    {"method": "greedy", "typical_p": 0.9},
+    {"method": "beam-search", "diversity_strength": 0.5, "num_candidates": 3},
+    {"method": "greedy", "num_candidates": 3},
+    {"method": "greedy", "adaptive_temperature": True, "adaptive_temperature_schedule": [0.5]},
+]
+FALLBACKS = ["ads", "beam-search", "ssd", "ensemble-sampling", "min-p", "typical"]
+
+
+@pytest.mark.parametrize("sampling", EFFECTIVE_BY_A_FALLBACK)
+def test_what_takes_effect_in_a_fallback(sampling):
+    """What the sampling method does not read is admitted where a method that may follow it does."""
+    with pytest.raises(ValidationError, match="has no effect"):
+        RuntimePolicy.model_validate({"sampling": sampling})
+    policy = {"sampling": sampling, "optimization": {"fallback_methods": FALLBACKS}}
+    assert RuntimePolicy.model_validate(policy).methods[1:] == tuple(FALLBACKS)
+
+
+@pytest.mark.parametrize("method", ["warp", "steering-perceptrons"])
+def test_an_unknown_method_needs_a_fallback(method):
+    """It is refused by name, with a pointer where it is one of steering; a known fallback admits it."""
+    with pytest.raises(ValidationError, match=f"sampling.method.*'{method}'") as refused:
+        RuntimePolicy.model_validate({"sampling": {"method": method}})
+    assert ("steering.method" in str(refused.value)) == (method != "warp")
+    policy = RuntimePolicy.model_validate(
+        {"sampling": {"method": method}, "optimization": {"fallback_methods": ["top-p"]}}
+    )
+    assert policy.kinds == (Method.TOP_P,)
+    assert policy.judged
+
+
+def test_faults_of_a_policy_with_an_unknown_method():
+    """Fallbacks excuse the method, nothing else."""
+    with pytest.raises(ValidationError, match="regex has no effect"):
+        RuntimePolicy.model_validate(
+            {
+                "sampling": {"method": "warp"},
+                "optimization": {"fallback_methods": ["top-p"]},
+                "verifiers": {"enabled": ["regex"]},
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("plain", "judged"),
+    [
+        ({}, False),
+        ({"sampling": {"method": "ads"}, "optimization": {"retry_on_failure": 3}}, False),
+        ({"constraints": {"stop_sequences": ["x"]}}, False),
+        ({"steering": {"preset": "tone_control"}}, False),
+        ({"constraints": {"json_mode": True}}, True),
+        ({"constraints": {"required_fields": ["a"]}}, True),
+        ({"constraints": {"json_schema": {}}}, True),
+        ({"constraints": {"regex_pattern": ""}}, True),
+        ({"constraints": {"grammar": "'a'"}}, True),
+        ({"constraints": {"tool_schema": {}}}, True),
+        ({"constraints": {"forbidden_terms": ["a"]}}, True),
+        ({"verifiers": {"enabled": ["factuality"]}}, True),
+        ({"optimization": {"best_of_n": 2}}, True),
+        ({"sampling": {"num_candidates": 2}}, True),
+        ({"sampling": {"method": "ensemble-sampling"}}, True),
+        ({"sampling": {"method": "beam-search"}}, True),
+        ({"optimization": {"fallback_methods": ["top-p"]}}, True),
+        ({"optimization": {"confidence_triggered_regeneration": True}}, True),
+        ({"optimization": {"self_revision_loops": 1}}, True),
+    ],
+)
+def test_what_must_be_judged_before_it_is_told(plain, judged):
+    """A policy that can reject, choose or change an answer is not streamed as it is decoded."""
+    assert RuntimePolicy.model_validate(plain).judged is judged
 
 
 @pytest.mark.parametrize(("path", "value"), UNSOUND)
@@ -200,7 +344,7 @@ def test_labels_are_free():
     assert RuntimePolicy.model_validate(given).task_profile.name == "custom runtime generation"
 
 
-INEFFECTIVE = [
+IDLE_STEERING = [
     ({"enabled": True}, "nothing to steer by"),
     ({"enabled": True, "strength": 0.5}, "nothing to steer by"),
     ({"vector_id": "v"}, "vector_id has no effect while enabled is false"),
@@ -218,7 +362,7 @@ INEFFECTIVE = [
 ]
 
 
-@pytest.mark.parametrize(("steering", "message"), INEFFECTIVE)
+@pytest.mark.parametrize(("steering", "message"), IDLE_STEERING)
 def test_steering_that_would_do_nothing(steering, message):
     """Whatever of the steering group would take no effect is refused, and the message names it."""
     with pytest.raises(ValidationError, match=message) as refused:
@@ -275,9 +419,6 @@ def test_a_preset_needs_no_enabling(preset):
     assert (controls.entry.strength if controls.entry else None) == floor
 
 
-SCHEMA = {"type": "object"}
-
-
 @pytest.mark.parametrize(
     ("given", "changed"),
     [
@@ -291,13 +432,15 @@ SCHEMA = {"type": "object"}
             {
                 "steering": {"preset": "json_compliance"},
                 "constraints": {"json_schema": SCHEMA},
-                "verifiers": {"enabled": ["regex", "syntax"]},
+                "verifiers": {"enabled": ["factuality", "syntax"]},
             },
             {
                 "constraints": {"json_schema": SCHEMA, "json_mode": True},
-                "verifiers": {"enabled": ["regex", "syntax", "json_schema"]},
+                "verifiers": {"enabled": ["factuality", "syntax", "json_schema"]},
             },
         ),
+        ({"steering": {"preset": "truthfulness"}}, {"verifiers": {"enabled": ["factuality"]}}),
+        ({"steering": {"preset": "safety_style"}}, {"verifiers": {"enabled": ["factuality"]}}),
         ({"steering": {"preset": "format_rigidity"}}, {}),
         (
             {"steering": {"preset": "format_rigidity"}, "constraints": {"regex_pattern": "a+"}},
@@ -326,3 +469,11 @@ def test_what_axionics_client_sends_for_steering():
     assert RuntimePolicy.model_validate({"steering": by_id}).steering.entry.strength == 0.8
     by_preset = {"enabled": True, "strength": 0, "preset": "brevity"}
     assert RuntimePolicy.model_validate({"steering": by_preset}).steering.entry.strength == 0.35
+
+
+def test_forbidden_terms_are_bounded_together():
+    """Each term adds states to the automaton that bans it, so all of them together have a limit."""
+    terms = ["x" * 200] * 20
+    assert RuntimePolicy.model_validate({"constraints": {"forbidden_terms": terms}})
+    with pytest.raises(ValidationError, match="4000 characters together"):
+        RuntimePolicy.model_validate({"constraints": {"forbidden_terms": [*terms, "x"]}})
