@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 
 from policies.constraint import from_json_schema, from_regex, is_guidance
 from policies.sampling import (
-    GREEDY_TEMPERATURE,
     MAX_BEAM_WIDTH,
     MAX_CANDIDATES,
     UNDRAWN,
@@ -446,9 +445,6 @@ def _undrawn(policy: RuntimePolicy) -> Iterator[str]:
     several = policy.candidates > 1 or Method.ENSEMBLE in policy.kinds
     if sampling.diversity_strength and not several:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
-    varied = sampling.diversity_strength or sampling.adaptive_temperature_schedule
-    if policy.candidates > 1 and drawn and not varied and sampling.temperature < GREEDY_TEMPERATURE:
-        yield f"{_counted(policy)} has no effect at temperature 0, where all candidates are the same"
     if policy.optimization.branch_and_prune and not (several and drawn):
         yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
 

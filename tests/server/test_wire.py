@@ -87,8 +87,6 @@ def test_an_unknown_method_is_refused_by_its_field():
         (SamplingRequest, {"prompt": "p", "params": {"top_p": 0}}, "params.top_p"),
         (SamplingRequest, {"prompt": "p", "best_of_n": 129}, "best_of_n"),
         (SamplingRequest, {"prompt": "p", "ensemble_models": []}, "ensemble_models"),
-        (SamplingRequest, {"prompt": "p", "policy": {}}, "policy"),
-        (SamplingRequest, {"prompt": "p", "policy_id": "x"}, "policy_id"),
         (SamplingRequest, {"prompt": "p", "json_schema": "text"}, "json_schema"),
         (AxionicFields, {"best_of": 0}, "best_of"),
         (AxionicFields, {"service_tier": "priority"}, "service_tier"),
