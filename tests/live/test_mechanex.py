@@ -225,7 +225,6 @@ def test_an_invalid_key_is_an_authentication_error(mx):
         ({"regex_pattern": "(a"}, "regex_pattern"),
         ({"grammar": "root ::= nowhere"}, "grammar"),
         ({"steering_preset": "kindness"}, "unknown preset 'kindness'"),
-        ({"code_unit_tests": ["assert True"]}, "code_unit_tests"),
     ],
 )
 def test_a_wrong_field_is_a_validation_error_that_names_it(mx, fields, named):
