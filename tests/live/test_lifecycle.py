@@ -195,8 +195,12 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
     """
     with serving(tmp_path, max_model_len=8192) as (live, client):
         key = live.key
-        vector = client.post("/steering/vectors", json={"vector": {"1": [0.5, -0.5] * 32}}).json()["id"]
-        steered = content(chat(client, max_tokens=12, steering_vector_id=vector))
+        vector = client.post("/steering/vectors", json={"vector": {"1": [0.5, -0.5] * 32}}).json()
+        steering = {
+            "steering_vector_id": vector["id"],
+            "steering_strength": 1.5 / vector["doses"]["1"],  # below the limit, and more than the model bears
+        }
+        steered = content(chat(client, max_tokens=12, **steering))
         assert steered != content(chat(client, max_tokens=12))
         check_disconnects(client)
         started = time.monotonic()
@@ -214,7 +218,7 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         assert "shown once" not in live.log.read_text()
         assert key not in live.log.read_text()
         assert client.get("/auth/whoami").status_code == 200
-        assert content(chat(client, max_tokens=12, steering_vector_id=vector)) == steered
+        assert content(chat(client, max_tokens=12, **steering)) == steered
         stream = Reading(client, max_tokens=8000)
         live.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
