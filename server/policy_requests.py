@@ -84,8 +84,17 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
             "`structured_outputs` stands beside the policy's constraints", param="structured_outputs"
         )
     bare = dict.fromkeys([*_CONSTRAINTS, "sampling_method", "best_of", "beam_width", "draft_model"])
-    changes = {**bare, "ensemble_models": None, "response_format": None, "policy": None, "policy_id": None}
+    changes: dict[str, Any] = {
+        **bare,
+        "ensemble_models": None,
+        "response_format": None,
+        "policy": None,
+        "policy_id": None,
+    }
     model = request.model if request.model not in (None, "default") else policy.model.model
+    longest = getattr(request, "max_completion_tokens", None)
+    if longest is not None:  # one name for it, or the budgets would set the other
+        changes |= {"max_tokens": longest, "max_completion_tokens": None}
     return holds, _settled(request.model_copy(update={**changes, "model": model}), holds)
 
 

@@ -1,6 +1,8 @@
 """OpenAI requests that carry a policy: judged first, then answered or streamed; straight on where there is
 nothing to judge."""
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -15,6 +17,11 @@ from server.policy_requests import merged
 from server.policy_wire import outcome_summary
 from server.vllm_serving import Decodable, kept_alive
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 1.0
+_INTERNAL = "internal error; the server's log has the details"
+
 
 async def respond(request: Decodable, raw: Request) -> Response:
     state = raw.app.state.steersman
@@ -28,8 +35,18 @@ async def respond(request: Decodable, raw: Request) -> Response:
     if not request.stream:
         outcome = await state.policy_runs.run(policy, template, raw)
         return JSONResponse(_body(policy, outcome, request))
-    events = _judged(policy, template, request, raw) if policy.judged else None
-    if events is None:
+    if policy.judged:
+        running = asyncio.create_task(state.policy_runs.run(policy, template, raw))
+        try:
+            # What fails soon is an answer with a status of its own; later there is only the stream to say so.
+            await asyncio.wait([running], timeout=_PATIENCE_SECONDS)
+        except asyncio.CancelledError:
+            running.cancel()
+            raise
+        if running.done():
+            running.result()
+        events = _judged(policy, running, request)
+    else:
         direct = await state.policy_runs.stream(policy, template, raw)
         accepted = {"id": policy.id, "name": policy.name, "accepted": True, "score": 1.0, "rounds": 1}
         events = streams.ending_with(direct, {"policy": accepted})
@@ -38,15 +55,20 @@ async def respond(request: Decodable, raw: Request) -> Response:
 
 
 async def _judged(
-    policy: RuntimePolicy, template: Decodable, request: Decodable, raw: Request
+    policy: RuntimePolicy, running: "asyncio.Task[Outcome]", request: Decodable
 ) -> AsyncGenerator[str, None]:
-    """The winner as a stream, once there is one."""
+    """The winner as a stream, once there is one. Closing it ends the run."""
     try:
-        outcome = await raw.app.state.steersman.policy_runs.run(policy, template, raw)
-    except SteersmanError as error:
-        yield streams.failed(error)
+        outcome = await running
+    except Exception as error:
+        if not isinstance(error, SteersmanError):
+            logger.exception("A policy's run failed while its client was waiting for the stream")
+        known = error if isinstance(error, SteersmanError) else SteersmanError(_INTERNAL)
+        yield streams.failed(known)
         yield "data: [DONE]\n\n"
         return
+    finally:
+        running.cancel()
     answer = _answer(outcome, request)
     whole = streams.as_stream(answer, include_usage=request.include_usage)
     async for event in streams.ending_with(whole, _told(policy, outcome, request)):

@@ -233,6 +233,18 @@ def test_openai_streams_under_a_policy(oai, judged):
     assert chunks[-1].model_extra["steersman"]["policy"]["accepted"] is True
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_policy_cannot_do_is_a_status_of_its_own(ask, stream):
+    """Streaming or not, a refusal that is known at once is no 200; it names the policy's field."""
+    policy = {
+        "sampling": {"method": "constrained-beam-search"},
+        "constraints": {"forbidden_terms": ["x"]},
+    }
+    refused = ask.post(CHAT, messages=[{"role": "user", "content": "Hi"}], policy=policy, stream=stream)
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"] == "policy.constraints.forbidden_terms"
+
+
 def test_what_a_request_says_itself_wins(ask):
     """Explicit sampling fields over the policy's; two different constraints of a kind are refused by name."""
     policy = {"sampling": {"method": "top-p", "temperature": 0.9}}
