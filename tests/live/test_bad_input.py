@@ -303,7 +303,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(client):
         assert response.status_code == 413
 
 
-@pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/v1/files", "/policies", "/v2/chat"])
+@pytest.mark.parametrize("path", ["/v1/nothing", "/nothing", "/v1/files", "/policy", "/v2/chat"])
 def test_an_unknown_route_is_not_found(client, path):
     """404 in the family's shape."""
     for method in ("GET", "POST"):

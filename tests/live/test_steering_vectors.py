@@ -117,11 +117,12 @@ def test_mechanex_trains_steers_and_saves(mx, server, tmp_path):
     loaded = mx.steering.load_vectors(str(tmp_path / "v.json"))
     assert {layer: tuple(row.shape) for layer, row in loaded.items()} == {12: (WIDTH,)}
     inline = {str(layer): row.tolist() for layer, row in loaded.items()}
-    # `min_p` makes the client send a policy; greedily it has no say.
+    # Confidence makes the client send a policy; at a threshold of 0 nothing is regenerated.
     policied = mx.generation.generate(
         "Say hello.",
         sampling_method="greedy",
-        min_p=0.1,
+        confidence_triggered_regeneration=True,
+        confidence_threshold=0.0,
         max_tokens=12,
         steering_vector=inline,
         steering_strength=4,

@@ -6,29 +6,44 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from policies.sampling import Method
+from policies.sampling import Method, Plan
 from policies.steering import SteeringEntry
+from server.policy_runs import PolicyRuns
 from server.routes.policies import router
+from server.sandbox import SandboxOff
 from tests.server.steering_app import SignedIn
+
+
+class Template(SimpleNamespace):
+    """The request that rounds are copied from, with nothing of its own."""
+
+    seed, max_tokens, prompt = None, 8, "p"
+
+    def model_copy(self, update):
+        return Template(**{**vars(self), **update})
+
+    def steering_entries(self):
+        return {}
+
+    def forbid(self, terms, field):
+        assert not terms
 
 
 class Serving:
     """Says `yes`; `steering` is what the last request was steered by."""
 
     def plan(self, asked, names):
-        return None
+        return Plan(method_used=Method.TOP_K)
 
     def prompted(self, prompt, model, max_tokens, fields, **more):
-        return more
+        return Template()
 
     async def decode(self, sent, raw, planned, *, steering):
         self.steering = steering
         choice = SimpleNamespace(text="yes", finish_reason="stop")
         response = SimpleNamespace(choices=[choice], usage=SimpleNamespace(completion_tokens=1))
         described = SimpleNamespace(described=lambda: {"dose": 0.5}) if steering else None
-        return SimpleNamespace(
-            response=response, steered=described, plan=SimpleNamespace(method_used=Method.TOP_K)
-        )
+        return SimpleNamespace(response=response, steered=described, plan=planned)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +62,12 @@ async def test_a_policy_steers_under_its_own_path(steering, entries):
     """Its one entry goes on under the name by which its client knows it; the answer says what was applied."""
     app, serving = FastAPI(), Serving()
     app.include_router(router)
-    app.state.steersman = SimpleNamespace(serving=serving, judge=None)
+    runs = PolicyRuns(serving, None, None, SandboxOff("off"))
+    app.state.steersman = SimpleNamespace(serving=serving, policy_runs=runs)
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         body = {"prompt": "p", "policy": {"steering": steering}}
         response = await client.post("/policies/run", json=body)
     expected = {path: SteeringEntry.model_validate(entry) for path, entry in entries.items()}
-    assert serving.steering == expected
+    assert (serving.steering or {}) == expected
     assert response.json().get("steering") == ({"dose": 0.5} if entries else None)
