@@ -28,7 +28,7 @@ fmt: install ## format, and fix what ruff can fix
 
 bench: install ## measure the running stack against stock vLLM (an hour; ARGS="--rounds 3" for less)
 	@$(BIN)/python tests/bench/serve.py $(ARGS)
-	@$(BIN)/python tests/bench/steering.py $(ARGS)
-	@$(BIN)/python tests/bench/steering.py --compile $(ARGS)
+	@$(BIN)/python tests/bench/steering_speed.py $(ARGS)
+	@$(BIN)/python tests/bench/steering_speed.py --compile $(ARGS)
 	@$(BIN)/python tests/bench/policy_speed.py $(ARGS)
 	@$(BIN)/python tests/bench/policy_value.py

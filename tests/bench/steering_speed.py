@@ -1,6 +1,6 @@
 """Steersman with and without steering beside stock vLLM on this machine: output tokens/s, alternating runs.
 
-    python tests/bench/steering.py [--rounds 5] [--concurrency 1 8 32] [--compile] [--markdown FILE]
+    python tests/bench/steering_speed.py [--rounds 5] [--concurrency 1 8 32] [--compile] [--markdown FILE]
 
 Both servers run at once and take turns. `idle`: no request is steered. `one vector`: all requests share one,
 at one layer. `32 vectors`: 32 different ones, each at eight layers. Also how long it takes to register a
