@@ -6,25 +6,16 @@ reached.
 """
 
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from policies.constraint import from_json_schema, from_regex, is_guidance
-from policies.sampling import (
-    MAX_BEAM_WIDTH,
-    MAX_CANDIDATES,
-    UNDRAWN,
-    Method,
-    PlanError,
-    known_method,
-    resolve,
-)
+from policies.constraint import from_json_schema, from_regex
+from policies.faults import faults
+from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Method, kind_of, known_method
 from policies.steering import (
     JSON_PRESET,
     OWN_EXAMPLES,
-    TRAINING_METHODS,
     Flat,
     SteeringEntry,
     Strength,
@@ -81,8 +72,6 @@ VerifierName = Literal[
 ]
 _TEST_TIMEOUT_MS = 1500
 _CONFIDENCE = 0.5
-_BEAM_WIDTH = 4
-_SPECULATIVE_STEPS = 4
 
 
 class Part(BaseModel):
@@ -131,9 +120,9 @@ class SamplingControls(Part):
     diversity_strength: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = Field(
         default=0.0, description="candidates 1, 2, 4, 5, … are warmer by 0.1 or 0.2 times this"
     )
-    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] = _BEAM_WIDTH
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] = 4
     speculative_steps: Annotated[int, Field(ge=1)] = Field(
-        default=_SPECULATIVE_STEPS, description="a hint; an engine's own are fixed when it starts"
+        default=4, description="a hint; an engine's own are fixed when it starts"
     )
     draft_model: str | None = None
     ensemble_models: Annotated[list[str], Field(max_length=16)] = []
@@ -299,7 +288,7 @@ class RuntimePolicy(Part):
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        for fault in _faults(self):
+        for fault in faults(self):
             raise ValueError(fault)
         return self
 
@@ -338,7 +327,7 @@ class RuntimePolicy(Part):
     @property
     def kinds(self) -> tuple[Method, ...]:
         """What `methods` are, without a first one that is unknown."""
-        return tuple(kind for kind in map(_kind, self.methods) if kind is not None)
+        return tuple(kind for kind in map(kind_of, self.methods) if kind is not None)
 
     def expanded(self) -> "RuntimePolicy":
         """With what its steering preset brings beside a vector (Axionic's table)."""
@@ -359,97 +348,3 @@ class RuntimePolicy(Part):
             named = list(dict.fromkeys(verifiers))
             groups["verifiers"] = self.verifiers.model_copy(update={"enabled": named})
         return self.model_copy(update=groups)
-
-
-def _kind(method: str) -> Method | None:
-    try:
-        return resolve(method)
-    except PlanError:
-        return None
-
-
-def _faults(policy: RuntimePolicy) -> Iterator[str]:
-    """What of one group has no effect for what another one says, or is unknown."""
-    method = policy.sampling.method
-    if _kind(method) is None and not policy.optimization.fallback_methods:
-        if method in TRAINING_METHODS:
-            yield f"sampling.method: '{method}' is how a vector is made: steering.method"
-        try:
-            known_method(method)
-        except ValueError as error:
-            yield f"sampling.method: {error}"
-        return
-    yield from _unread(policy)
-    yield from _undrawn(policy)
-    constraints = policy.constraints
-    needed = {
-        "syntax": (
-            constraints.wants_json or policy.steering.preset == JSON_PRESET,
-            "json_mode, json_schema or required_fields",
-        ),
-        "json_schema": (constraints.json_schema is not None, "json_schema"),
-        "regex": (constraints.regex_pattern is not None, "regex_pattern"),
-    }
-    for name in policy.verifiers.enabled:
-        given, by = needed.get(name, (True, ""))
-        if not given:
-            yield f"verifiers.enabled: {name} has no effect without constraints.{by}"
-    if constraints.grammar is not None and policy.masks_json and not is_guidance(constraints.grammar):
-        yield (
-            "constraints.grammar and JSON are two forms of one answer; beside JSON a grammar is literals in"
-            " quotes, and a pattern is regex_pattern"
-        )
-
-
-def _unread(policy: RuntimePolicy) -> Iterator[str]:
-    """Fields that none of the policy's methods reads, and methods that lack what they need."""
-    sampling, kinds = policy.sampling, policy.kinds
-    owned = (
-        ("ads_subset_size", sampling.ads_subset_size is not None, Method.ADS),
-        ("ads_beta", sampling.ads_beta is not None, Method.ADS),
-        ("beam_width", sampling.beam_width != _BEAM_WIDTH, Method.BEAM),
-        ("draft_model", sampling.draft_model is not None, Method.SPECULATIVE),
-        ("speculative_steps", sampling.speculative_steps != _SPECULATIVE_STEPS, Method.SPECULATIVE),
-        ("ensemble_models", bool(sampling.ensemble_models), Method.ENSEMBLE),
-    )
-    for field, given, owner in owned:
-        if given and owner not in kinds:
-            yield f"sampling.{field} has no effect without sampling.method '{owner}'"
-    truncations = (
-        ("min_p", sampling.min_p or None, Method.MIN_P),
-        ("typical_p", sampling.typical_p, Method.TYPICAL),
-    )
-    own = _kind(sampling.method)
-    for field, value, owner in truncations:
-        if value is not None and owner not in kinds and (own is None or own in UNDRAWN):
-            yield f"sampling.{field} has no effect with {sampling.method}, which draws nothing"
-    for method in policy.optimization.fallback_methods:
-        if resolve(method) is Method.GUIDED and not (policy.constraints.masks or policy.masks_json):
-            yield f"optimization.fallback_methods: {method} needs a constraint"
-    models = max(1, len(sampling.ensemble_models))
-    most = {Method.BEAM: MAX_BEAM_WIDTH, Method.ENSEMBLE: MAX_CANDIDATES // models}
-    for kind in kinds:
-        if policy.candidates > most.get(kind, MAX_CANDIDATES):
-            yield f"{_counted(policy)}: {kind} has at most {most[kind]} candidates here"
-
-
-def _undrawn(policy: RuntimePolicy) -> Iterator[str]:
-    """What needs candidates that differ."""
-    sampling, method = policy.sampling, policy.sampling.method
-    drawn = any(kind not in UNDRAWN for kind in policy.kinds)
-    for field in ("diversity_strength", "adaptive_temperature", "adaptive_top_p"):
-        if getattr(sampling, field) and not drawn:
-            yield f"sampling.{field} has no effect with {method}, which draws nothing"
-    if policy.candidates > 1 and {*policy.kinds} == {Method.GREEDY}:
-        yield f"{_counted(policy)} has no effect with {method}, whose candidates are all the same"
-    several = policy.candidates > 1 or Method.ENSEMBLE in policy.kinds
-    if sampling.diversity_strength and not several:
-        yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
-    if policy.optimization.branch_and_prune and not (several and drawn):
-        yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
-
-
-def _counted(policy: RuntimePolicy) -> str:
-    """The field that says how many candidates there are."""
-    own = policy.sampling.num_candidates > policy.optimization.best_of_n
-    return "sampling.num_candidates" if own else "optimization.best_of_n"

@@ -162,6 +162,7 @@ class Runner:
     max_tokens: int | None
     grammar_compiles: bool = True
     clock: Callable[[], float] = time.perf_counter
+    _constraint: Enforced = field(init=False)
     _trials: list[Trial] = field(default_factory=list)
     _retries: list[Retry] = field(default_factory=list)
     _critiques: list[Critique] = field(default_factory=list)
@@ -172,6 +173,9 @@ class Runner:
     _stopped: str | None = None
     _tokens: int = 0
     _started: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._constraint = enforced(self.policy, grammar_compiles=self.grammar_compiles)
 
     async def run(self) -> Outcome:
         """At most 1 + retry_on_failure rounds, the winner over all of them. What the protocols raise passes
@@ -200,7 +204,7 @@ class Runner:
             retries=tuple(self._retries),
             critiques=tuple(self._critiques),
             unavailable=tuple(self._unavailable),
-            constraint=self._constraint(),
+            constraint=self._constraint,
             stopped=self._stopped,
             latency_ms=round(1000 * (self.clock() - self._started)),
             tokens=self._tokens,
@@ -210,9 +214,6 @@ class Runner:
     @property
     def winner(self) -> Trial:
         return self._revised or choose(self._trials, self.policy)
-
-    def _constraint(self) -> Enforced:
-        return enforced(self.policy, grammar_compiles=self.grammar_compiles)
 
     def _content(self) -> bool:
         return self.winner.verdict.accepted and not self._unsure()
@@ -254,7 +255,7 @@ class Runner:
 
     async def _sample(self, number: int, method: str) -> Round:
         optimization = self.policy.optimization
-        constraint = self._constraint()
+        constraint = self._constraint
         planned = plan_round(self.policy, constraint, number, method)
         budget = self.policy.objective.token_budget
         if budget is not None:
@@ -318,7 +319,7 @@ class Runner:
     async def _again(self, planned: Round, number: int, kind: Kind, *turns: Turn) -> Trial:
         ask = Ask(
             round=single(planned),
-            constraint=self._constraint(),
+            constraint=self._constraint,
             turns=turns,
             max_tokens=self._left(1),
             scored=self.policy.optimization.confidence_triggered_regeneration,
@@ -330,7 +331,7 @@ class Runner:
     async def _revise(self, number: int) -> None:
         """One pass of critique and revision over the winner; the revision has to be as good to be kept."""
         before = self.winner
-        planned = plan_round(self.policy, self._constraint(), number, before.method)
+        planned = plan_round(self.policy, self._constraint, number, before.method)
         asking = Ask(
             round=free(planned),
             constraint=None,

@@ -143,6 +143,14 @@ def resolve(name: str) -> Method:
         ) from None
 
 
+def kind_of(name: str) -> Method | None:
+    """The method called `name`; None where there is none."""
+    try:
+        return resolve(name)
+    except PlanError:
+        return None
+
+
 def known_method(name: str) -> str:
     """`name`, for models at the edge to validate with. Raises PlanError, which is a ValueError."""
     resolve(name)

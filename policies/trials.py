@@ -93,10 +93,15 @@ def _variant(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        axis = next((path for path in axes if path == where or where.startswith(f"{path}.")), None)
+        axis = next((path for path in axes if _within(where, path) or _within(path, where)), None)
         field = "search_space" if axis is None else f"search_space.{axis}"
-        message = str(first["msg"]).removeprefix("Value error, ")
+        unknown = first["type"] == "extra_forbidden"
+        message = "unknown field" if unknown else str(first["msg"]).removeprefix("Value error, ")
         raise SearchError(field, f"{where}: {message}" if where else message) from error
+
+
+def _within(path: str, other: str) -> bool:
+    return f"{path}.".startswith(f"{other}.")
 
 
 def _copied(value: Any) -> Any:

@@ -152,3 +152,11 @@ def test_what_makes_no_policy(space, field, message):
     with pytest.raises(SearchError, match=message) as refused:
         variants({"name": "n"}, space, 5)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize("path", ["a.b", "sampling.heat", "sampling.temperature.x"])
+def test_an_unknown_axis_is_named(path):
+    """The error names the axis as the request wrote it, wherever on its way the policy ends."""
+    with pytest.raises(SearchError) as refused:
+        variants(BASE, {path: [1]}, 4)
+    assert refused.value.field == f"search_space.{path}"
