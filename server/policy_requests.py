@@ -106,6 +106,8 @@ def overridden(
 ) -> RuntimePolicy:
     """`policy` with a request's own sampling fields; `constraints` are its fields, their values, and where a
     policy has them. Raises InvalidRequest."""
+    if not (sampling or constraints or stops):
+        return policy
     plain = policy.model_dump(exclude_unset=True)
     own: dict[str, Any] = plain.setdefault("sampling", {})
     for name, value in sampling.items():

@@ -97,7 +97,7 @@ def _execute(code: bytes, says: int, nonce: bytes) -> NoReturn:
     sys.modules["__main__"] = module
     sys.argv = [_FILE]
     sys.path.append(os.getcwd())  # noqa: PTH109  # pathlib would be one more import
-    socket.socketpair = _pair  # type: ignore[assignment]  # see there
+    socket.socketpair = _pair  # type: ignore[assignment]  # pipes, as `_pair` says
     try:
         text = code.decode()
         linecache.cache[_FILE] = (len(text), None, text.splitlines(keepends=True), _FILE)

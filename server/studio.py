@@ -53,7 +53,7 @@ async def open_studio(
     longest = int(config.model_config.max_model_len) - 1
     try:
         found = await _tried(engine, name, lambda text: tokenizer.encode(text)[:longest], processes)
-    except Exception as error:
+    except Exception as error:  # vLLM's, a worker's or the model's own: the server serves without steering
         if client.errored:
             raise
         logger.exception("The steering self-test broke off")

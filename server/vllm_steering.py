@@ -114,7 +114,7 @@ class SteeringEngine:
         """Raises SteersmanError where any rank of any engine does not take the vector; then none keeps it."""
         try:
             replies = await self._everywhere("steersman_load", digest, blob, self._owner)
-        except Exception:
+        except Exception:  # whichever rank raised it, others may have taken the vector
             self._beside(self.unload([digest]))
             raise
         problems = [problem for ranks in replies for problem in ranks if problem]

@@ -60,7 +60,7 @@ async def _judged(
     """The winner as a stream, once there is one. Closing it ends the run."""
     try:
         outcome = await running
-    except Exception as error:
+    except Exception as error:  # the status is sent: only the stream can still say that it failed
         if not isinstance(error, SteersmanError):
             logger.exception("A policy's run failed while its client was waiting for the stream")
         known = error if isinstance(error, SteersmanError) else SteersmanError(_INTERNAL)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from server.jobs import Jobs
 from server.store import Store
+from server.vectors import Vectors
+from tests.server.workshop_world import database, hurry
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,11 @@ async def store(database_url: str) -> AsyncIterator[Store]:
     await asyncio.to_thread(store.migrate)
     yield store
     await store.close()
+
+
+@pytest.fixture
+async def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Jobs, Vectors]]:
+    """Jobs and vectors of an SQLite file, for workshops in haste."""
+    hurry(monkeypatch)
+    async with database(tmp_path) as both:
+        yield both

@@ -8,15 +8,12 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 
 from policies.sampling import Method
 from policies.steering import PRESET_FLOORS, SteeringEntry
 from server.auth import Principal
-from server.errors import InvalidBody, InvalidRequest, SteersmanError
+from server.errors import InvalidRequest
 from server.jobs import JobRecord, Status
-from server.refusal import refusal
 from server.routes.native import router as native
 from server.routes.steering import router
 from server.steering import SteeredModel
@@ -25,6 +22,7 @@ from server.training import TrainRequest
 from server.vectors import VectorRecord
 from server.vllm_serving import Decoded
 from server.wire import AxionicFields
+from tests.server.apps import routes_alone
 
 MODEL = SteeredModel("org/model", "f" * 64, 4, 3, np.ones(4, np.float32))
 PAIRS = {"prompts": ["p"], "positive_answers": ["a"], "negative_answers": ["b"]}
@@ -143,16 +141,7 @@ async def _sent(chunks: list[str]):
 @asynccontextmanager
 async def opened(behind: Behind) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the routes; its `state` may be changed."""
-    app = FastAPI()
-    app.include_router(router)
-    app.include_router(native)
-
-    async def show(request, error):
-        known = InvalidBody.of(error.errors()) if isinstance(error, RequestValidationError) else error
-        return refusal(request.scope, known)
-
-    app.add_exception_handler(SteersmanError, show)
-    app.add_exception_handler(RequestValidationError, show)
+    app = routes_alone(router, native)
     studio = Studio(MODEL, None, None, None, behind, behind)
     app.state.steersman = SimpleNamespace(studio=studio, jobs=behind, vectors=behind, serving=behind)
     transport = httpx.ASGITransport(SignedIn(app))

@@ -3,8 +3,6 @@
 import asyncio
 from datetime import timedelta
 
-import pytest
-
 from server import jobs as queue
 from server import workshop
 from server.errors import Unavailable
@@ -16,25 +14,11 @@ from tests.server.workshop_world import (
     Away,
     Trainer,
     begun,
-    database,
     ended,
-    hurry,
     named,
     running,
     until,
 )
-
-
-@pytest.fixture(autouse=True)
-def _haste(monkeypatch):
-    hurry(monkeypatch)
-
-
-@pytest.fixture
-async def made(tmp_path):
-    """Jobs and vectors."""
-    async with database(tmp_path) as both:
-        yield both
 
 
 async def test_a_job_whose_engine_is_away_waits_for_it(made, caplog):

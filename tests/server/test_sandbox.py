@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from server import sandbox as module
-from server import seccomp
+from server import sandbox_layout, seccomp
 from server.errors import Unavailable
 from server.sandbox import Ended, Limits, Sandbox, SandboxOff
 from server.sandbox_attacks import Attack, attacks
@@ -694,8 +694,8 @@ async def test_the_proof_looks_at_the_paths_it_is_given(tmp_path):
 )
 async def test_layers_stand_alone(monkeypatch, lost, kept):
     """Of two layers that keep the same promise, one is enough for code to be kept in."""
-    flags = [flag for flag in module._ISOLATION if flag != lost]
-    monkeypatch.setattr(module, "_ISOLATION", (*flags, *kept))
+    flags = [flag for flag in sandbox_layout._ISOLATION if flag != lost]
+    monkeypatch.setattr(sandbox_layout, "_ISOLATION", (*flags, *kept))
     opened = await Sandbox.open(warm=0)
     assert isinstance(opened, Sandbox), opened.problem
     await opened.close()
@@ -718,7 +718,8 @@ async def test_an_unknown_machine(monkeypatch):
 
 async def test_a_host_that_refuses_bwrap(monkeypatch):
     """Where bwrap cannot do its work, the reason is its own last line, and a run is refused with it."""
-    monkeypatch.setattr(module, "_ISOLATION", (*module._ISOLATION, "--ro-bind", "/no/such/path", "/x"))
+    refused = (*sandbox_layout._ISOLATION, "--ro-bind", "/no/such/path", "/x")
+    monkeypatch.setattr(sandbox_layout, "_ISOLATION", refused)
     off = await Sandbox.open()
     assert isinstance(off, SandboxOff)
     assert "cannot be started: bwrap: Can't find source path /no/such/path" in off.problem

@@ -5,15 +5,12 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from sqlalchemy import text
 
 from server.auth import Authentication, KeyRing
-from server.errors import InvalidBody, SteersmanError
 from server.policies import MAX_BYTES, RESERVED_IDS, Policies
-from server.refusal import refusal
 from server.routes.saved_policies import VERSION_HEADER, router
+from tests.server.apps import routes_alone
 
 SENT = {
     "name": "strict",
@@ -27,15 +24,7 @@ SENT = {
 @pytest.fixture
 async def client(store):
     """A client with the first key; `client.other` are the headers of another account's key."""
-    app = FastAPI()
-    app.include_router(router)
-
-    async def show(request, error):
-        known = InvalidBody.of(error.errors()) if isinstance(error, RequestValidationError) else error
-        return refusal(request.scope, known)
-
-    app.add_exception_handler(SteersmanError, show)
-    app.add_exception_handler(RequestValidationError, show)
+    app = routes_alone(router)
     keyring = KeyRing(store.find_key, ttl=60)
     app.state.steersman = SimpleNamespace(policies=Policies(store.database))
     key = await store.first_key()

@@ -9,13 +9,10 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 
 from server.auth import Authentication, KeyRing
-from server.errors import InvalidBody, NotFound, SteersmanError
+from server.errors import NotFound
 from server.pair_writer import SCHEMA
-from server.refusal import refusal
 from server.residency import Residency
 from server.routes import steering_trials
 from server.steering import Counted, SteeredModel, Steering
@@ -25,6 +22,7 @@ from server.training import Tokenizer, Trainer
 from server.trials import cosine_metrics
 from server.vectors import NewVector, Vectors
 from steering.vector import SteeringVector
+from tests.server.apps import routes_alone
 
 MODEL = SteeredModel("org/model", "f" * 64, layers=4, width=3, norms=np.full(4, 2.0, np.float32))
 VECTOR = SteeringVector.of({1: np.array([1, 0, 0], np.float32), 2: np.array([0, 1, 0], np.float32)})
@@ -106,15 +104,7 @@ def database_url(tmp_path):
 @pytest.fixture
 async def client(store):
     """A client with the first key; `client.state` is what the routes share, `client.vector` a vector's id."""
-    app = FastAPI()
-    app.include_router(steering_trials.router)
-
-    async def show(request, error):
-        known = InvalidBody.of(error.errors()) if isinstance(error, RequestValidationError) else error
-        return refusal(request.scope, known)
-
-    app.add_exception_handler(SteersmanError, show)
-    app.add_exception_handler(RequestValidationError, show)
+    app = routes_alone(steering_trials.router)
     engine, vectors, models = Engine(), Vectors(store.database), Models()
     residency = Residency(engine, 16, 0)
     steering = Steering(engine, vectors, None, residency, MODEL, safe_dose=1.0, max_dose=2.0)

@@ -7,13 +7,10 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from sqlalchemy import text
 
 from server.auth import Authentication, KeyRing
-from server.errors import InvalidBody, SteersmanError
 from server.jobs import Jobs
-from server.refusal import refusal
 from server.routes import steering_vectors
 from server.routes.steering_vectors import router
 from server.steering import SteeredModel
@@ -22,6 +19,7 @@ from server.vectors import NewVector, Vectors
 from steering import files
 from steering.files import Format, read_vector, write_vector
 from steering.vector import Layer, Probe, SteeringVector
+from tests.server.apps import routes_alone
 
 MODEL = SteeredModel("org/model", "f" * 64, layers=24, width=3, norms=np.arange(1, 25, dtype=np.float32))
 FLAT = {"11": [0.5, -1, 2], "12": [1, 0, 0]}
@@ -31,15 +29,7 @@ VECTOR = SteeringVector.of({int(layer): np.array(row, np.float32) for layer, row
 @pytest.fixture
 async def client(store):
     """A client with the first key; `client.other` are the headers of another account's key."""
-    app = FastAPI()
-    app.include_router(router)
-
-    async def show(request, error):
-        known = InvalidBody.of(error.errors()) if isinstance(error, RequestValidationError) else error
-        return refusal(request.scope, known)
-
-    app.add_exception_handler(SteersmanError, show)
-    app.add_exception_handler(RequestValidationError, show)
+    app = routes_alone(router)
     keyring = KeyRing(store.find_key, ttl=60)
     database = store.database
     app.state.steersman = SimpleNamespace(

@@ -16,25 +16,11 @@ from tests.server.workshop_world import (
     Away,
     Trainer,
     begun,
-    database,
     ended,
-    hurry,
     named,
     running,
     until,
 )
-
-
-@pytest.fixture(autouse=True)
-def _haste(monkeypatch):
-    hurry(monkeypatch)
-
-
-@pytest.fixture
-async def made(tmp_path):
-    """Jobs and vectors."""
-    async with database(tmp_path) as both:
-        yield both
 
 
 async def test_a_job_becomes_a_vector(made):
