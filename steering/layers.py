@@ -43,7 +43,7 @@ def _language_model(model: nn.Module) -> nn.Module:
     """Of a model with towers for images or sounds, which may be as deep."""
     find = cast("Callable[[], nn.Module] | None", getattr(model, "get_language_model", None))
     if find is not None:
-        with suppress(NotImplementedError):
+        with suppress(NotImplementedError):  # vLLM's own way to say that the model has no such part
             return find()
     return model
 
