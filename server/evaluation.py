@@ -13,8 +13,6 @@ from server.together import together
 from steering.spec import SteeringSpec
 from steering.train.pairs import Answer, EncodedPair
 
-_CONCURRENT = 16
-
 
 class Engine(Protocol):
     async def score(self, tokens: Sequence[int], spec: SteeringSpec | None) -> list[float]: ...
@@ -22,14 +20,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """At one strength: `margins` per pair and the loss of neutral text, both in nats per token.
+    """`margins` per pair and the loss of neutral text, both in nats per token.
 
     A margin is the mean log-probability of the positive answer's tokens minus that of the negative's.
     `neutral` is minus the mean log-probability of neutral text, and NaN where there was none; what steering
     costs is how much higher it is than without.
     """
 
-    strength: float
     margins: NDArray[np.float64]
     neutral: float
 
@@ -43,7 +40,6 @@ async def effect(
     pairs: Sequence[EncodedPair],
     neutral: Sequence[Sequence[int]],
     spec: SteeringSpec | None,
-    strength: float,
 ) -> Effect:
     """Score both answers of every pair and the neutral texts under `spec`."""
 
@@ -56,7 +52,7 @@ async def effect(
 
     texts = [pair.positive for pair in pairs] + [pair.negative for pair in pairs]
     calls = [*(partial(answered, text) for text in texts), *(partial(scored, ids, 0) for ids in neutral)]
-    scores = await together(calls, _CONCURRENT)
+    scores = await together(calls)
     positive, negative = np.array(scores[: len(pairs)]), np.array(scores[len(pairs) : 2 * len(pairs)])
     lost = -float(np.mean(scores[2 * len(pairs) :])) if neutral else math.nan
-    return Effect(strength, positive - negative, lost)
+    return Effect(positive - negative, lost)

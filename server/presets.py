@@ -110,7 +110,7 @@ class Presets:
                 vector=best,
                 name=preset,
                 category="preset",
-                doses=self._trainer.doses(best),
+                doses=self._trainer.model.doses(best),
                 scale=1.0,
                 dataset_digest=digest(pairs),
                 evidence={str(layer): (made.evidence or {})[str(layer)], "calibration": effects},
@@ -136,7 +136,7 @@ class Presets:
         async def at(layer: int, dose: float) -> Effect:
             strength = dose * float(self._trainer.model.norms[layer]) / vector.norms[layer]
             spec = SteeringSpec((Term(vector.digest, (layer,), strength=strength),))
-            found = await effect(self._engine, held_out, neutral, spec, dose)
+            found = await effect(self._engine, held_out, neutral, spec)
             measured.append({"layer": layer, "dose": dose, **_numbers(found)})
             return found
 
@@ -145,7 +145,7 @@ class Presets:
 
         lease = await self._residency.hold([vector])
         try:
-            plain = await effect(self._engine, held_out, neutral, None, 0.0)
+            plain = await effect(self._engine, held_out, neutral, None)
             measured.append({"dose": 0.0, **_numbers(plain)})
             tried = {layer: await at(layer, _FIRST_DOSE) for layer in sorted(vector.layers)}
             layer = max(tried, key=lambda layer: np.nan_to_num(tried[layer].margin, nan=-np.inf))

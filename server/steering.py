@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,6 +167,7 @@ class Steering:
         self._residency, self.model = residency, model
         self._safe_dose, self._max_dose = safe_dose, max_dose
         self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
+        self._cached_bytes = 0
 
     async def apply(self, entries: Mapping[str, SteeringEntry], account_id: str) -> Applied:
         """Resolve, check and load; the caller must `release` what it gets. `entries` are by their paths in
@@ -185,7 +187,7 @@ class Steering:
 
     async def record(self, vector_id: str, account_id: str) -> tuple[VectorRecord, SteeringVector]:
         """Raises NotFound, and Conflict for a vector of another model."""
-        record = await self._vectors.get(account_id, vector_id)
+        record = await self._vectors.recent(account_id, vector_id)
         require_model(record, self.model)
         return record, await self._vector(record)
 
@@ -235,11 +237,12 @@ class Steering:
         cached = self._cache.get(record.digest)
         if cached is None:
             cached = SteeringVector.from_blob(await self._vectors.blob(record.id))
+            if record.digest not in self._cache:
+                self._cached_bytes += len(cached.blob)
             self._cache[record.digest] = cached
         self._cache.move_to_end(record.digest)
-        excess = sum(len(vector.blob) for vector in self._cache.values()) - _CACHED_BYTES
-        while excess > 0 and len(self._cache) > 1:
-            excess -= len(self._cache.popitem(last=False)[1].blob)
+        while self._cached_bytes > _CACHED_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= len(self._cache.popitem(last=False)[1].blob)
         return cached
 
     def _dosed(self, found: Sequence[tuple[_Found, Term]], field: str) -> Applied:
@@ -248,17 +251,17 @@ class Steering:
         except SpecError as error:
             raise InvalidRequest(str(error), param=field) from error
         norms = self.model.norms
-        shift = np.zeros((self.model.layers, self.model.width), np.float32)
+        shifts: dict[int, NDArray[np.float32]] = {}
         vectors = []
         for own, made in found:
             doses = {layer: _dose(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
             vectors.append(AppliedVector(own.id, own.name, made, doses))
             if made.operation is not Operation.CLAMP:
                 for layer in made.layers:
-                    shift[layer] += made.strength * own.vector.layers[layer].direction
-        summed = np.linalg.norm(np.cumsum(shift, axis=0), axis=1) / norms
+                    moved = np.float32(made.strength) * own.vector.layers[layer].direction
+                    shifts[layer] = shifts[layer] + moved if layer in shifts else moved
         alone = [dose for vector in vectors for dose in vector.doses.values()]
-        dose = float(max([*summed, *alone], default=0.0))
+        dose = float(max([*_summed(shifts, norms), *alone], default=0.0))
         if dose > self._max_dose:
             raise InvalidRequest(
                 f"the relative dose would be {dose:.2f}: the vectors are that much of the states' own length;"
@@ -280,6 +283,15 @@ def _material(vector: SteeringVector) -> Material:
         probes=all(layer.probe for layer in layers),
         latents=all(layer.units for layer in layers),
     )
+
+
+def _summed(shifts: Mapping[int, NDArray[np.float32]], norms: NDArray[np.float32]) -> Iterator[float]:
+    """Doses of all that was added up to each layer of `shifts`, where the states after it are shortest."""
+    layers = sorted(shifts)
+    total = np.zeros(1, np.float32)
+    for layer, following in pairwise([*layers, len(norms)]):
+        total = total + shifts[layer]
+        yield float(np.linalg.norm(total) / norms[layer:following].min())
 
 
 def _dose(made: Term, vector: SteeringVector, layer: int, norm: float) -> float:

@@ -11,7 +11,6 @@ from server.presets import Presets
 from server.residency import Residency
 from server.settings import Settings
 from server.steering import SteeredModel, Steering
-from server.store import Store
 from server.training import Tokenizer, Trainer
 from server.vectors import Vectors
 from server.vllm_steering import SteeringEngine
@@ -38,14 +37,12 @@ class Unsteerable:
 
 
 async def open_studio(
-    client: Any, name: str, settings: Settings, store: Store, *, processes: int
+    client: Any, name: str, settings: Settings, vectors: Vectors, jobs: Jobs, *, processes: int
 ) -> Studio | Unsteerable:
     """Steer a dummy request and measure the model first; `processes` API servers share the engine."""
     config = client.vllm_config
     if not config.parallel_config.worker_cls.startswith("steering."):
         return Unsteerable(f"the engine runs the worker {config.parallel_config.worker_cls}")
-    if client.renderer.tokenizer is None:
-        return Unsteerable("the engine runs without a tokenizer, which the test at start needs")
     if client.renderer.tokenizer is None:
         return Unsteerable("the engine runs without a tokenizer, which the test at start needs")
     engine = SteeringEngine(client, client.generate)
@@ -61,7 +58,6 @@ async def open_studio(
     if isinstance(found, Unsteerable):
         return found
     model, rows = found
-    vectors, jobs = Vectors(store.database), Jobs(store.database)
     residency = Residency(engine, rows, settings.steering_wait_seconds)
     weights = config.model_config.model
     trainer = Trainer(engine, tokenizer, model, weights, neutral_texts(), longest, processes)

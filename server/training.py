@@ -23,7 +23,7 @@ from steering.train.optimised import Options, Step
 from steering.train.pairs import Answer, EncodedPair, Pair, digest, encoded
 from steering.train.result import Trained
 from steering.train.states import TokenStates
-from steering.vector import Array, SteeringVector
+from steering.vector import Array
 
 _CONCURRENT = 16  # texts in the engine at once, beside whatever is being served
 _MAX_PAIRS = 5000
@@ -170,15 +170,11 @@ class Trainer:
             name=request.name,
             label=request.label,
             category=request.category,
-            doses=self.doses(trained.vector),
+            doses=self.model.doses(trained.vector),
             scale=None,
             dataset_digest=digest(request.pairs),
             evidence={str(layer): evidence.known() for layer, evidence in trained.evidence.items()},
         )
-
-    def doses(self, vector: SteeringVector) -> dict[int, float]:
-        """Relative doses at strength 1."""
-        return {layer: norm / float(self.model.norms[layer]) for layer, norm in vector.norms.items()}
 
     def prompted(self, request: TrainRequest) -> tuple[tuple[Pair, ...], Callable[[str], list[int]]]:
         """The pairs as the model reads them, and the encoding that fits."""

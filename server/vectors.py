@@ -28,10 +28,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from server.database import Database
 from server.errors import Conflict, NotFound
+from server.recent import Recent
 from server.store import Moment, Table, require_account
 from steering.vector import SteeringVector
 
 _SHARED = text("account_id IS NULL")
+_RECENT_SECONDS = 2.0
 
 
 class VectorRow(Table):
@@ -174,6 +176,7 @@ class Vectors:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._recent: Recent[tuple[str | None, ...], VectorRecord] = Recent(_RECENT_SECONDS)
 
     async def add(self, new: NewVector, vector_id: str | None = None) -> str:
         """Returns the id. Under a given one it is stored once. Raises NotFound for an unknown account."""
@@ -190,12 +193,17 @@ class Vectors:
 
     async def get(self, account_id: str | None, vector_id: str) -> VectorRecord:
         """Raises NotFound."""
-        query = select(*_COLUMNS).where(VectorRow.id == vector_id, *_seen_by(account_id))
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).first()
-        if row is None:
+        record = await self._find(account_id, vector_id)
+        if record is None:
             raise _not_found(vector_id)
-        return _record(row)
+        return record
+
+    async def recent(self, account_id: str | None, vector_id: str) -> VectorRecord:
+        """As `get`, but what other processes did in the last 2 s may be missing: every request asks."""
+        record = await self._recent.get((account_id, vector_id), lambda: self._find(account_id, vector_id))
+        if record is None:
+            raise _not_found(vector_id)
+        return record
 
     async def blob(self, vector_id: str) -> bytes:
         """Of whatever account: ask `get` first. Raises NotFound."""
@@ -234,6 +242,7 @@ class Vectors:
         async with self._database.writing() as connection:
             if (await connection.execute(change.values(values))).rowcount == 0:
                 raise _not_found(vector_id)
+        self._recent.forget()
 
     async def delete(self, account_id: str | None, vector_id: str) -> None:
         """Raises NotFound."""
@@ -249,14 +258,22 @@ class Vectors:
         )
         async with self._database.writing() as connection:
             gone = set((await connection.execute(change)).scalars())
+        self._recent.forget()
         return [vector_id for vector_id in dict.fromkeys(vector_ids) if vector_id in gone]
 
     async def preset(
         self, preset: str, fingerprint: str, account_id: str | None = None
     ) -> VectorRecord | None:
-        """The preset's vector for this model: an account's own one, or without an account the shared one."""
-        async with self._database.reading() as connection:
-            return await _find_preset(connection, preset, fingerprint, account_id)
+        """The preset's vector for this model: an account's own one, or without an account the shared one.
+
+        As with `recent`, what other processes did in the last 2 s may be missing.
+        """
+
+        async def find() -> VectorRecord | None:
+            async with self._database.reading() as connection:
+                return await _find_preset(connection, preset, fingerprint, account_id)
+
+        return await self._recent.get(("preset", preset, fingerprint, account_id), find)
 
     async def put_preset(self, new: NewVector) -> VectorRecord:
         """Store a preset's vector unless one of the same data set is there; returns the one that is there.
@@ -276,7 +293,14 @@ class Vectors:
                 await require_account(connection, new.account_id)
             await connection.execute(insert(VectorRow).values(values))
             stored = (await connection.execute(select(*_COLUMNS).where(VectorRow.id == values["id"]))).one()
+        self._recent.forget()
         return _record(stored)
+
+    async def _find(self, account_id: str | None, vector_id: str) -> VectorRecord | None:
+        query = select(*_COLUMNS).where(VectorRow.id == vector_id, *_seen_by(account_id))
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else _record(row)
 
 
 _COLUMNS = [VectorRow.__table__.columns[name] for name in VectorRecord.__dataclass_fields__]

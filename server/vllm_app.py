@@ -101,7 +101,12 @@ class SteersmanPlugin:
         models = ServedModels(state.openai_serving_models, int(time.time()))
         vectors, jobs = Vectors(doors.store.database), Jobs(doors.store.database)
         studio = await open_studio(
-            engine_client, models.default, doors.settings, doors.store, processes=args.api_server_count or 1
+            engine_client,
+            models.default,
+            doors.settings,
+            vectors,
+            jobs,
+            processes=args.api_server_count or 1,
         )
         _meter_engine(engine_client, state, meter)
         engine_client.generate = pruning(steered(engine_client.generate))

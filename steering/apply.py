@@ -75,6 +75,10 @@ class TorchPass:
         """No end of them: sums are kept on the host."""
         return sys.maxsize
 
+    def skips(self, layer: int) -> bool:
+        """Whether a call for this layer would do nothing."""
+        return layer not in self.live
+
     def __call__(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
         if layer not in self.live:
             return
@@ -101,45 +105,60 @@ def _read(reading: Reading, hidden: Tensor, residual: Tensor | None, layer: int)
     reading.capture.add(reading.span, layer, total, norms, reading.end - reading.start)
 
 
+Group = list[tuple[Stretch, tuple[Change, ...]]]
+
+
 def _steps(stretches: Sequence[Stretch], bank: Tensor, dtype: torch.dtype) -> dict[int, tuple[Step, ...]]:
-    layers = sorted({layer for stretch in stretches for layer in stretch.program})
-    return {layer: tuple(_layer_steps(layer, stretches, bank, dtype)) for layer in layers}
-
-
-def _layer_steps(layer: int, stretches: Sequence[Stretch], bank: Tensor, dtype: torch.dtype) -> list[Step]:
-    groups: dict[object, list[tuple[Stretch, tuple[Change, ...]]]] = {}
+    layers: dict[int, dict[object, Group]] = {}
     for stretch in stretches:
-        changes = stretch.program.get(layer)
-        if changes is None:
-            continue
-        shape: object = tuple(change.shape for change in changes)
-        if stretch.end - stretch.start > _SHORT:
-            shape = (shape, stretch.start)
-        groups.setdefault(shape, []).append((stretch, changes))
-    return [_step(group, bank, dtype) for group in groups.values()]
+        own = stretch.start if stretch.end - stretch.start > _SHORT else None
+        for layer, changes in stretch.program.items():
+            shape = (own, *(change.shape for change in changes))
+            layers.setdefault(layer, {}).setdefault(shape, []).append((stretch, changes))
+    indices = _Indices(bank.device)
+    return {
+        layer: tuple(_step(group, indices, bank, dtype) for group in layers[layer].values())
+        for layer in sorted(layers)
+    }
 
 
-def _step(group: Sequence[tuple[Stretch, tuple[Change, ...]]], bank: Tensor, dtype: torch.dtype) -> Step:
-    index = _index([stretch for stretch, _ in group], bank.device)
-    if len({changes for _, changes in group}) == 1:
-        columns = tuple((change,) for change in group[0][1])
+def _step(group: Group, indices: "_Indices", bank: Tensor, dtype: torch.dtype) -> Step:
+    index = indices.of(group)
+    first = group[0][1]
+    if all(changes == first for _, changes in group):
+        columns: Sequence[Sequence[Change]] = [(change,) for change in first]
     else:
         rows = [changes for stretch, changes in group for _ in range(stretch.start, stretch.end)]
-        columns = tuple(zip(*rows, strict=True))
-    if all(column[0].operation is Operation.ADD and column[0].gate is None for column in columns):
-        delta = sum(_numbers(column, "strength", bank) * _lines(column, bank) for column in columns)
-        assert isinstance(delta, Tensor)
+        columns = list(zip(*rows, strict=True))
+    if all(change.operation is Operation.ADD and change.gate is None for change in first):
+        delta, *others = [_numbers(column, "strength", bank) * _lines(column, bank) for column in columns]
+        for other in others:
+            delta += other
         if isinstance(index, Tensor):
             delta = delta.expand(len(index), -1)
         return _Addition(index, delta.to(dtype))
     return _Changes(index, tuple((_change(column, bank), _gate(column, bank)) for column in columns))
 
 
-def _index(stretches: Sequence[Stretch], device: torch.device) -> Index:
-    tokens = [token for stretch in stretches for token in range(stretch.start, stretch.end)]
-    if tokens == list(range(tokens[0], tokens[0] + len(tokens))):
-        return slice(tokens[0], tokens[0] + len(tokens))
-    return torch.tensor(tokens, device=device)
+class _Indices:
+    """Of the tokens of stretches; most layers of a batch are about the same ones."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[tuple[int, ...], Index] = {}
+
+    def of(self, group: Group) -> Index:
+        key = tuple(stretch.start for stretch, _ in group)
+        index = self._known.get(key)
+        if index is None:
+            index = self._known[key] = self._made([stretch for stretch, _ in group])
+        return index
+
+    def _made(self, stretches: Sequence[Stretch]) -> Index:
+        tokens = [token for stretch in stretches for token in range(stretch.start, stretch.end)]
+        if tokens[-1] - tokens[0] == len(tokens) - 1:  # they do not overlap, and stand in order
+            return slice(tokens[0], tokens[0] + len(tokens))
+        return torch.tensor(tokens, device=self._device)
 
 
 def _change(column: Sequence[Change], bank: Tensor) -> Function:
@@ -179,5 +198,5 @@ def _lines(column: Sequence[Change | GateLine], bank: Tensor) -> Tensor:
 
 
 def _numbers(column: Sequence[Change | GateLine], name: str, bank: Tensor) -> Tensor:
-    values = [[getattr(change, name)] for change in column]
-    return torch.tensor(values, dtype=torch.float32, device=bank.device)
+    values = [getattr(change, name) for change in column]
+    return torch.tensor(values, dtype=torch.float32, device=bank.device).unsqueeze(1)

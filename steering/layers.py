@@ -48,24 +48,45 @@ def _language_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def wrap(block: nn.Module, layer: int, width: int, apply: Apply, unread: dict[int, str]) -> None:
+def wrap(
+    block: nn.Module,
+    layer: int,
+    width: int,
+    apply: Apply,
+    unread: dict[int, str],
+    *,
+    skips: Callable[[int], bool] | None = None,
+) -> None:
     """Call `apply` on what leaves `block`, from now on.
 
     Where that is no state of this width, the block is left to itself, and `unread` gets the type of what it
-    returned.
+    returned. Once that is known, `skips` says where `apply` would do nothing: what is not steered then pays
+    for one look-up.
     """
     forward, adds = block.forward, adds_residual(block)
+    looked = False
 
-    def steered(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
+    def look(output: Any) -> None:
         stream = residual_stream(output, width, adds=adds)
         if stream is None:
             unread[layer] = type(output).__name__
         else:
             apply(*stream, layer)
+
+    def steered(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        look(output)
         return output
 
-    block.forward = steered
+    def steered_or_skipped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal looked
+        output = forward(*args, **kwargs)
+        if not (looked and skips is not None and skips(layer)):
+            looked = True
+            look(output)
+        return output
+
+    block.forward = steered if skips is None else steered_or_skipped
 
 
 def residual_stream(output: Any, width: int, *, adds: bool) -> tuple[Tensor, Tensor | None] | None:

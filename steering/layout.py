@@ -176,8 +176,9 @@ class Batch:
 
     def clear(self) -> bool:
         """No token of the coming step is ours; True where the last layout was not empty."""
-        self._steady.settle()
-        self._steady = _Steady()
+        if self._steady.requests:
+            self._steady.settle()
+            self._steady = _Steady()
         changed, self.layout = bool(self.layout), _EMPTY
         return changed
 

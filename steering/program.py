@@ -1,6 +1,6 @@
 """A request's spec as the worker runs it: per stretch of tokens, the changes at each layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from steering.spec import Gate, GateKind, Operation, SteeringSpec, Term
@@ -21,7 +21,10 @@ class GateLine:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One term at one layer: `line` of the table is its direction, of length `norm`."""
+    """One term at one layer: `line` of the table is its direction, of length `norm`.
+
+    Changes of one `shape` run as one batch, each token with its own line and numbers.
+    """
 
     operation: Operation
     line: int
@@ -31,14 +34,13 @@ class Change:
     high: float
     gate: GateLine | None = None
     units: UnitLines | None = None
+    shape: tuple[object, ...] = field(init=False, compare=False)  # asked for at every change of the batch
 
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """Changes of one shape run as one batch, each token with its own line and numbers."""
+    def __post_init__(self) -> None:
         # Latents differ in number, so theirs never share a batch.
         own = id(self.units) if self.units is not None else 0
-        gate = self.gate and (self.gate.kind, self.gate.inverted)
-        return self.operation, gate, own
+        gate = (self.gate.kind, self.gate.inverted) if self.gate is not None else None
+        object.__setattr__(self, "shape", (self.operation, gate, own))
 
 
 Program = dict[int, tuple[Change, ...]]  # layer → changes, in order

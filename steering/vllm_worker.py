@@ -146,8 +146,10 @@ class _Steering:
         self.passing = self._make_pass(config, device)
         _pass = self.passing
         eager = config.compilation_config.mode == CompilationMode.NONE
+        apply = self.passing if eager else torch.ops.steersman.steer
+        skips = self.passing.skips if eager and isinstance(self.passing, TorchPass) else None
         for layer, block in enumerate(blocks):
-            wrap(block, layer, self.width, self.passing if eager else torch.ops.steersman.steer, self._unread)
+            wrap(block, layer, self.width, apply, self._unread, skips=skips)
         self._hook(runner)
 
     def _make_pass(self, config: VllmConfig, device: torch.device) -> TorchPass | GraphPass:

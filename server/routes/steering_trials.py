@@ -225,7 +225,7 @@ async def _likelier(studio: Studio, pair: Pair) -> float | None:
         texts = encoded(encode, [Pair(prompt, pair.positive, pair.negative)])
     except ValueError:
         return None
-    margin = (await effect(studio.engine, texts, [], None, 0.0)).margin
+    margin = (await effect(studio.engine, texts, [], None)).margin
     return 1 / (1 + math.exp(-margin))
 
 
@@ -253,7 +253,7 @@ async def evaluate_margins(
         asked = entry.model_copy(update={"strength": strength})
         applied = await _applied(studio, asked, principal.account_id, f"strengths.{index}")
         try:
-            measured = await effect(studio.engine, texts, neutral, applied.spec, strength)
+            measured = await effect(studio.engine, texts, neutral, applied.spec)
         finally:
             applied.release()
         results.append(

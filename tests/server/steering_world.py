@@ -69,7 +69,7 @@ class Stored:
         }
         self.read = 0
 
-    async def get(self, account_id: str, vector_id: str) -> VectorRecord:
+    async def recent(self, account_id: str, vector_id: str) -> VectorRecord:
         if account_id != "me" or vector_id not in self.vectors:
             raise NotFound(f"no {vector_id}", param="steering_vector_id")
         fingerprint = {"foreign": "g" * 64, "far": None}.get(vector_id, MODEL.fingerprint)

@@ -1,5 +1,8 @@
 """From entries of a request to what the engine is told, on vectors that are in a dictionary."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from policies.steering import SteeringEntry
@@ -7,7 +10,7 @@ from server import steering as module
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.wire import SteeringFields
 from steering.spec import Gate, GateKind, Operation
-from tests.server.steering_world import GATED, ONE, OTHER, World, listed
+from tests.server.steering_world import GATED, LAYERS, MODEL, ONE, OTHER, WIDTH, World, listed
 
 
 async def test_several_vectors_of_every_source():
@@ -196,6 +199,25 @@ async def test_a_record_with_its_vector():
     assert (found.id, vector.digest) == ("one", ONE.digest)
     with pytest.raises(Conflict):
         await world.steering.record("foreign", "me")
+
+
+async def test_doses_add_up_over_layers():
+    """The dose is the largest of the residual stream's shifts at any layer, what was added below included."""
+    sent = [{"vector_id": "one", "strength": 1.5}, {"vector_id": "other", "strength": -0.25}]
+    applied = await World(most=9.0).apply(*sent)
+    shift = np.zeros((LAYERS, WIDTH))
+    for vector, entry in zip((ONE, OTHER), sent, strict=True):
+        for layer, part in vector.layers.items():
+            shift[layer] += entry["strength"] * part.direction
+    expected = np.linalg.norm(shift.cumsum(axis=0), axis=1) / MODEL.norms
+    assert applied.dose == pytest.approx(expected.max())
+    shrinking = replace(MODEL, norms=MODEL.norms[::-1].copy())  # the largest is where nothing is added
+    world = World(most=9.0)
+    world.steering.model = shrinking
+    applied = await world.apply(*sent)
+    expected = np.linalg.norm(shift.cumsum(axis=0), axis=1) / shrinking.norms
+    assert applied.dose == pytest.approx(expected.max())
+    assert expected.argmax() == LAYERS - 1
 
 
 async def test_a_check_loads_nothing():

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.jobs import Jobs
 from server.settings import Settings
 from server.studio import Unsteerable, open_studio
+from server.vectors import Vectors
 
 
 class Client:
@@ -38,7 +40,7 @@ FACTS = {"problem": None, "layers": 2, "width": 4, "fingerprint": "f", "rows": 9
 
 async def opened(client, tmp_path, processes=1):
     settings = Settings(tmp_path, "sqlite://")
-    return await open_studio(client, "m", settings, SimpleNamespace(database=None), processes=processes)
+    return await open_studio(client, "m", settings, Vectors(None), Jobs(None), processes=processes)
 
 
 @pytest.mark.parametrize(

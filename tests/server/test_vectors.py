@@ -68,6 +68,22 @@ async def test_a_vector_of_a_given_id_is_added_once(vectors):
     assert [record.name for record in await vectors.list(None)] == ["first"]
 
 
+async def test_what_was_read_a_moment_ago(vectors, store):
+    """Every request's look-up may be 2 s behind other processes, but never behind this one's own changes."""
+    vector_id = await vectors.add(new(label="first"))
+    other = Vectors(store.database)
+    assert (await other.recent(DEFAULT_ACCOUNT, vector_id)).label == "first"
+    with pytest.raises(NotFound):
+        await other.recent("other", vector_id)
+    await vectors.relabel(DEFAULT_ACCOUNT, vector_id, label="second")
+    assert (await vectors.recent(DEFAULT_ACCOUNT, vector_id)).label == "second"
+    assert (await other.recent(DEFAULT_ACCOUNT, vector_id)).label == "first"
+    assert (await other.get(DEFAULT_ACCOUNT, vector_id)).label == "second"
+    await vectors.delete(DEFAULT_ACCOUNT, vector_id)
+    with pytest.raises(NotFound):
+        await vectors.recent(DEFAULT_ACCOUNT, vector_id)
+
+
 async def test_what_is_not_known_is_null(vectors, store):
     """Absent doses and evidence are SQL's null; a vector without a calibration has no scale."""
     vector_id = await vectors.add(new())

@@ -193,6 +193,22 @@ def test_a_wrapped_block_lets_its_output_be_changed(kind, residual):
     assert second is None if residual is None else torch.equal(second, residual)
 
 
+def test_a_layer_that_nothing_steers_is_skipped_once_it_was_seen():
+    """The first output is looked at whatever `skips` says, so that a block without a state is noted."""
+    seen, unread, idle, block = [], {}, True, Plain()
+    wrap(block, 5, 2, lambda *_: seen.append(idle), unread, skips=lambda layer: idle and layer == 5)
+    block(X)
+    block(X)
+    assert seen == [True]
+    idle = False
+    assert torch.equal(block(X, shift=1.0), X + 1)
+    assert seen == [True, False]
+    other = Plain()
+    wrap(other, 6, 3, lambda *_: pytest.fail("there is no state"), unread, skips=lambda _: True)
+    other(X)
+    assert unread == {6: "Tensor"}
+
+
 @pytest.mark.parametrize("width", [2, 3])
 def test_compiled(width):
     """A compiled model calls what its blocks were wrapped with, and notes a block without a state too."""

@@ -405,14 +405,15 @@ def test_the_next_turn_reuses_what_was_generated(eager):
         check_tables(found, fresh)
 
 
-def test_neutral(world):
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+def test_neutral(world, eager):
     """With the feature on and vectors resident but none active, every bit is the stock worker's."""
     asked = [{"prompt": ids, "params": {"prompt_logprobs": 0, "logprobs": 20}} for ids, _ in mixed(world)]
-    with_us = world.start().process.generate(asked)
+    with_us = world.start(enforce_eager=eager).process.generate(asked)
     # also once steered requests have come and gone
     world.parity(world.spec(world.term()))
     again = world.process.generate(asked)
-    stock = world.start(worker_cls="auto").process.generate(asked)
+    stock = world.start(worker_cls="auto", enforce_eager=eager).process.generate(asked)
     with pytest.raises(EngineError):
         world.process.rpc("steersman_facts")
     assert with_us == stock
