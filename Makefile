@@ -30,7 +30,7 @@ bench: install ## measure the running stack against stock vLLM (an hour; ARGS="-
 	@$(BIN)/python tests/bench/serve.py $(ARGS)
 	@$(BIN)/python tests/bench/steering_speed.py $(ARGS)
 	@$(BIN)/python tests/bench/steering_speed.py --compile $(ARGS)
-	@$(BIN)/python tests/bench/vllm_steering_share.py $(ARGS)
-	@$(BIN)/python tests/bench/vllm_steering_share.py --compile $(ARGS)
+	@$(BIN)/python tests/bench/vllm_steering_pair.py $(ARGS)
+	@$(BIN)/python tests/bench/vllm_steering_pair.py --compile $(ARGS)
 	@$(BIN)/python tests/bench/policy_speed.py $(ARGS)
 	@$(BIN)/python tests/bench/policy_value.py

@@ -11,6 +11,7 @@ from policies.policy import RuntimePolicy
 from policies.run import Outcome
 
 MAX_AXES, MAX_VALUES, MAX_TRIALS = 16, 64, 128
+MAX_POINTS = 1024  # of a grid that are looked at
 # The axes that Axionic's reference varies, in its order; any other path follows in the request's.
 _FIRST_AXES = ("sampling.method", "sampling.temperature", "sampling.top_p", "optimization.best_of_n")
 # What is varied where no policy is given.
@@ -67,19 +68,70 @@ class Variant:
     policy: RuntimePolicy
 
 
-def variants(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials: int) -> list[Variant]:
-    """The first `max_trials` points of the grid over dotted paths, the last axis fastest.
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A point of the grid that makes no policy, because one of its values has no effect beside the others."""
 
-    Raises SearchError for a path that no policy has and for a value that makes no policy.
+    point: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    tried: list[Variant]
+    skipped: list[Skipped]
+
+
+def grid(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials: int) -> Grid:
+    """The first `max_trials` points over dotted paths that make a policy, the last axis fastest; the points
+    among them that make none are skipped.
+
+    Raises SearchError for a path that no policy has, and for a value that makes no policy whatever the other
+    axes say, as far as the first MAX_POINTS tell.
     """
+    axes = _axes(space)
+    found = Grid([], [])
+    useful: set[tuple[int, int]] = set()  # axis and value
+    refused: dict[tuple[int, int], SearchError] = {}
+    for point in islice(product(*(range(len(space[path])) for path in axes)), MAX_POINTS):
+        enough = len(found.tried) == max_trials
+        if enough and refused.keys() <= useful:
+            break
+        try:
+            variant = _variant(base, space, axes, point)
+        except SearchError as error:
+            if not point:
+                raise
+            for place in enumerate(point):
+                refused.setdefault(place, error)
+            if not enough:
+                values = {path: space[path][index] for path, index in zip(axes, point, strict=True)}
+                found.skipped.append(Skipped(values, str(error)))
+            continue
+        useful.update(enumerate(point))
+        if not enough:
+            found.tried.append(variant)
+    useless = [place for place in refused if place not in useful]
+    if useless:
+        raise _refusal([axes[axis] for axis, _ in useless], refused[useless[0]])
+    return found
+
+
+def _axes(space: Mapping[str, Sequence[Any]]) -> list[str]:
     axes = sorted(
         space, key=lambda path: _FIRST_AXES.index(path) if path in _FIRST_AXES else len(_FIRST_AXES)
     )
     for path in axes:
         if not space[path]:
             raise SearchError(f"search_space.{path}", "an axis has at least one value")
-    points = product(*(range(len(space[path])) for path in axes))
-    return [_variant(base, space, axes, point) for point in islice(points, max_trials)]
+    return axes
+
+
+def _refusal(paths: Sequence[str], error: SearchError) -> SearchError:
+    """`error`, by the axis whose values are to blame where that is one."""
+    if error.field == "search_space" and len(set(paths)) == 1:
+        return SearchError(f"search_space.{paths[0]}", str(error))
+    return error
 
 
 def _variant(

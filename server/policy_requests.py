@@ -79,6 +79,10 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
         raise InvalidRequest(
             "`tools` and the policy's constraints are two forms of one answer", param="tools"
         )
+    if request.tools_given and holds.verifiers.enabled:
+        raise InvalidRequest(
+            "a call of `tools` is no text, which is what the policy's verifiers judge", param="tools"
+        )
     if request.structured_outputs is not None and holds.constraints.masks:
         raise InvalidRequest(
             "`structured_outputs` stands beside the policy's constraints", param="structured_outputs"

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
-from policies.constraint import ConstraintError, from_grammar
+from policies.constraint import ConstraintError, from_grammar, from_json_schema, from_regex
 from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy, SamplingControls
 from policies.rounds import plan_round
@@ -76,6 +76,24 @@ class PolicyRuns:
         decoded = await _Call(self.serving, policy, template, raw, "policy").stream(ask)
         assert decoded.stream is not None
         return decoded.stream
+
+    async def check(self, policy: RuntimePolicy, path: str = "policy") -> None:
+        """Compile what decoding will be held to, so that what is stored can be run. Raises InvalidRequest."""
+        held = policy.expanded()
+        constraint = enforced(held, grammar_compiles=await self._grammar_compiles(held, path))
+        limits, field = held.constraints, "required_fields"
+        try:
+            if constraint.json_schema is not None:
+                compiled = from_json_schema(dict(constraint.json_schema))
+                given = [name for name in ("json_schema", "tool_schema") if getattr(limits, name) is not None]
+                field = given[0] if given else field
+            elif constraint.regex_pattern is not None:
+                compiled, field = from_regex(constraint.regex_pattern), "regex_pattern"
+            else:
+                return
+        except ConstraintError as error:
+            raise InvalidRequest(error.reason, param=f"{path}.constraints.{field}") from error
+        await self.checker.check(compiled, f"{path}.constraints.{field}")
 
     async def close(self) -> None:
         if isinstance(self.sandbox, Sandbox):

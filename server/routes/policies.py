@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.policy import RuntimePolicy
 from policies.run import Outcome
-from policies.trials import BASE, Score, SearchError, Variant, best, variants
+from policies.trials import BASE, Grid, Score, SearchError, Variant, best, grid
 from server.errors import InvalidRequest, SteersmanError
 from server.policies import plain
 from server.policy_requests import native_template
@@ -76,21 +76,24 @@ async def evaluate(request: EvaluateRequest, raw_request: Request) -> Response:
 @router.post("/policies/autotune", responses=_STREAMS)
 @guarded
 async def autotune(request: AutotuneRequest, raw_request: Request) -> Response:
-    """Every point of the grid over dotted paths, up to `max_trials`, on all prompts."""
+    """Every point of the grid over dotted paths, up to `max_trials`, on all prompts.
+
+    Points where a value has no effect beside the others are `skipped`, each with the reason.
+    """
     base: Mapping[str, Any] = BASE
     if request.base_policy is not None:
         base = plain(request.base_policy)
     elif request.base_policy_id is not None:
         base = plain(await _stored(request.base_policy_id, raw_request))
     try:
-        tried = variants(base, request.search_space, request.max_trials)
+        found = grid(base, request.search_space, request.max_trials)
     except SearchError as error:
         raise InvalidRequest(str(error), param=error.field) from error
-    trials = _trials(tried, request, raw_request)
+    trials = _trials(found.tried, request, raw_request)
     if request.stream or "text/event-stream" in raw_request.headers.get("accept", ""):
-        events = kept_alive(_progress(tried, trials), _KEEP_ALIVE_SECONDS)
+        events = kept_alive(_progress(found, trials), _KEEP_ALIVE_SECONDS)
         return StreamingResponse(events, media_type="text/event-stream")
-    return JSONResponse(_best(tried, [score async for score in trials]))
+    return JSONResponse(_best(found, [score async for score in trials]))
 
 
 async def _trials(
@@ -101,10 +104,8 @@ async def _trials(
         yield Score.of(await _over(policy, request.prompts, request, raw, "search_space"))
 
 
-async def _progress(
-    tried: Sequence[Variant], trials: AsyncGenerator[Score, None]
-) -> AsyncGenerator[str, None]:
-    scores: list[Score] = []
+async def _progress(found: Grid, trials: AsyncGenerator[Score, None]) -> AsyncGenerator[str, None]:
+    tried, scores = found.tried, list[Score]()
     try:
         async for score in trials:
             scores.append(score)
@@ -113,17 +114,18 @@ async def _progress(
     except SteersmanError as error:
         yield _event({"status": "error", "message": error.message})
         return
-    yield _event({"status": "complete", "result": _best(tried, scores)})
+    yield _event({"status": "complete", "result": _best(found, scores)})
 
 
 def _event(payload: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
 
 
-def _best(tried: Sequence[Variant], scores: Sequence[Score]) -> dict[str, Any]:
-    trials = [_trial(variant, score) for variant, score in zip(tried, scores, strict=True)]
-    found = trials[best(scores)]
-    return {"best_policy": found["policy"], "best_trial": found, "trials": trials}
+def _best(found: Grid, scores: Sequence[Score]) -> dict[str, Any]:
+    trials = [_trial(variant, score) for variant, score in zip(found.tried, scores, strict=True)]
+    winner = trials[best(scores)]
+    skipped = [asdict(point) for point in found.skipped]
+    return {"best_policy": winner["policy"], "best_trial": winner, "trials": trials, "skipped": skipped}
 
 
 def _trial(variant: Variant, score: Score) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from policies.policy import RuntimePolicy
+from policies.presets import PRESETS, Preset
 from server.auth import Principal, caller
 from server.policies import Policies, PresetRecord, Visibility, plain
 from server.routes.body import JsonRoute
@@ -21,11 +22,18 @@ Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=_NO_NUL)]
 Description = Annotated[str, Field(max_length=4000, pattern=_NO_NUL)]
 
 
+class PolicyCheck(Protocol):
+    async def check(self, policy: RuntimePolicy) -> None:
+        """Raises InvalidRequest for what could not be run."""
+
+
 class PoliciesState(Protocol):
     """What these routes use of `app.state.steersman`."""
 
     @property
     def policies(self) -> Policies: ...
+    @property
+    def policy_runs(self) -> PolicyCheck: ...
 
 
 def _policies(request: Request) -> Policies:
@@ -33,7 +41,13 @@ def _policies(request: Request) -> Policies:
     return state.policies
 
 
+def _check(request: Request) -> PolicyCheck:
+    state: PoliciesState = request.app.state.steersman
+    return state.policy_runs
+
+
 Stored = Annotated[Policies, Depends(_policies)]
+Check = Annotated[PolicyCheck, Depends(_check)]
 Caller = Annotated[Principal, Depends(caller)]
 # Axionic's client does not page: it gets all that one answer may hold.
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -74,7 +88,10 @@ class PublishedPreset(Strict):
 
 
 class PresetItem(Strict):
-    """`policy` holds what its publisher set; `owner_api_key_id` is shown to the account that owns the key."""
+    """`policy` holds what its publisher set; `owner_api_key_id` is shown to the account that owns the key.
+
+    `updated_at` is null for those that come with the server.
+    """
 
     id: str
     name: str
@@ -83,7 +100,20 @@ class PresetItem(Strict):
     visibility: Visibility
     tags: list[str]
     description: str | None
-    updated_at: datetime
+    updated_at: datetime | None
+
+    @classmethod
+    def shipped(cls, preset_id: str, preset: Preset) -> "PresetItem":
+        return cls(
+            id=preset_id,
+            name=preset.name,
+            policy=dict(preset.policy),
+            owner_api_key_id=None,
+            visibility=Visibility.PUBLIC,
+            tags=list(preset.tags),
+            description=preset.description,
+            updated_at=None,
+        )
 
     @classmethod
     def of(cls, record: PresetRecord) -> "PresetItem":
@@ -111,8 +141,9 @@ router = APIRouter(route_class=JsonRoute, tags=["Axionic"])
 
 
 @router.post("/policies/save")
-async def save_policy(principal: Caller, stored: Stored, body: SavePolicy) -> SavedPolicy:
+async def save_policy(principal: Caller, stored: Stored, check: Check, body: SavePolicy) -> SavedPolicy:
     """Without an id a new policy, with one of the account's its next version."""
+    await check.check(body.policy)
     saved = await stored.save(principal.account_id, body.policy)
     return SavedPolicy(policy_id=saved.id, version=saved.version)
 
@@ -136,15 +167,26 @@ async def list_presets(
     limit: Limit = 1000,
     offset: Offset = 0,
 ) -> list[PresetItem]:
-    """Newest first: one's own, and unless `include_public` is false what others have made public."""
+    """One's own, newest first; unless `include_public` is false also what others have made public, and before
+    all of them what comes with the server."""
+    shipped = [PresetItem.shipped(*item) for item in PRESETS.items()] if include_public else []
+    first = shipped[offset : offset + limit]
+    if len(first) == limit:
+        return first
     records = await stored.presets(
-        principal.account_id, include_public=include_public, limit=limit, offset=offset
+        principal.account_id,
+        include_public=include_public,
+        limit=limit - len(first),
+        offset=max(0, offset - len(shipped)),
     )
-    return [PresetItem.of(record) for record in records]
+    return first + [PresetItem.of(record) for record in records]
 
 
 @router.post("/policies/presets/publish")
-async def publish_preset(principal: Caller, stored: Stored, body: PublishPreset) -> PublishedPreset:
+async def publish_preset(
+    principal: Caller, stored: Stored, check: Check, body: PublishPreset
+) -> PublishedPreset:
+    await check.check(body.policy)
     preset_id = await stored.publish(
         principal.account_id,
         principal.key_id,
@@ -162,6 +204,9 @@ async def clone_preset(
     principal: Caller, stored: Stored, preset_id: str, _: ClonePreset | None = None
 ) -> ClonedPreset:
     """Save the preset's policy as one's own, under a new id."""
+    if preset_id in PRESETS:
+        policy = RuntimePolicy.model_validate(PRESETS[preset_id].policy)
+        return ClonedPreset(policy_id=(await stored.save(principal.account_id, policy)).id)
     return ClonedPreset(policy_id=await stored.clone(principal.account_id, preset_id))
 
 

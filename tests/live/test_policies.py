@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from policies.presets import PRESETS
+
 pytestmark = pytest.mark.engine
 
 RUN, CHAT = "/policies/run", "/v1/chat/completions"
@@ -280,6 +282,39 @@ def test_a_stored_policy_runs_everywhere(ask):
     assert ask.post(RUN, prompt="x", policy_id="nobody-has-this").status_code == 404
 
 
+@pytest.mark.parametrize("preset_id", PRESETS)
+def test_the_presets_that_come_with_the_server(ask, client, preset_id):
+    """Each can be cloned and run as it is."""
+    cloned = ask.ok(f"/policies/presets/{preset_id}/clone")["policy_id"]
+    found = ask.ok(f"/policies/{cloned}/run", prompt="Name a fruit.", max_new_tokens=16, seed=1)
+    assert found["output"]
+    assert (found["policy_id"], client.delete(f"/policies/{cloned}").status_code) == (cloned, 200)
+
+
+@pytest.mark.parametrize(
+    ("limits", "field"),
+    [
+        ({"regex_pattern": "(?=a)b"}, "regex_pattern"),
+        ({"grammar": 'root ::= "a'}, "grammar"),
+        ({"json_schema": {"type": "string", "pattern": "(?=a)b"}}, "json_schema"),
+    ],
+)
+def test_what_does_not_compile_is_not_saved(ask, limits, field):
+    """A constraint that decoding could not be held to is refused before it is stored, with the reason."""
+    refused = ask.post("/policies/save", policy={"constraints": limits})
+    assert refused.status_code == 422, refused.text
+    assert refused.json()["detail"][0]["loc"] == ["body", "policy", "constraints", field]
+
+
+def test_tools_have_no_verifier(ask):
+    """Verifiers judge text, which a call of a tool is not: both together are refused."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool], "max_tokens": 4}
+    policy = {"verifiers": {"enabled": ["factuality"]}}
+    refused = ask.post(CHAT, **body, policy=policy)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "tools")
+
+
 def test_autotune_varies_any_path(ask, client):
     """The grid over dotted paths, with progress by SSE, and the best by success, score and speed."""
     body = {
@@ -295,6 +330,11 @@ def test_autotune_varies_any_path(ask, client):
         events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
     assert [event["status"] for event in events] == ["processing", "processing", "complete"]
     assert len(events[-1]["result"]["trials"]) == 2
+    assert found["skipped"] == []
+    space = {"sampling.method": ["greedy", "top-k"], "optimization.best_of_n": [1, 2]}
+    partly = ask.ok("/policies/autotune", prompts=["x"], search_space=space, max_new_tokens=4)
+    assert len(partly["trials"]) == 3
+    assert partly["skipped"][0]["point"] == {"sampling.method": "greedy", "optimization.best_of_n": 2}
     wrong = ask.post("/policies/autotune", prompts=["x"], search_space={"sampling.heat": [1]})
     assert wrong.status_code == 422
     assert wrong.json()["detail"][0]["loc"] == ["body", "search_space", "sampling", "heat"]

@@ -41,7 +41,7 @@ from pydantic import ValidationError
 from policies.policy import RuntimePolicy
 from policies.run import Answer, Runner
 from policies.sampling import EngineFacts, plan
-from policies.trials import Score, best, variants
+from policies.trials import Score, best, grid
 from policies.verdict import judge
 
 mechanex = pytest.importorskip("mechanex.policy", reason="pip install mechanex")
@@ -315,7 +315,7 @@ def test_the_same_search(space, texts, most):
     module, _ = local_module(script)
     module._use_local = lambda: True
     result = module.auto_tune(prompts, base_policy=base, search_space=space, max_trials=most)
-    tried = variants(base, dict(reversed(space.items())), most)
+    tried = grid(base, dict(reversed(space.items())), most).tried
     scores = [Score.of([ours(each.plain, script, prompt=prompt)[0] for prompt in prompts]) for each in tried]
     names = ("success_rate", "avg_score", "avg_latency_ms", "pass_count", "fail_count")
     assert [tuple(getattr(score, name) for name in names) for score in scores] == [

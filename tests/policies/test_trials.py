@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policies.enforced import Enforced
 from policies.policy import RuntimePolicy
 from policies.run import Answer, Kind, Outcome, Trial
-from policies.trials import BASE, MAX_TRIALS, Score, SearchError, best, variants
+from policies.trials import BASE, MAX_TRIALS, Score, SearchError, best, grid
 from policies.verdict import Verdict
 
 
@@ -66,7 +66,7 @@ def test_the_best(scores, index):
 
 
 def points(base, space, most=MAX_TRIALS):
-    return [variant.plain for variant in variants(base, space, most)]
+    return [variant.plain for variant in grid(base, space, most).tried]
 
 
 def test_the_grid_in_its_order():
@@ -80,7 +80,7 @@ def test_the_grid_in_its_order():
         "sampling.top_k": [3, 4],
     }
     expected = itertools.product(["top-p", "min-p"], [0.1, 0.9], [0.5], [1, 2], [True, False], [3, 4])
-    found = variants({"name": "base"}, space, MAX_TRIALS)
+    found = grid({"name": "base"}, space, MAX_TRIALS).tried
     assert [
         (
             each.policy.sampling.method,
@@ -114,7 +114,7 @@ def test_a_huge_grid_costs_what_is_tried():
 def test_without_axes_the_base_itself_is_tried():
     """And without a base, top-k at its defaults."""
     assert points(BASE, {}) == [BASE]
-    policy = variants(BASE, {}, 5)[0].policy
+    policy = grid(BASE, {}, 5).tried[0].policy
     assert (policy.sampling.method, policy.sampling.temperature, policy.sampling.top_p) == ("top-k", 0.7, 0.9)
 
 
@@ -138,25 +138,64 @@ def test_the_base_stays_as_it_is():
         ({"name.first": ["x"]}, "search_space.name.first", "no group"),
         ({"sampling.": [1]}, "search_space.sampling.", "a path"),
         ({"": [1]}, "search_space.", "a path"),
-        ({"sampling.method": ["warp"]}, "search_space", "unknown sampling method"),
+        ({"sampling.method": ["warp"]}, "search_space.sampling.method", "unknown sampling method"),
         (
             {"constraints.forbidden_terms": [["a", ""]]},
             "search_space.constraints.forbidden_terms",
             "at least 1",
         ),
-        ({"optimization.branch_and_prune": [True]}, "search_space", "branch_and_prune has no effect"),
+        (
+            {"optimization.branch_and_prune": [True]},
+            "search_space.optimization.branch_and_prune",
+            "branch_and_prune has no effect",
+        ),
+        (
+            {"sampling.method": ["greedy"], "optimization.best_of_n": [1, 4]},
+            "search_space.optimization.best_of_n",
+            "best_of_n has no effect",
+        ),
+        (
+            {
+                "sampling.method": ["greedy", "top-k"],
+                "sampling.diversity_strength": [0.5],
+                "name": ["a", "b"],
+            },
+            "search_space",
+            "diversity_strength has no effect",
+        ),
     ],
 )
 def test_what_makes_no_policy(space, field, message):
     """A path that no policy has, or a value that makes none, is refused by the axis that it is on."""
     with pytest.raises(SearchError, match=message) as refused:
-        variants({"name": "n"}, space, 5)
+        grid({"name": "n"}, space, 5)
     assert refused.value.field == field
+
+
+def test_a_point_that_does_nothing_is_skipped():
+    """Greedy candidates are all the same: that point is left out with its reason, the others are tried."""
+    space = {"sampling.method": ["greedy", "top-p"], "optimization.best_of_n": [1, 4]}
+    found = grid({}, space, MAX_TRIALS)
+    tried = [(each.policy.sampling.method, each.policy.optimization.best_of_n) for each in found.tried]
+    assert tried == [("greedy", 1), ("top-p", 1), ("top-p", 4)]
+    (skipped,) = found.skipped
+    assert skipped.point == {"sampling.method": "greedy", "optimization.best_of_n": 4}
+    assert "best_of_n has no effect with greedy" in skipped.reason
+    cut = grid({}, space, 1)  # that four candidates are useful is seen further on
+    assert (len(cut.tried), cut.skipped) == (1, [])
+    assert [each.policy.sampling.method for each in grid({}, space, 2).tried] == ["greedy", "top-p"]
+
+
+def test_a_base_that_does_nothing_is_refused():
+    """Without axes there is nothing to skip to."""
+    with pytest.raises(SearchError, match="branch_and_prune has no effect") as refused:
+        grid({"optimization": {"branch_and_prune": True}}, {}, 5)
+    assert refused.value.field == "search_space"
 
 
 @pytest.mark.parametrize("path", ["a.b", "sampling.heat", "sampling.temperature.x"])
 def test_an_unknown_axis_is_named(path):
     """The error names the axis as the request wrote it, wherever on its way the policy ends."""
     with pytest.raises(SearchError) as refused:
-        variants(BASE, {path: [1]}, 4)
+        grid(BASE, {path: [1]}, 4)
     assert refused.value.field == f"search_space.{path}"

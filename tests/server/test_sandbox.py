@@ -178,6 +178,23 @@ assert len(json.dumps("ü" * 3, ensure_ascii=False).encode()) == 8
     assert ran.ended == Ended.PASSED, ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("tests", "ended"),
+    [
+        ("def test(self): self.assertEqual(1, 1)", Ended.PASSED),
+        ("def test(self): self.assertEqual(1, 2)", Ended.FAILED),
+        ("def test(self): raise SystemExit(0)", Ended.FAILED),
+        ("pass", Ended.FAILED),
+    ],
+)
+@pytest.mark.parametrize("call", ["unittest.main()", "unittest.main(exit=False)"])
+async def test_unittest_says_how_it_ended(sandbox, tests, call, ended):
+    """`unittest.main()` passes where every test does and there is one, though it would end the process."""
+    code = f"import unittest\nclass Test(unittest.TestCase):\n    {tests}\n{call}\n"
+    ran = await sandbox.run(code, SECONDS)
+    assert ran.ended == ended, ran.stderr
+
+
 async def test_runs_share_nothing(sandbox):
     """What one run leaves behind in its folder or in modules, no other sees."""
     write = "import json, os; assert not os.listdir('.'); open('left', 'w').close(); json.x = 1"

@@ -7,7 +7,9 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from policies.presets import PRESETS
 from server.auth import Authentication, KeyRing
+from server.errors import InvalidRequest
 from server.policies import MAX_BYTES, RESERVED_IDS, Policies
 from server.routes.saved_policies import VERSION_HEADER, router
 from tests.server.apps import routes_alone
@@ -21,12 +23,20 @@ SENT = {
 }
 
 
+class Compiler:
+    """Refuses the pattern `(`, as a compiler would."""
+
+    async def check(self, policy):
+        if policy.constraints.regex_pattern == "(":
+            raise InvalidRequest("missing )", param="policy.constraints.regex_pattern")
+
+
 @pytest.fixture
 async def client(store):
     """A client with the first key; `client.other` are the headers of another account's key."""
     app = routes_alone(router)
     keyring = KeyRing(store.find_key, ttl=60)
-    app.state.steersman = SimpleNamespace(policies=Policies(store.database))
+    app.state.steersman = SimpleNamespace(policies=Policies(store.database), policy_runs=Compiler())
     key = await store.first_key()
     async with store.database.writing() as connection:
         await connection.execute(
@@ -53,6 +63,12 @@ async def publish(client, **body):
     return response.json()["preset_id"]
 
 
+async def presets(client, query=""):
+    """The listed ones that accounts have published."""
+    items = (await client.get(f"/policies/presets{query}")).json()
+    return [item for item in items if item["id"] not in PRESETS]
+
+
 async def test_a_saved_policy_can_be_looked_up(client):
     """It is what was sent and its id, in the list too, and saving it as it is makes the next version."""
     made = await save(client, **SENT)
@@ -65,6 +81,16 @@ async def test_a_saved_policy_can_be_looked_up(client):
     again = (await client.post("/policies/save", json={"policy": found.json()})).json()
     assert again == {"policy_id": made["policy_id"], "version": 2}
     assert (await client.get("/policies")).json() == [found.json()]
+
+
+@pytest.mark.parametrize(("path", "body"), [("save", {}), ("presets/publish", {"name": "n"})])
+async def test_what_cannot_be_run_is_not_stored(client, path, body):
+    """A constraint that does not compile is refused when it is saved or published, and nothing is kept."""
+    sent = {**body, "policy": {"constraints": {"regex_pattern": "("}}}
+    refused = await client.post(f"/policies/{path}", json=sent)
+    assert refused.status_code == 422
+    assert refused.json()["detail"][0]["loc"] == ["body", "policy", "constraints", "regex_pattern"]
+    assert (await client.get("/policies")).json() == await presets(client) == []
 
 
 async def test_old_versions_stay_readable(client):
@@ -171,7 +197,7 @@ async def test_a_published_preset_is_listed(client, store):
     [key] = [key for key in await store.list_keys(None) if key.account_id != "other"]
     plain = await publish(client, policy={"id": "bot", **SENT})
     full = await publish(client, name="ä", visibility="public", tags=["json", "fast"], description="d")
-    newest, oldest = (await client.get("/policies/presets")).json()
+    newest, oldest = await presets(client)
     assert {name: newest[name] for name in newest if name != "updated_at"} == {
         "id": full,
         "name": "ä",
@@ -183,7 +209,7 @@ async def test_a_published_preset_is_listed(client, store):
     }
     assert (oldest["id"], oldest["policy"]) == (plain, SENT)
     assert (oldest["visibility"], oldest["tags"], oldest["description"]) == ("private", [], None)
-    assert (await client.get("/policies/presets?limit=1&offset=1")).json() == [oldest]
+    assert await presets(client, f"?limit=1&offset={len(PRESETS) + 1}") == [oldest]
     assert (await client.get("/policies")).json() == []
 
 
@@ -214,7 +240,7 @@ async def test_a_faulty_preset_names_the_field(client, body, field, says):
     [item] = response.json()["detail"]
     assert item["loc"] == ["body", *field]
     assert says in item["msg"]
-    assert (await client.get("/policies/presets")).json() == []
+    assert await presets(client) == []
 
 
 async def test_a_clone_is_a_policy_of_one_s_own(client):
@@ -232,14 +258,34 @@ async def test_a_clone_is_a_policy_of_one_s_own(client):
     assert refused.status_code == 422
 
 
+async def test_presets_come_with_the_server(client):
+    """They stand before what accounts publish, page by page, unless one's own are asked for; a clone is one's
+    own policy, and none can be deleted."""
+    mine = await publish(client)
+    listed = (await client.get("/policies/presets")).json()
+    assert [item["id"] for item in listed] == [*PRESETS, mine]
+    paged = [
+        (await client.get(f"/policies/presets?limit=2&offset={offset}")).json()
+        for offset in range(0, len(listed), 2)
+    ]
+    assert [item for page in paged for item in page] == listed
+    assert [item["id"] for item in (await client.get("/policies/presets?include_public=false")).json()] == [
+        mine
+    ]
+    for preset_id, preset in PRESETS.items():
+        cloned = (await client.post(f"/policies/presets/{preset_id}/clone", json={})).json()["policy_id"]
+        assert (await client.get(f"/policies/{cloned}")).json() == {"id": cloned, **preset.policy}
+    assert (await client.delete(f"/policies/presets/{preset_id}")).status_code == 404
+
+
 async def test_others_see_what_is_public(client):
     """A public preset is listed for all who do not ask for their own alone, without its owner's key."""
     await publish(client, name="hidden")
     shown = await publish(client, name="shown", visibility="public")
     client.headers.update(client.other)
-    [item] = (await client.get("/policies/presets")).json()
+    [item] = await presets(client)
     assert (item["id"], item["owner_api_key_id"]) == (shown, None)
-    assert (await client.get("/policies/presets?include_public=true")).json() == [item]
+    assert await presets(client, "?include_public=true") == [item]
     assert (await client.get("/policies/presets?include_public=false")).json() == []
 
 
@@ -277,7 +323,7 @@ async def test_a_deleted_preset_is_gone(client):
     cloned = (await client.post(f"/policies/presets/{preset_id}/clone", json={})).json()["policy_id"]
     deleted = await client.delete(f"/policies/presets/{preset_id}")
     assert deleted.json() == {"id": preset_id, "deleted": True}
-    assert (await client.get("/policies/presets")).json() == []
+    assert await presets(client) == []
     assert (await client.post(f"/policies/presets/{preset_id}/clone", json={})).status_code == 404
     assert (await client.get(f"/policies/{cloned}")).status_code == 200
 
@@ -297,7 +343,7 @@ async def test_a_policy_of_another_version_is_a_conflict(client, store):
         response = await request
         assert (response.status_code, "sampling.swing" in response.json()["detail"]) == (409, True)
     assert (await client.get("/policies")).json() == [{"id": "bot", **json.loads(old)}]
-    [item] = (await client.get("/policies/presets")).json()
+    [item] = await presets(client)
     assert item["policy"] == json.loads(old)
 
 
