@@ -165,8 +165,12 @@ class Reading(threading.Thread):
 
 def engines(process):
     """The engine-core processes of a server."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "EngineCore" in "".join(child.cmdline()) + child.name()]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # compilers and probes come and go meanwhile
+            if "EngineCore" in "".join(child.cmdline()) + child.name():
+                found.append(child)
+    return found
 
 
 def check_running(client, count):
@@ -319,11 +323,14 @@ def test_ctrl_c_while_starting_leaves_nothing_behind(tiny, tmp_path):
     process = subprocess.Popen(
         command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
-    assert wait_for(lambda: engines(process), 90)
-    time.sleep(2)  # vLLM waits for its engine by now
-    begun = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    try:
+        assert wait_for(lambda: engines(process), 90)
+        time.sleep(2)  # vLLM waits for its engine by now
+        begun = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert stderr.endswith(b"Steersman was stopped while it started.\n")
     assert psutil.wait_procs(begun, timeout=10)[1] == []
