@@ -125,6 +125,7 @@ def _let_unittest_return() -> None:
             if not self.result.wasSuccessful() or not self.result.testsRun:
                 sys.exit(1)
 
+    # The types of a library's names do not foresee that somebody replaces them.
     unittest.TestProgram = unittest.main = Program  # type: ignore[misc]
 
 

@@ -1,4 +1,4 @@
-"""Databases: an SQLite file, and a PostgreSQL server of the tests' own."""
+"""Databases: an SQLite file, and a PostgreSQL server of the tests' own. Sandboxes, opened and bare."""
 
 import asyncio
 import tempfile
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.jobs import Jobs
+from server.sandbox import Sandbox
 from server.store import Store
 from server.vectors import Vectors
 from tests.server.workshop_world import database, hurry
@@ -57,3 +58,25 @@ async def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     hurry(monkeypatch)
     async with database(tmp_path) as both:
         yield both
+
+
+@pytest.fixture(scope="module")
+async def sandbox():
+    opened = await Sandbox.open(warm=2, concurrent=4)
+    assert isinstance(opened, Sandbox), opened.problem
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def own():
+    """Makes sandboxes that are closed after the test, without the proof that `open` asks for."""
+    made = []
+
+    def make(**options) -> Sandbox:
+        made.append(Sandbox(**options))
+        return made[-1]
+
+    yield make
+    for subject in made:
+        await subject.close()
