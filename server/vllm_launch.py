@@ -20,7 +20,7 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
-from server import embedded
+from server import embedded, vllm_cpu
 from server.banner import announce
 from server.settings import Settings
 from server.store import Store
@@ -160,24 +160,13 @@ def _defaults() -> dict[str, object]:
     """Where ours differ from vLLM's; a flag still wins."""
     # A constrained beam takes its candidates from the likeliest tokens: the more it sees, the fewer requests.
     defaults: dict[str, object] = {"shutdown_timeout": 30, "max_logprobs": 256}
-    if current_platform.is_cpu():
-        # Here it means the share of the machine's memory that must be free at start.
-        defaults["gpu_memory_utilization"] = 0.3
-        # A seeded request whose prefill is cut kills vLLM 0.32's engine: its runner rewinds the request's
-        # random generator, which on a CPU cannot be.
-        defaults["enable_chunked_prefill"] = False
-    return defaults
+    return defaults | vllm_cpu.defaults() if current_platform.is_cpu() else defaults
 
 
 def _complete(args: Namespace, settings: Settings) -> None:
     """What follows from the flags."""
-    if current_platform.is_cpu() and args.enable_chunked_prefill:
-        sys.exit("--enable-chunked-prefill: on a CPU, vLLM's engine dies of a seeded request's second chunk")
-    if current_platform.is_cpu() and not args.steersman_compile:
-        args.enforce_eager = True
-    if current_platform.is_cpu() and args.enable_lora:
-        # There, whoever names no adapter gets that of the last slot: keep it empty.
-        args.max_loras = (args.max_loras or 1) + 1
+    if current_platform.is_cpu():
+        vllm_cpu.complete(args)
     # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.
     outputs = args.structured_outputs_config
     if outputs.backend == "auto":

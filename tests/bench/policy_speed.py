@@ -2,9 +2,9 @@
 
     python tests/bench/policy_speed.py [--rounds 5] [--concurrency 1] [--compile] [--markdown FILE]
 
-The first three compare requests to the server: without a policy and with one that says nothing; the best of
-eight candidates and one; by `policy_id` while the account stores one policy and while it stores 1,000. The
-others time what judges an answer, in this process and with the server idle.
+The first compare requests to the server: without a policy and with one that says nothing; the best of eight
+candidates and one; by `policy_id` and inline, while the account stores one policy and while it stores 1,000.
+The others time what judges an answer, in this process and with the server idle.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tests.bench.sandbox import measure
 from tests.bench.serve import HERE, Served, _embedded, _machine, _steersman
 
 # Of one round.
-OVERHEAD_PAIRS, BEST_PAIRS, STORED_REQUESTS, JUDGED, SANDBOXED = 100, 2, 40, 40, 6
+OVERHEAD_PAIRS, BEST_PAIRS, STORED_PAIRS, JUDGED, SANDBOXED = 100, 2, 60, 40, 6
 CANDIDATES, OUTPUT_TOKENS, STORED = 8, 64, 1000
 WARM_UP = 3
 REFILL_SECONDS = 0.3  # between sandboxed runs, so that each finds the pool full
@@ -88,7 +88,7 @@ async def _measure(ours: Served, args: argparse.Namespace) -> list[str]:
         rows.append(await _empty_policy(http, args.rounds))
         for concurrency in args.concurrency:
             rows.append(await _best_of(http, args.rounds, concurrency))
-        rows.append(await _stored(http, args.rounds))
+        rows += await _stored(http, args.rounds)
     rows.append(await _judged(args.rounds))
     rows.append(await _sandboxed(args.rounds))
     return rows
@@ -134,28 +134,30 @@ async def _best_of(http: httpx.AsyncClient, rounds: int, concurrency: int) -> st
     return _row(cells)
 
 
-async def _stored(http: httpx.AsyncClient, rounds: int) -> str:
-    """Rounds of many requests each, for the number of stored policies cannot change between two."""
+async def _stored(http: httpx.AsyncClient, rounds: int) -> list[str]:
+    """A policy by its id beside the same one inline, in turns: while one is stored, and while 1,000 are.
+
+    Only what is compared takes turns; the number of stored policies cannot change between two requests.
+    """
     measured = {"sampling": {"temperature": 0}}
+    rows = []
     async with _saved(http, [measured]) as (policy_id,):
-        body = {**ONE_TOKEN, "policy_id": policy_id}
-        for _ in range(WARM_UP):
-            await _timed(http, body)
+        bodies = [{**ONE_TOKEN, "policy": measured}, {**ONE_TOKEN, "policy_id": policy_id}]
+
+        async def compare(stored: int) -> str:
+            took: list[list[float]] = [[], []]
+            for number in range(-WARM_UP, rounds * STORED_PAIRS):
+                for index in _order(number):
+                    seconds, _ = await _timed(http, bodies[index])
+                    if number >= 0:
+                        took[index].append(1000 * seconds)
+            return _difference(f"by policy_id, {stored:,} stored, against inline, ms", took, "—")
+
+        rows.append(await compare(1))
         others = [{"name": f"policy {n}", "sampling": {"temperature": 0.5}} for n in range(1, STORED)]
-        took: list[list[float]] = [[], []]
-
-        async def many(index: int) -> None:
-            for _ in range(STORED_REQUESTS):
-                took[index].append(1000 * (await _timed(http, body))[0])
-
-        for number in range(rounds):
-            if number % 2 == 0:
-                await many(0)
-            async with _saved(http, others):
-                await many(1)
-            if number % 2:
-                await many(0)
-    return _difference(f"by policy_id, {STORED:,} stored against 1, ms", took, "—")
+        async with _saved(http, others):
+            rows.append(await compare(STORED))
+    return rows
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """What a policy is worth: how many answers are right with one and without, on the embedded model.
 
-    python tests/bench/policy_value.py [--only extraction|code] [--limit N] [--markdown FILE]
+    python tests/bench/policy_value.py [--only extraction|code|confidence] [--limit N] [--markdown FILE]
     python tests/bench/policy_value.py --url http://127.0.0.1:8000 --key KEY
 
 Extraction asks every prompt in four ways, each of which adds to the one before: the task alone; told to
@@ -8,6 +8,9 @@ answer in JSON with these keys; held to the schema while decoding; the best of f
 Code takes the best of 1, 4 and 8 by unit tests. There are no retries and no repairs, so that a row differs
 from the one above by what its name says. Seeds are fixed: a prompt's candidates have the same ones in each
 row, and more candidates have more. Intervals are 95 %, from resampled prompts.
+
+Confidence takes four candidates of each prompt and asks whether the surer ones are right more often, and as
+often as their confidence says.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from jsonschema import Draft202012Validator
 
 # Before this folder, whose policies.py and steering.py would hide the packages.
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from steering.train.auroc import auroc
 from tests.bench.serve import HERE, Served, _embedded, _machine, _steersman
 
 CONCURRENCY = 8
@@ -36,6 +40,7 @@ BEST_OF = (1, 4, 8)
 JSON_TOKENS, CODE_TOKENS = 128, 192
 TEST_TIMEOUT_MS = 5000  # the engine keeps the processors busy meanwhile
 RESAMPLES = 10_000
+CANDIDATES, BINS = 4, 5  # of confidence
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Job:
     prompt: str
     policy: dict[str, Any]
     max_tokens: int
+    trace: bool = False
 
     @property
     def body(self) -> dict[str, Any]:
@@ -55,7 +61,7 @@ class Job:
             "policy": self.policy,
             "max_new_tokens": self.max_tokens,
             "seed": SEEDS_APART * self.number,
-            "include_trace": False,
+            "include_trace": self.trace,
         }
 
 
@@ -65,15 +71,18 @@ def main() -> None:
     parser.add_argument("--key", default="none")
     parser.add_argument("--model", type=Path, help="to start a server with; the embedded one by default")
     parser.add_argument("--limit", type=int, help="ask only the first N prompts of each table")
-    parser.add_argument("--only", choices=["extraction", "code"])
+    parser.add_argument("--only", choices=["extraction", "code", "confidence"])
     parser.add_argument("--markdown", type=Path, help="also append the tables to this file")
     args = parser.parse_args()
     with _server(args) as (served, name):
         lines = [f"## What a policy is worth: {datetime.now(UTC):%Y-%m-%d}, {_machine()}, {name}\n"]
-        if args.only != "code":
-            lines += asyncio.run(_extraction(served, _data("extraction.jsonl", args.limit)))
-        if args.only != "extraction":
-            lines += asyncio.run(_code(served, _data("python_tasks.jsonl", args.limit)))
+        facts, tasks = _data("extraction.jsonl", args.limit), _data("python_tasks.jsonl", args.limit)
+        if args.only in (None, "extraction"):
+            lines += asyncio.run(_extraction(served, facts))
+        if args.only in (None, "code"):
+            lines += asyncio.run(_code(served, tasks))
+        if args.only in (None, "confidence"):
+            lines += asyncio.run(_confidence(served, facts, tasks))
     print("\n".join(lines))
     if args.markdown:
         with args.markdown.open("a") as out:
@@ -149,6 +158,66 @@ def code_jobs(number: int, task: dict[str, Any]) -> Iterator[Job]:
     for count in BEST_OF:
         given = policy(0.8, count, verifiers=verified)
         yield Job(f"best of {count}", number, f"{task['prompt']} Only code.", given, CODE_TOKENS)
+
+
+async def _confidence(
+    served: Served, facts: Sequence[dict[str, Any]], tasks: Sequence[dict[str, Any]]
+) -> list[str]:
+    jobs = [job for number, task in enumerate(facts) for job in extraction_jobs(number, task)]
+    texts = [confident(job) for job in jobs if job.row == "constraint"]
+    jobs = [job for number, task in enumerate(tasks) for job in code_jobs(number, task)]
+    code = [confident(job) for job in jobs if job.row == "best of 1"]
+    (answers,), (programs,) = (
+        (await _asked(served, texts)).values(),
+        (await _asked(served, code)).values(),
+    )
+    found = {
+        "all facts right": [
+            [(each["mean_logprob"], scores(each["output"], task)[3] == 1.0) for each in _first(answer)]
+            for answer, task in zip(answers, facts, strict=True)
+        ],
+        "passed its tests": [
+            [(each["mean_logprob"], each["accepted"]) for each in _first(answer)] for answer in programs
+        ],
+    }
+    rows = ["| right means | answers | AUROC | confidence of each fifth | right of each fifth |"]
+    return [*rows, "|---|---|---|---|---|", *(_reliability(name, each) for name, each in found.items()), ""]
+
+
+def confident(job: Job) -> Job:
+    """Several candidates of one round that are scored: threshold 0 is always met."""
+    given = dict(job.policy)
+    given["optimization"] = {
+        "best_of_n": CANDIDATES,
+        "retry_on_failure": 0,
+        "confidence_triggered_regeneration": True,
+        "confidence_threshold": 0,
+    }
+    return replace(job, row="confidence", policy=given, trace=True)
+
+
+def _first(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the first round made: a rejected winner is followed by another."""
+    return [each for each in answer["trace"]["candidates"] if each["round"] == 0]
+
+
+def _reliability(name: str, prompts: Sequence[Sequence[tuple[float, bool]]]) -> str:
+    """Candidates of a prompt are resampled together."""
+    logprobs = np.array([[logprob for logprob, _ in each] for each in prompts])
+    right = np.array([[float(good) for _, good in each] for each in prompts])
+    rng, areas = np.random.default_rng(0), []
+    for _ in range(RESAMPLES // 10):
+        drawn = rng.integers(0, len(prompts), len(prompts))
+        both = logprobs[drawn].ravel(), right[drawn].ravel()
+        if 0 < both[1].sum() < both[1].size:
+            areas.append(auroc(both[0][both[1] == 1], both[0][both[1] == 0]))
+    low, high = np.quantile(areas, [0.025, 0.975])
+    sure, good = np.exp(logprobs.ravel()), right.ravel()
+    area = auroc(sure[good == 1], sure[good == 0])
+    fifths = np.array_split(np.argsort(sure), BINS)
+    says = " · ".join(f"{sure[each].mean():.2f}" for each in fifths)
+    is_right = " · ".join(f"{good[each].mean():.2f}" for each in fifths)
+    return f"| {name} | {good.size} | **{area:.2f}** ({low:.2f}–{high:.2f}) | {says} | {is_right} |"
 
 
 def policy(

@@ -8,6 +8,12 @@ from server.vllm_launch import WORKER, _complete, _parse
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3}'
 
 
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """Set, so that a launch on a CPU does not set it for the tests after these."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def completed(tmp_path, *flags):
     args = _parse(["model", *flags])
     _complete(args, Settings(tmp_path, "sqlite://"))
