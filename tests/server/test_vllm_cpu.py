@@ -69,9 +69,9 @@ def test_a_layout_asked_for_is_kept(executor, machine, monkeypatch):
     assert executor() is None
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 3), (16, 15)])
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (16, 15)])
 def test_threads(executor, machine, monkeypatch, cores, threads):
-    """One a physical core; where there are more than two, one less."""
+    """One a physical core, less one for the API server."""
     machine(cores=cores)
     executor()
     assert vllm_cpu.os.environ["OMP_NUM_THREADS"] == str(threads)
