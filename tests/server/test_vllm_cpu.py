@@ -11,7 +11,7 @@ from server.vllm_launch import _complete, _parse
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Says how many cores, of two CPUs each, and memory nodes there are; nothing is set in the environment."""
+    """Says how many cores, of two CPUs each, and memory nodes there are. Nothing is set already."""
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

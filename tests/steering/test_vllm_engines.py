@@ -130,7 +130,7 @@ def difference(one, other):
 
 
 def tolerance(plain):
-    """How close steered log-probabilities must be where unsteered ones differ by `plain`, mostly some 4e-6."""
+    """How close steered log-probabilities must be where unsteered ones are `plain` off, mostly 4e-6."""
     assert plain <= ROUGH
     return max(CLOSE, 10 * plain)
 
@@ -272,8 +272,9 @@ def check_capture(world, capture, expected):
     norms = np.frombuffer(bytes.fromhex(norms["hex"]), np.float32).reshape(shape[:2])
     for number, (start, end) in enumerate(capture.spans):
         rows = expected[list(capture.layers), start:end]
+        lengths = np.linalg.norm(rows, axis=-1).mean(axis=1)
         np.testing.assert_allclose(means[number], rows.mean(axis=1), atol=world.close)
-        np.testing.assert_allclose(norms[number], np.linalg.norm(rows, axis=-1).mean(axis=1), rtol=world.close)
+        np.testing.assert_allclose(norms[number], lengths, rtol=world.close)
     assert world.process.rpc("steersman_captured", capture.id) == [None]
 
 
