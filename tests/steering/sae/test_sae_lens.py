@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,3 +140,27 @@ def test_sparsify(tmp_path, made, states, record_property):
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "sae.safetensors")
     theirs = reference(folder, dtype="float32", converter=sparsify_disk_loader)
     compare(load(folder), theirs, states, record_property)
+
+
+def test_gemma_scope(tmp_path, monkeypatch, made, states, record_property):
+    """Through the loader of sae-lens for the hub, with the file given to it from here."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    sae = made(Architecture.JUMPRELU, apply_b_dec_to_input=False)
+    place = "layer_3/width_16k/average_l0_71"
+    folder = tmp_path / "gemma-scope-2b-pt-res" / place
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in sae.tensors.items()})
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda *_, filename, **__: folder / filename)
+
+    def converted(*_, **__):
+        sizes = {"d_in": 24, "d_sae": 60}
+        return loaders.gemma_2_sae_huggingface_loader(
+            "google/gemma-scope-2b-pt-res", place, "cpu", False, sizes
+        )[:2]
+
+    ours = load(folder)
+    theirs = reference(folder, converter=converted)
+    assert theirs.cfg.metadata.hook_name == ours.hook
+    assert ours.model.endswith(theirs.cfg.metadata.model_name)
+    compare(ours, theirs, states, record_property)
