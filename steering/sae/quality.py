@@ -16,23 +16,29 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """Over `rows` states: `explained` is the share of variance about their mean, 1 at best.
+    """Over `rows` states, `passed_over` not among them.
 
-    `l0` is the mean number of active latents, `dead` the share of latents active nowhere, `density`
-    `[d_sae]` the share of states in which each is active.
+    `explained` is the share of variance about their mean that reconstructions hold, 1 at best; `l0` is the
+    mean number of active latents, `dead` the share of latents active nowhere, `density` `[d_sae]` the share
+    of states in which each is active.
     """
 
     rows: int
+    passed_over: int
     explained: float
     l0: float
     dead: float
     density: Array
 
 
-def measure(sae: SparseAutoencoder, states: Iterable[Array]) -> Quality:
-    """`states` come as arrays `[any, d_in]`, and only some of them are held at a time."""
+def measure(sae: SparseAutoencoder, states: Iterable[Array], longest: float = math.inf) -> Quality:
+    """`states` come as arrays `[any, d_in]`, and only some of them are held at a time.
+
+    Those longer than `longest` (see `train.longest_ordinary`) are passed over: one attention sink holds more
+    variance than ten thousand other states.
+    """
     device = sae.W_enc.device
-    rows, error = 0, 0.0
+    rows, passed_over, error = 0, 0, 0.0
     shift: torch.Tensor | None = None  # sums are taken about the first states' mean: far less cancels
     total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
     squares = torch.zeros((), dtype=torch.float64, device=device)
@@ -40,6 +46,11 @@ def measure(sae: SparseAutoencoder, states: Iterable[Array]) -> Quality:
     for array in states:
         for start in range(0, len(array), _CHUNK):
             x = torch.from_numpy(np.asarray(array[start : start + _CHUNK], np.float32)).to(device)
+            ordinary = x.norm(dim=1) <= longest
+            passed_over += int((~ordinary).sum())
+            x = x[ordinary]
+            if not len(x):
+                continue
             latents = sae.encode(x)
             error += float((x - sae.decode(latents, x)).double().square().sum())
             active += (latents > 0).sum(dim=0)
@@ -55,6 +66,7 @@ def measure(sae: SparseAutoencoder, states: Iterable[Array]) -> Quality:
         raise SaeError("all states are the same: there is no variance to explain")
     return Quality(
         rows=rows,
+        passed_over=passed_over,
         explained=1.0 - error / variance,
         l0=float(active.sum()) / rows,
         dead=float((active == 0).double().mean()),

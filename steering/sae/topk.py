@@ -32,13 +32,13 @@ class Descent:
     mean squared norm `width`.
     """
 
-    def __init__(self, start: Tensor, active: int) -> None:
-        """Latents begin as the rows of `start`."""
+    def __init__(self, start: Tensor, active: int, gain: float = 1.0) -> None:
+        """Latents begin as the rows of `start`: they write its unit rows, and read `gain` times those."""
         latents, width = start.shape
         self.active = active
         self.steps = 0
         rows = unit(start)
-        parameters = [rows.clone(), rows.clone(), torch.zeros(latents), torch.zeros(width)]
+        parameters = [gain * rows, rows.clone(), torch.zeros(latents), torch.zeros(width)]
         self.parameters = [parameter.requires_grad_() for parameter in parameters]
         self.read, self.write, self.bias, self.offset = self.parameters
         self._adam = torch.optim.Adam(self.parameters)
@@ -66,6 +66,11 @@ class Descent:
         kept, among = torch.relu(before[:, dead]).topk(min(revival.active, len(dead)), dim=1)
         missed = (left - _weighted(dead[among], self.write, kept)).square().sum()
         return revival.weight * missed / left.square().sum().clamp(min=1e-12)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        kept, which = torch.relu(x @ self.read.T + self.bias).topk(self.active, dim=1)
+        return self.offset + _weighted(which, self.write, kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the next step depends on."""

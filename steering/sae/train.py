@@ -25,9 +25,9 @@ _WARM_UP: Final = 0.02  # shares of all states: the rate rises over the first, f
 _COOL_DOWN: Final = 0.5
 _CHUNK: Final = 1024
 _SAMPLE: Final = 16384  # states on which a threshold is calibrated, at most
+_OUTLIER: Final = 10.0  # times the median length
 
-# States from number n on, `[any, width]` each. The first position of a text is best left out: its state is an
-# attention sink, hundreds of times as long as others, and would be most of what there is to explain.
+# States from number n on, `[any, width]` each.
 Source = Callable[[int], Iterable[Array]]
 
 
@@ -38,6 +38,9 @@ class Options:
     `latents` compete, `active` of them explain one state. `block` states are held in memory and shuffled
     among themselves, so they should span many texts. A latent that stayed silent over `dead_after` states is
     dead, and `dead_active` of those are taught with `dead_weight` what the others miss.
+
+    States ten times as long as the median are passed over: a few positions, the first of a text among them,
+    are attention sinks, a hundred times as long as others, and would be most of what there is to explain.
     """
 
     rows: int
@@ -124,6 +127,11 @@ def skipping(arrays: Callable[[], Iterable[Array]]) -> Source:
     return source
 
 
+def longest_ordinary(rows: Array) -> float:
+    """The length beyond which a state is an attention sink: ten times the median of these `[n, width]`."""
+    return _OUTLIER * float(np.median(np.linalg.norm(rows, axis=1)))
+
+
 def with_threshold(sae: SparseAutoencoder, rows: Array) -> SparseAutoencoder:
     """A BatchTopK approximation of a TopK autoencoder: some latents are had without all the others.
 
@@ -134,6 +142,7 @@ def with_threshold(sae: SparseAutoencoder, rows: Array) -> SparseAutoencoder:
         raise SaeError(f"a ranking is replaced by a threshold, and {sae.architecture} has none")
     if sae.rescale_acts_by_decoder_norm:
         raise SaeError("decoder norms rescale its ranking, which one threshold cannot")
+    rows = rows[np.linalg.norm(rows, axis=1) <= longest_ordinary(rows)]
     rows = rows[:: -(-len(rows) // _SAMPLE)]
     open_encoder = SparseAutoencoder(
         **{name: getattr(sae, name) for name in _COMMON},
@@ -169,12 +178,15 @@ class _Training:
     descent: Descent
     centre: Tensor
     scale: float
+    longest: float  # longer states are passed over
     silent: Tensor  # [latents]: states since each was last active
     rows: int = 0
 
     @classmethod
     def begun(cls, block: Tensor, options: Options) -> "_Training":
         """Centre, scale and first latents from the first block."""
+        longest = longest_ordinary(block.numpy())
+        block = block[block.norm(dim=1) <= longest]
         centre = block.mean(dim=0, dtype=torch.float64).float()
         x = block - centre
         scale = float(x.square().sum(dim=1).mean().sqrt()) / block.shape[1] ** 0.5
@@ -183,31 +195,38 @@ class _Training:
         generator = torch.Generator().manual_seed(options.seed)
         start = x[torch.randint(len(x), (options.latents,), generator=generator)] / scale
         start += 0.3 * torch.randn(start.shape, generator=generator)
+        # Latents that are states have much in common: together they say it many times over.
+        sample = x[: options.batch] / scale
+        again = Descent(start, options.active).reconstruct(sample)
+        gain = float((sample * again).sum() / again.square().sum().clamp(min=1e-12))
+        descent = Descent(start, options.active, gain)
         silent = torch.zeros(options.latents, dtype=torch.int64)
-        return cls(options, Descent(start, options.active), centre, scale, silent)
+        return cls(options, descent, centre, scale, longest, silent)
 
     def learn(self, block: Tensor) -> float:
         """All passes over a block; the share of variance explained at the first."""
         options = self.options
         if block.shape[1] != len(self.centre):
             raise SaeError(f"states are {block.shape[1]} wide, those before were {len(self.centre)}")
-        generator = torch.Generator().manual_seed(options.seed + 1 + self.rows)
+        self.rows += len(block)
+        block = block[block.norm(dim=1) <= self.longest]
+        generator = torch.Generator().manual_seed(options.seed + self.rows)
         error = total = 0.0
         for turn in range(options.passes):
             order = torch.randperm(len(block), generator=generator)
             for start in range(0, len(block), options.batch):
                 x = (block[order[start : start + options.batch]] - self.centre) / self.scale
-                share = (turn + start / len(block)) / options.passes
-                missed, fired = self.descent.step(x, self._rate(share * len(block)), self._revival())
+                rate = self._rate((options.passes - turn - start / len(block)) / options.passes * len(block))
+                missed, fired = self.descent.step(x, rate, self._revival())
                 self.silent += len(x)
                 self.silent[fired] = 0
                 if turn == 0:
                     error, total = error + missed, total + float(x.square().sum())
-        self.rows += len(block)
         return 1.0 - error / total if total else 0.0
 
-    def _rate(self, within: float) -> float:
-        done = (self.rows + within) / self.options.rows
+    def _rate(self, left: float) -> float:
+        """`left` states of the block at hand are still to be learned from."""
+        done = (self.rows - left) / self.options.rows
         rising, falling = (done + 1e-3) / _WARM_UP, (1.0 - done) / _COOL_DOWN
         return self.options.lr * min(1.0, rising, falling)
 
@@ -245,6 +264,7 @@ class _Training:
             "rows": self.rows,
             "steps": self.descent.steps,
             "scale": self.scale,
+            "longest": self.longest,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, save(tensors, {_KEY: json.dumps(state)}))
@@ -263,8 +283,8 @@ class _Training:
                     "go on with those, or remove it"
                 )
             descent = Descent.restored(tensors, options.active, int(state["steps"]))
-            scale, rows = float(state["scale"]), int(state["rows"])
-            return cls(options, descent, tensors["centre"], scale, tensors["silent"], rows)
+            scale, longest, rows = float(state["scale"]), float(state["longest"]), int(state["rows"])
+            return cls(options, descent, tensors["centre"], scale, longest, tensors["silent"], rows)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, SaeError):
                 raise

@@ -11,7 +11,7 @@ from steering.sae.load import load
 from steering.sae.quality import measure
 from steering.sae.sae import Architecture
 from steering.sae.topk import Descent, Revival
-from steering.sae.train import Options, fit, skipping, with_threshold
+from steering.sae.train import Options, fit, longest_ordinary, skipping, with_threshold
 
 WIDTH, FEATURES, ACTIVE = 32, 48, 3
 HOOK = "blocks.2.hook_resid_post"
@@ -152,6 +152,34 @@ def test_a_short_stream_ends_training_early():
     assert seen[1].explained > seen[0].explained
     assert seen[1].steps == 8 + 4
     assert sae.d_sae == 64
+
+
+def test_attention_sinks_are_passed_over():
+    """A few states a hundred times as long as others change nothing but the count."""
+    rows = states(4000)
+    with_sinks = rows.copy()
+    with_sinks[::100] *= 100
+    seen = []
+    sae = fit(source(with_sinks), SMALL, HOOK, on_progress=seen.append)
+    assert (seen[-1].rows, seen[-1].steps) == (4000, 4 * 8)
+    held, longest = states(2000, seed=2), longest_ordinary(rows)
+    assert measure(sae, [held]).explained == pytest.approx(
+        measure(fit(source(rows), SMALL, HOOK), [held]).explained, abs=0.05
+    )
+    assert longest == pytest.approx(10 * np.median(np.linalg.norm(rows, axis=1)))
+    quality = measure(sae, [with_sinks], longest)
+    assert (quality.rows, quality.passed_over) == (3960, 40)
+    assert quality.explained > 0.5 > measure(sae, [with_sinks]).explained
+
+
+def test_latents_that_begin_alike_do_not_say_it_many_times_over():
+    """States along one direction mostly, as real ones are: the first block is explained from the start."""
+    common = np.random.default_rng(3).normal(size=WIDTH) * 8
+    rows = states(2000) + np.random.default_rng(4).normal(size=(2000, 1)).astype(np.float32) * common
+    seen = []
+    options = dataclasses.replace(SMALL, active=16)
+    fit(source(rows.astype(np.float32)), options, HOOK, on_progress=seen.append)
+    assert seen[0].explained > 0.5
 
 
 def test_dead_latents_come_back():
