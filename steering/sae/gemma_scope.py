@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+from steering.sae.encode import Architecture
 from steering.sae.errors import CorruptSae, WrongHook
 from steering.sae.model import block_of, place_inside
-from steering.sae.sae import Architecture, SparseAutoencoder
+from steering.sae.sae import SparseAutoencoder
 from steering.sae.told import Told
 from steering.sae.weights import MAX_BYTES, read_npz
 

@@ -4,37 +4,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from enum import StrEnum
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from steering.sae.encode import Architecture, Nonlinearity, Normalisation, normalised, scales
 from steering.sae.errors import SaeError
-
-_EPSILON: Final = 1e-5  # of layer_norm, as it is in the libraries that train with it
-
-
-class Architecture(StrEnum):
-    """How pre-activations become latents. BATCHTOPK serves as the JumpReLU that its training ends in."""
-
-    STANDARD = "standard"  # ReLU(pre)
-    TOPK = "topk"  # the k largest, then ReLU
-    BATCHTOPK = "batchtopk"  # like jumprelu, k latents on average
-    JUMPRELU = "jumprelu"  # ReLU(pre) where pre > threshold
-    GATED = "gated"  # ReLU(exp(r_mag) (pre - bias) + b_mag) where pre, its bias being b_gate, > 0
-
-
-class Normalisation(StrEnum):
-    """What is done to a state before it is encoded, and undone after decoding."""
-
-    NONE = "none"
-    EXPECTED_AVERAGE = (
-        "expected_average_only_in"  # one factor for all states: `folded` puts it in the weights
-    )
-    CONSTANT_NORM = "constant_norm_rescale"  # to length sqrt(d_in)
-    LAYER_NORM = "layer_norm"  # less its mean, over its standard deviation
+from steering.sae.subset import Subset
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -143,7 +121,7 @@ class SparseAutoencoder:
         mean, _, outward = scales(x.to(write.dtype), self.normalisation)
         return made * outward + mean
 
-    def reads_only(self, latents: Sequence[int]) -> "Subset":
+    def reads_only(self, latents: Sequence[int]) -> Subset:
         """What it takes to monitor or steer these latents: with TopK, the whole encoder."""
         chosen = self._indices(latents)
         read = self.W_enc if not self.subset_is_exact else self.W_enc[:, chosen]
@@ -184,7 +162,7 @@ class SparseAutoencoder:
         return norms
 
     @cached_property
-    def _nonlinearity(self) -> "Nonlinearity":
+    def _nonlinearity(self) -> Nonlinearity:
         bias = self.gate.b_gate if self.gate else self.b_enc
         assert bias is not None
         return Nonlinearity(
@@ -212,113 +190,6 @@ class SparseAutoencoder:
         if wrong:
             raise SaeError(f"there is no latent {wrong[0]}: they are numbered 0 to {self.d_sae - 1}")
         return torch.tensor(list(latents), dtype=torch.long, device=self.W_enc.device)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Nonlinearity:
-    """From x' W_enc to latents; vectors are `[latents]`. See `Architecture`."""
-
-    architecture: Architecture
-    bias: Tensor
-    threshold: Tensor | None = None
-    gain: Tensor | None = None
-    magnitude_bias: Tensor | None = None
-    k: int | None = None
-    norms: Tensor | None = None
-
-    def __call__(self, a: Tensor) -> Tensor:
-        pre = a + self.bias
-        match self.architecture:
-            case Architecture.STANDARD:
-                return torch.relu(pre)
-            case Architecture.JUMPRELU | Architecture.BATCHTOPK:
-                assert self.threshold is not None
-                return torch.where(pre > self.threshold, torch.relu(pre), 0.0)
-            case Architecture.GATED:
-                assert self.gain is not None
-                assert self.magnitude_bias is not None
-                return torch.where(pre > 0, torch.relu(a * self.gain + self.magnitude_bias), 0.0)
-            case Architecture.TOPK:
-                assert self.k is not None
-                values, which = (pre if self.norms is None else pre * self.norms).topk(self.k, dim=-1)
-                return torch.zeros_like(pre).scatter(-1, which, torch.relu(values))
-
-    def of(self, latents: Tensor) -> "Nonlinearity":
-        """That of some latents; not for TopK, which ranks all."""
-        assert self.architecture is not Architecture.TOPK
-        return replace(
-            self,
-            bias=self.bias[latents],
-            threshold=None if self.threshold is None else self.threshold[latents],
-            gain=None if self.gain is None else self.gain[latents],
-            magnitude_bias=None if self.magnitude_bias is None else self.magnitude_bias[latents],
-        )
-
-    def shifted(self, shift: Tensor) -> "Nonlinearity":
-        """The same of `a + shift`."""
-        if self.gain is None or self.magnitude_bias is None:
-            return replace(self, bias=self.bias + shift)
-        magnitude_bias = self.magnitude_bias + self.gain * shift
-        return replace(self, bias=self.bias + shift, magnitude_bias=magnitude_bias)
-
-
-@dataclass(frozen=True, eq=False)
-class Subset:
-    """Some latents of an autoencoder, as they are monitored and steered, without what only others need.
-
-    `write` is `[latents, d_in]`: what one latent adds to a (normalised) state. `read` likewise, or, where all
-    latents are ranked, `[d_sae, d_in]`; `among` then are these latents' lines. The subtraction of b_dec from
-    the input is part of the biases.
-    """
-
-    latents: tuple[int, ...]
-    read: Tensor
-    write: Tensor
-    nonlinearity: Nonlinearity
-    among: Tensor | None
-    normalisation: Normalisation
-
-    def encode(self, x: Tensor) -> Tensor:
-        """`[..., latents]` in float32, for states `[..., d_in]`."""
-        return self._activated(normalised(x.to(self.read.dtype), self.normalisation))
-
-    def shift(self, x: Tensor, to: Tensor) -> Tensor:
-        """What to add to states so that these latents become `to` `[..., latents]`; nan leaves one as it is.
-
-        The reconstruction error stays as it is: only the difference of latents is decoded. To ablate is 0, to
-        clamp a value, to add `encode(x) + value`.
-        """
-        x = x.to(self.read.dtype)
-        now = self._activated(normalised(x, self.normalisation))
-        moved = torch.nan_to_num(to.to(now.dtype) - now, nan=0.0) @ self.write
-        if self.normalisation is Normalisation.NONE:
-            return moved
-        return moved * scales(x, self.normalisation)[2]
-
-    def _activated(self, inner: Tensor) -> Tensor:
-        latents = self.nonlinearity(inner @ self.read.T)
-        return latents if self.among is None else latents[..., self.among]
-
-
-def normalised(x: Tensor, normalisation: Normalisation) -> Tensor:
-    if normalisation is Normalisation.NONE:
-        return x
-    mean, inward, _ = scales(x, normalisation)
-    return (x - mean) * inward
-
-
-def scales(x: Tensor, normalisation: Normalisation) -> tuple[Tensor | float, Tensor, Tensor]:
-    """Mean, factor on the way in, factor on the way out; `[..., 1]` each.
-
-    The two factors are not quite inverse under layer_norm: autoencoders were trained like this.
-    """
-    if normalisation is Normalisation.CONSTANT_NORM:
-        length = x.norm(dim=-1, keepdim=True).clamp(min=1e-30) / x.shape[-1] ** 0.5
-        return 0.0, 1.0 / length, length
-    assert normalisation is Normalisation.LAYER_NORM
-    mean = x.mean(dim=-1, keepdim=True)
-    deviation = (x - mean).std(dim=-1, keepdim=True)
-    return mean, 1.0 / (deviation + _EPSILON), deviation
 
 
 def _check(sae: SparseAutoencoder) -> None:

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from steering.sae.encode import Architecture, Normalisation
 from steering.sae.errors import CorruptSae, SaeError, UnsupportedSae, WrongHook
 from steering.sae.model import block_of
-from steering.sae.sae import Architecture, Gate, Normalisation, SparseAutoencoder
+from steering.sae.sae import Gate, SparseAutoencoder
 from steering.sae.told import Told
 from steering.sae.weights import MAX_BYTES, read_json, read_safetensors
 

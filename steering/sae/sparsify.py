@@ -7,9 +7,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from steering.sae.encode import Architecture
 from steering.sae.errors import CorruptSae, UnsupportedSae
 from steering.sae.model import block_of
-from steering.sae.sae import Architecture, SparseAutoencoder
+from steering.sae.sae import SparseAutoencoder
 from steering.sae.told import Told
 from steering.sae.weights import MAX_BYTES, read_json, read_safetensors
 

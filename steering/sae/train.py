@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from steering.sae.encode import Architecture
 from steering.sae.errors import CorruptSae, SaeError
 from steering.sae.model import block_of
-from steering.sae.sae import Architecture, SparseAutoencoder
+from steering.sae.sae import SparseAutoencoder
 from steering.sae.saelens import replace_file
 from steering.sae.topk import Descent, Revival
 from steering.vector import Array

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from steering.sae.sae import Architecture, Gate, SparseAutoencoder
+from steering.sae.encode import Architecture
+from steering.sae.sae import Gate, SparseAutoencoder
 
 WIDTH, LATENTS = 24, 60
 

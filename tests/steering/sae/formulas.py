@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from steering.sae.sae import Architecture, Normalisation
+from steering.sae.encode import Architecture, Normalisation
 
 
 def wide(tensor):

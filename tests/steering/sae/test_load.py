@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from steering.sae import saelens
+from steering.sae.encode import Architecture, Normalisation
 from steering.sae.errors import CorruptSae, SaeError, UnsafeSae, UnsupportedSae, WrongHook, WrongModel
 from steering.sae.load import load
 from steering.sae.model import ModelFacts, block_of
-from steering.sae.sae import Architecture, Normalisation
 from steering.sae.told import Told
 
 MODEL = ModelFacts(layers=6, width=24, name="lab/toy", aliases=("default",))

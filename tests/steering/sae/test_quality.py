@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from steering.sae.encode import Architecture, Normalisation
 from steering.sae.errors import SaeError
 from steering.sae.quality import cross_entropy_recovered, measure
-from steering.sae.sae import Architecture, Normalisation
 
 
 @pytest.mark.parametrize("normalisation", [Normalisation.NONE, Normalisation.LAYER_NORM])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from steering.sae.encode import Architecture, Normalisation
 from steering.sae.errors import SaeError
-from steering.sae.sae import Architecture, Normalisation
 from tests.steering.sae import formulas
 
 ARCHITECTURES = list(Architecture)

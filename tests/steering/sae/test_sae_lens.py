@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from steering.sae import saelens
+from steering.sae.encode import Architecture, Normalisation
 from steering.sae.load import load
-from steering.sae.sae import Architecture, Normalisation, SparseAutoencoder
+from steering.sae.sae import SparseAutoencoder
 from steering.sae.told import Told
 
 sae_lens = pytest.importorskip(

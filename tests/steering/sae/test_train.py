@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from steering.sae import saelens
+from steering.sae.encode import Architecture
 from steering.sae.errors import CorruptSae, SaeError, WrongHook
 from steering.sae.load import load
 from steering.sae.quality import measure
-from steering.sae.sae import Architecture
 from steering.sae.topk import Descent, Revival
 from steering.sae.train import Options, fit, longest_ordinary, skipping, with_threshold
 
