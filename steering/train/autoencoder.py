@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steering.sae.topk import Descent
 from steering.vector import Array
 
 _BATCH = 512
@@ -78,28 +79,13 @@ def learn(rows: Array, options: Options) -> Autoencoder:
 
 
 def _descend(x: Tensor, latents: int, active: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Encoder and decoder rows, encoder and decoder bias, by Adam on the squared error."""
+    """Encoder and decoder rows, encoder and decoder bias."""
     generator = torch.Generator().manual_seed(options.seed)
     # Latents begin as states: few then stay dead, and features that states hold are found in few steps.
     start = x[torch.randint(len(x), (latents,), generator=generator)]
-    start = _unit(start + 0.3 * torch.randn(start.shape, generator=generator))
-    parameters = [start.clone(), start.clone(), torch.zeros(latents), torch.zeros(x.shape[1])]
-    read, write, bias, offset = (parameter.requires_grad_() for parameter in parameters)
-    adam = torch.optim.Adam(parameters, lr=options.lr)
+    descent = Descent(start + 0.3 * torch.randn(start.shape, generator=generator), active)
     for step in range(options.steps):
         rows = x[torch.randint(len(x), (min(_BATCH, len(x)),), generator=generator)]
-        kept, which = torch.relu(rows @ read.T + bias).topk(active, dim=1)
-        codes = torch.zeros(len(rows), latents).scatter(1, which, kept)
-        loss = (rows - offset - codes @ write).square().sum(dim=1).mean() / x.shape[1]
-        adam.param_groups[0]["lr"] = options.lr * (1.0 - step / options.steps)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            write.copy_(_unit(write))
-    return read.detach(), write.detach(), bias.detach(), offset.detach()
-
-
-def _unit(rows: Tensor) -> Tensor:
-    units: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return units
+        descent.step(rows, options.lr * (1.0 - step / options.steps))
+    read, write, bias, offset = (parameter.detach() for parameter in descent.parameters)
+    return read, write, bias, offset
