@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from policies.policy import RuntimePolicy
 from policies.verdict import Text, Verdict, code_of, judge
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.metrics import VERIFIER_RUNS
 from server.sandbox import Ended, Ran, Sandbox
 
@@ -19,13 +19,15 @@ Factual = Callable[[str], Awaitable[float]]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """`sandbox` and `factual` are there where the policy's verifiers need them."""
+    """`sandbox` and `factual` are there where the policy's verifiers need them. `owner` is the account that
+    asks, which shares what judges with others."""
 
     policy: RuntimePolicy
-    judge: JudgeProcess
+    judge: Judge
     sandbox: Sandbox | None
     factual: Factual | None
     masked_grammar: bool
+    owner: str = ""
 
     async def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
         verdicts = await self._by_text(texts)
@@ -42,7 +44,7 @@ class Verification:
         constraints = self.policy.constraints
         hostile = (constraints.json_schema, constraints.regex_pattern, constraints.tool_schema)
         if any(each is not None for each in hostile) or "code_compile" in self.policy.verifiers.enabled:
-            return await self.judge(texts, self.policy, masked_grammar=self.masked_grammar)
+            return await self.judge(texts, self.policy, masked_grammar=self.masked_grammar, owner=self.owner)
         return [judge(text, self.policy, masked_grammar=self.masked_grammar) for text in texts]
 
     async def _tested(self, text: Text, verdict: Verdict) -> Verdict:

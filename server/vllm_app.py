@@ -34,7 +34,7 @@ from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
 from server.jobs import Jobs
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
@@ -112,7 +112,7 @@ class SteersmanPlugin:
         engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])
-        judge = JudgeProcess(_JUDGE_SECONDS)
+        judge = Judge(_JUDGE_SECONDS)
         serving = Serving(
             chat=state.openai_serving_chat,
             completion=state.openai_serving_completion,
