@@ -90,6 +90,7 @@ def grid(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials
     axes say, as far as the first MAX_POINTS tell.
     """
     axes = _axes(space)
+    whole = _Base.of(base, axes)
     found = Grid([], [])
     useful: set[tuple[int, int]] = set()  # axis and value
     refused: dict[tuple[int, int], SearchError] = {}
@@ -98,7 +99,7 @@ def grid(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials
         if enough and refused.keys() <= useful:
             break
         try:
-            variant = _variant(base, space, axes, point)
+            variant = _variant(whole, space, axes, point)
         except SearchError as error:
             if not point:
                 raise
@@ -134,14 +135,32 @@ def _refusal(paths: Sequence[str], error: SearchError) -> SearchError:
     return error
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """`sound` are the parts that no axis reaches into, validated once for all points."""
+
+    plain: Mapping[str, Any]
+    sound: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, base: Mapping[str, Any], axes: Sequence[str]) -> "_Base":
+        reached = {path.partition(".")[0] for path in axes}
+        apart = [name for name in base if name not in reached]
+        try:
+            policy = RuntimePolicy.model_validate(base)
+        except ValidationError:  # which an axis may mend
+            return cls(base, {name: base[name] for name in apart})
+        return cls(base, {name: getattr(policy, name) for name in apart})
+
+
 def _variant(
-    base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], axes: Sequence[str], point: Sequence[int]
+    base: _Base, space: Mapping[str, Sequence[Any]], axes: Sequence[str], point: Sequence[int]
 ) -> Variant:
-    plain = _copied(base)
+    plain = dict(base.plain)
     for path, index in zip(axes, point, strict=True):
         _set(plain, path, space[path][index])
     try:
-        return Variant(plain, RuntimePolicy.model_validate(plain))
+        return Variant(plain, RuntimePolicy.model_validate({**plain, **base.sound}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -156,20 +175,15 @@ def _within(path: str, other: str) -> bool:
     return f"{path}.".startswith(f"{other}.")
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list) else value
-
-
 def _set(plain: dict[str, Any], path: str, value: Any) -> None:
+    """Change `plain`, with copies of the groups on the way: others have the originals too."""
     *groups, name = path.split(".")
     at = plain
     for group in groups:
-        inner = at.setdefault(group, {})
+        inner = at.get(group, {})
         if not isinstance(inner, dict):
             raise SearchError(f"search_space.{path}", f"{group} is no group of fields")
-        at = inner
+        at[group] = at = dict(inner)
     if not name:
         raise SearchError(f"search_space.{path}", "an axis is a path such as sampling.temperature")
     at[name] = value

@@ -310,6 +310,18 @@ def plain(policy: RuntimePolicy) -> dict[str, Any]:
     return policy.model_dump(mode="json", exclude_unset=True)
 
 
+def require_size(policy: Mapping[str, Any], param: str, what: str) -> None:
+    """Raises InvalidRequest for a policy that is too long to be kept, or that no JSON can hold."""
+    try:
+        length = len(json.dumps(policy, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError as error:  # 1e999 in metadata or a schema: JSON to parse, infinite once parsed
+        raise InvalidRequest(f"the policy is not JSON: {error}", param=param) from error
+    if length > MAX_BYTES:
+        raise InvalidRequest(
+            f"{what} has at most {MAX_BYTES} bytes, not {length}; long vectors are named by id", param=param
+        )
+
+
 def _sound_id(policy_id: str) -> str:
     if _ID.fullmatch(policy_id) is None or policy_id in _DOTS:
         raise InvalidRequest(
@@ -324,15 +336,7 @@ def _stored(policy: RuntimePolicy) -> dict[str, Any]:
     """Without the id, which is the row's."""
     stored = plain(policy)
     stored.pop("id", None)
-    try:
-        length = len(json.dumps(stored, ensure_ascii=False, allow_nan=False).encode())
-    except ValueError as error:  # 1e999 in metadata or a schema: JSON to parse, infinite once parsed
-        raise InvalidRequest(f"the policy is not JSON: {error}", param="policy") from error
-    if length > MAX_BYTES:
-        raise InvalidRequest(
-            f"a stored policy has at most {MAX_BYTES} bytes, not {length}; long vectors are named by id",
-            param="policy",
-        )
+    require_size(stored, "policy", "a stored policy")
     return stored
 
 

@@ -1,5 +1,6 @@
 """Policies at work: /policies/run, /policies/{id}/run, compare, evaluate, autotune."""
 
+import asyncio
 import functools
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from policies.policy import RuntimePolicy
 from policies.run import Outcome
 from policies.trials import BASE, Grid, Score, SearchError, Variant, best, grid
 from server.errors import InvalidRequest, SteersmanError
-from server.policies import plain
+from server.policies import plain, require_size
 from server.policy_requests import native_template
 from server.policy_wire import (
     AutotuneRequest,
@@ -83,10 +84,12 @@ async def autotune(request: AutotuneRequest, raw_request: Request) -> Response:
     base: Mapping[str, Any] = BASE
     if request.base_policy is not None:
         base = plain(request.base_policy)
+        require_size(base, "base_policy", "a base policy")  # every trial holds and returns it
     elif request.base_policy_id is not None:
         base = plain(await _stored(request.base_policy_id, raw_request))
     try:
-        found = grid(base, request.search_space, request.max_trials)
+        # In a thread: a large base and grid take longer than other requests should wait.
+        found = await asyncio.to_thread(grid, base, request.search_space, request.max_trials)
     except SearchError as error:
         raise InvalidRequest(str(error), param=error.field) from error
     trials = _trials(found.tried, request, raw_request)

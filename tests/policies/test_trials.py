@@ -119,13 +119,29 @@ def test_without_axes_the_base_itself_is_tried():
 
 
 def test_the_base_stays_as_it_is():
-    """Variants share nothing with it or with each other, lists inside included."""
+    """Variants have their own of every group on the path of an axis; what no axis reaches they share."""
     base = {"sampling": {"method": "top-p"}, "constraints": {"forbidden_terms": ["a"]}}
     first, second = points(base, {"sampling.temperature": [0.1, 0.2]})
-    first["constraints"]["forbidden_terms"].append("b")
     first["sampling"]["top_p"] = 0.1
     assert base == {"sampling": {"method": "top-p"}, "constraints": {"forbidden_terms": ["a"]}}
     assert second == {**base, "sampling": {"method": "top-p", "temperature": 0.2}}
+    assert first["constraints"] is second["constraints"] is base["constraints"]
+
+
+def test_an_axis_within_a_value_of_another():
+    """A value that is a group is changed in its variant alone: the search space stays as it was sent."""
+    space = {"objective": [{"name": "speed"}], "objective.token_budget": [1, 2]}
+    objectives = [each["objective"] for each in points({}, space)]
+    assert objectives == [{"name": "speed", "token_budget": most} for most in (1, 2)]
+    assert space["objective"] == [{"name": "speed"}]
+
+
+def test_a_large_base_is_validated_once():
+    """A search over sampling does not look at a long vector again for every point, though each has it."""
+    base = {"steering": {"enabled": True, "vector": {"1": [0.5] * 30_000}}}
+    found = grid(base, {"sampling.top_k": list(range(1, 65)), "sampling.temperature": [0.1, 0.2]}, MAX_TRIALS)
+    assert len({id(each.policy.steering) for each in found.tried}) == 1
+    assert all(each.plain["steering"] is base["steering"] for each in found.tried)
 
 
 @pytest.mark.parametrize(
