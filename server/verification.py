@@ -1,6 +1,6 @@
 """Judge the answers of a policy run: by their text, their code in the sandbox, the served model's opinion."""
 
-import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from policies.verdict import Text, Verdict, code_of, judge
 from server.judge import Judge
 from server.metrics import VERIFIER_RUNS
 from server.sandbox import Ended, Ran, Sandbox
+from server.together import together
 
 FACTUAL = 0.5  # P(yes) from which an answer counts as factual
 _REASON_CHARACTERS = 500
@@ -32,9 +33,9 @@ class Verification:
     async def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
         verdicts = await self._by_text(texts)
         if self.sandbox is not None:
-            verdicts = await asyncio.gather(*map(self._tested, texts, verdicts))
+            verdicts = await self._each(self._tested, texts, verdicts)
         if self.factual is not None:
-            verdicts = await asyncio.gather(*map(self._fact_checked, texts, verdicts))
+            verdicts = await self._each(self._fact_checked, texts, verdicts)
         for verdict in verdicts:
             for name in self.policy.verifiers.enabled:
                 VERIFIER_RUNS.labels(name, "failed" if name in verdict.failed else "passed").inc()
@@ -46,6 +47,16 @@ class Verification:
         if any(each is not None for each in hostile) or "code_compile" in self.policy.verifiers.enabled:
             return await self.judge(texts, self.policy, masked_grammar=self.masked_grammar, owner=self.owner)
         return [judge(text, self.policy, masked_grammar=self.masked_grammar) for text in texts]
+
+    async def _each(
+        self,
+        verifier: Callable[[Text, Verdict], Awaitable[Verdict]],
+        texts: Sequence[Text],
+        verdicts: Sequence[Verdict],
+    ) -> list[Verdict]:
+        """The first failure ends what the others still do."""
+        pairs = zip(texts, verdicts, strict=True)
+        return await together([functools.partial(verifier, *pair) for pair in pairs], at_once=len(texts))
 
     async def _tested(self, text: Text, verdict: Verdict) -> Verdict:
         if "unit_tests" in verdict.failed:  # another language, which is not run
