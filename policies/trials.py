@@ -33,7 +33,7 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of one policy over prompts."""
+    """Of one policy over prompts. Runs that failed count as not passed; averages are over the others."""
 
     success_rate: float
     avg_score: float
@@ -41,23 +41,28 @@ class Score:
     avg_tokens: float
     pass_count: int
     fail_count: int
+    error_count: int = 0
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> "Score":
-        count = len(outcomes)
+    def of(cls, outcomes: Sequence[Outcome], errors: int = 0) -> "Score":
+        """`outcomes` of the runs that ended, beside `errors` that did not."""
+        count = len(outcomes) + errors
+        ended = len(outcomes) or 1
         passed = sum(outcome.winner.verdict.accepted for outcome in outcomes)
         return cls(
             success_rate=passed / count,
-            avg_score=sum(outcome.winner.verdict.score for outcome in outcomes) / count,
-            avg_latency_ms=sum(outcome.latency_ms for outcome in outcomes) / count,
-            avg_tokens=sum(outcome.winner.answer.tokens for outcome in outcomes) / count,
+            avg_score=sum(outcome.winner.verdict.score for outcome in outcomes) / ended,
+            avg_latency_ms=sum(outcome.latency_ms for outcome in outcomes) / ended,
+            avg_tokens=sum(outcome.winner.answer.tokens for outcome in outcomes) / ended,
             pass_count=passed,
             fail_count=count - passed,
+            error_count=errors,
         )
 
     @property
-    def rank(self) -> tuple[float, float, float]:
-        return self.success_rate, self.avg_score, -self.avg_latency_ms
+    def rank(self) -> tuple[float, bool, float, float]:
+        ran = self.error_count < self.pass_count + self.fail_count
+        return self.success_rate, ran, self.avg_score, -self.avg_latency_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,5 +195,5 @@ def _set(plain: dict[str, Any], path: str, value: Any) -> None:
 
 
 def best(scores: Sequence[Score]) -> int:
-    """Index of the best: most passed, then score, then speed; the first of equals."""
+    """Index of the best: most passed, then score, then speed; the first of equals. What never ran is last."""
     return max(range(len(scores)), key=lambda index: scores[index].rank)

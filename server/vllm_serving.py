@@ -371,5 +371,5 @@ def reported(error: Exception) -> SteersmanError:
     """As `as_steersman`, for what the app's handlers never see: its traceback is logged here."""
     known = as_steersman(error)
     if known is not error and known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("A request failed after its answer began", exc_info=error)
+        logger.error("A request failed inside", exc_info=error)
     return known

@@ -46,6 +46,14 @@ def test_a_score_is_over_all_prompts():
     assert (scored.avg_latency_ms, scored.avg_tokens) == (20, 6.5)
 
 
+def test_runs_that_failed_are_not_averaged():
+    """They count as not passed, and the averages are those of the runs that ended; of none they are 0."""
+    scored = Score.of([outcome(), outcome(latency=30)], errors=2)
+    assert (scored.success_rate, scored.pass_count, scored.fail_count, scored.error_count) == (0.5, 2, 2, 2)
+    assert (scored.avg_score, scored.avg_latency_ms) == (1, 20)
+    assert Score.of([], errors=1) == Score(0, 0, 0, 0, 0, 1, 1)
+
+
 def score(success=0.5, mean=0.5, latency=10.0):
     return Score(success, mean, latency, 1, 1, 1)
 
@@ -58,6 +66,7 @@ def score(success=0.5, mean=0.5, latency=10.0):
         ([score(mean=0.5), score(mean=0.6, latency=99)], 1),
         ([score(latency=10), score(latency=9)], 1),
         ([score(), score(), score()], 0),
+        ([Score.of([], errors=2), Score.of([outcome(accepted=False, failed=["regex", "syntax"])])], 1),
     ],
 )
 def test_the_best(scores, index):
