@@ -64,7 +64,8 @@ class Verification:
         verifiers = self.policy.verifiers
         assert self.sandbox is not None
         code = "\n\n".join([code_of(text.text), *verifiers.code_unit_tests])
-        ran = await self.sandbox.run(code, verifiers.unit_test_timeout_ms / 1000)
+        # Where a constraint is broken too: the score, by which rejected answers are told apart, counts both.
+        ran = await self.sandbox.run(code, verifiers.unit_test_timeout_ms / 1000, self.owner)
         return verdict.found("unit_tests", _fault(ran))
 
     async def _fact_checked(self, text: Text, verdict: Verdict) -> Verdict:

@@ -21,11 +21,13 @@ class Scripted:
 
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.owners: set[str] = set()
         self.left = 0
 
-    async def run(self, code, seconds):
+    async def run(self, code, seconds, owner=""):
         word = code.split()[0]
         self.ran.append(word)
+        self.owners.add(owner)
         if word == "fail":
             await asyncio.sleep(0)
             raise Unavailable("no sandbox")
@@ -65,3 +67,18 @@ async def test_every_text_has_its_verdict():
     verdicts = await verify(texts("pass", "not", "pass"))
     assert [verdict.accepted for verdict in verdicts] == [True, False, True]
     assert verdicts[1].reason == "unit_tests_verifier: unit tests failed"
+
+
+async def test_tests_are_run_for_whoever_asks():
+    """The sandbox is told whose code it is; where a constraint is broken too, both count."""
+    given = RuntimePolicy.model_validate(
+        {
+            "constraints": {"forbidden_terms": ["bad"]},
+            "verifiers": {"enabled": ["unit_tests"], "code_unit_tests": ["assert f() == 1"]},
+        }
+    )
+    sandbox = Scripted()
+    verify = Verification(given, None, sandbox, None, masked_grammar=True, owner="me")
+    passed, failed = await verify(texts("pass bad", "not bad"))
+    assert sandbox.owners == {"me"}
+    assert (passed.score, failed.score) == pytest.approx((0.0, -0.9))
