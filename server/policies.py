@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import (
@@ -15,10 +15,12 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Select,
     String,
     Text,
     and_,
     delete,
+    func,
     insert,
     or_,
     select,
@@ -33,6 +35,10 @@ from server.errors import Conflict, InvalidBody, InvalidRequest, NotFound
 from server.store import Moment, Table, require_account
 
 MAX_BYTES = 256 * 1024  # of a stored policy; room for any schema, while vectors are better named by id
+MAX_POLICIES = 10_000  # of an account
+MAX_VERSIONS = 1000  # of a policy
+MAX_PRESETS = 1000  # of an account
+MAX_PAGE_BYTES = 8 * 2**20  # of the policies in one answer
 RESERVED_IDS = frozenset({"presets", "run", "save", "compare", "evaluate", "autotune"})  # routes
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -113,6 +119,15 @@ class PresetRecord:
     updated_at: datetime
 
 
+R = TypeVar("R")
+
+
+class Page(list[R]):
+    """What one answer holds; `more` where others follow it."""
+
+    more: bool = False
+
+
 class Policies:
     """Every method is one transaction and raises Unavailable when the database does not answer.
 
@@ -131,7 +146,7 @@ class Policies:
         """Without an id a new policy, with one of the account's its next version; a free id is taken.
 
         Raises InvalidRequest for an id that cannot be a path or a policy that is too long, Conflict for an id
-        that is taken, and NotFound for an unknown account.
+        that is taken and where there are too many already, and NotFound for an unknown account.
         """
         policy_id = str(uuid.uuid4()) if policy.id is None else _sound_id(policy.id)
         stored, now = _stored(policy), datetime.now(UTC)
@@ -146,8 +161,14 @@ class Policies:
             )
             row = (await connection.execute(change)).first()
             if row is None:
+                await _require_room(connection, account_id, PolicyRow, MAX_POLICIES, "policies")
                 await _take(connection, account_id, policy_id, now)
             version, created_at = (1, now) if row is None else row
+            if version > MAX_VERSIONS:
+                raise _full(
+                    f"A policy has at most {MAX_VERSIONS} versions; delete /policies/{policy_id}, or save"
+                    " it under another id."
+                )
             await connection.execute(
                 insert(PolicyVersionRow).values(
                     policy_id=policy_id, version=version, policy=stored, saved_at=now
@@ -186,10 +207,11 @@ class Policies:
 
     async def list(
         self, account_id: str, *, limit: int | None = None, offset: int = 0
-    ) -> Sequence[Mapping[str, Any]]:
+    ) -> Page[Mapping[str, Any]]:
         """The newest version of each, newest policy first: its JSON as it is stored, and the id.
 
-        Nothing is checked here, so that one policy of another version does not hide the others.
+        A page ends before MAX_PAGE_BYTES, but has one policy at least. Nothing is checked here, so that one
+        policy of another version does not hide the others.
         """
         newest = and_(
             PolicyVersionRow.policy_id == PolicyRow.id, PolicyVersionRow.version == PolicyRow.version
@@ -199,11 +221,10 @@ class Policies:
             .join_from(PolicyRow, PolicyVersionRow, newest)
             .where(PolicyRow.account_id == account_id)
             .order_by(PolicyRow.created_at.desc(), PolicyRow.id)
-            .limit(limit)
-            .offset(offset)
         )
         async with self._database.reading() as connection:
-            return [{"id": row.id, **row.policy} for row in (await connection.execute(query)).all()]
+            rows = await _page(connection, query, limit, offset)
+        return _paged([{"id": row.id, **row.policy} for row in rows], more=rows.more)
 
     async def versions(
         self, account_id: str, policy_id: str, *, limit: int | None = None, offset: int = 0
@@ -243,11 +264,13 @@ class Policies:
     ) -> str:
         """Returns the preset's id. A copy is published, without the id of the policy it is made from.
 
-        Raises InvalidRequest for a policy that is too long, and NotFound for an unknown account.
+        Raises InvalidRequest for a policy that is too long, Conflict where there are too many already, and
+        NotFound for an unknown account.
         """
         preset_id, stored = str(uuid.uuid4()), _stored(policy)
         async with self._database.writing(alone=True) as connection:
             await require_account(connection, account_id)
+            await _require_room(connection, account_id, PolicyPresetRow, MAX_PRESETS, "presets")
             await connection.execute(
                 insert(PolicyPresetRow).values(
                     id=preset_id,
@@ -265,18 +288,20 @@ class Policies:
 
     async def presets(
         self, account_id: str, *, include_public: bool = True, limit: int | None = None, offset: int = 0
-    ) -> Sequence[PresetRecord]:
-        """Newest first: the account's own, and with `include_public` what others have made public."""
+    ) -> Page[PresetRecord]:
+        """The account's own, and with `include_public` after them what others have made public; newest first.
+
+        A page ends before MAX_PAGE_BYTES, but has one preset at least.
+        """
         own = PolicyPresetRow.account_id == account_id
         query = (
             select(PolicyPresetRow.__table__)
             .where(_seen_by(account_id) if include_public else own)
-            .order_by(PolicyPresetRow.updated_at.desc(), PolicyPresetRow.id)
-            .limit(limit)
-            .offset(offset)
+            .order_by(own.desc(), PolicyPresetRow.updated_at.desc(), PolicyPresetRow.id)
         )
         async with self._database.reading() as connection:
-            return [_preset(row, account_id) for row in (await connection.execute(query)).all()]
+            rows = await _page(connection, query, limit, offset)
+        return _paged([_preset(row, account_id) for row in rows], more=rows.more)
 
     async def preset(self, account_id: str, preset_id: str) -> PresetRecord:
         """One's own, or a public one. Raises NotFound."""
@@ -350,6 +375,41 @@ def _understood(what: str, stored: Mapping[str, Any]) -> RuntimePolicy:
             param="policy_id",
             code="policy_of_another_version",
         ) from error
+
+
+async def _page(connection: AsyncConnection, query: Select[Any], limit: int | None, offset: int) -> Page[Any]:
+    """Rows with a `policy`, read one after another so that no more are held than are given."""
+    query = query.limit(None if limit is None else limit + 1).offset(offset)
+    page, held = Page[Any](), 0
+    async with connection.stream(query.execution_options(max_row_buffer=8)) as rows:
+        async for row in rows:
+            held += len(json.dumps(row.policy, ensure_ascii=False).encode())
+            if len(page) == limit or (page and held > MAX_PAGE_BYTES):
+                page.more = True
+                break
+            page.append(row)
+    return page
+
+
+def _paged(items: Sequence[R], *, more: bool) -> Page[R]:
+    page = Page(items)
+    page.more = more
+    return page
+
+
+async def _require_room(
+    connection: AsyncConnection, account_id: str, table: type[Table], most: int, what: str
+) -> None:
+    """Raises Conflict. In a transaction that is alone, or two could take the last place."""
+    of_account = table.__table__.c.account_id == account_id
+    count = await connection.execute(select(func.count()).select_from(table).where(of_account))
+    if count.scalar_one() >= most:
+        path = "/policies/{id}" if table is PolicyRow else "/policies/presets/{id}"
+        raise _full(f"An account has at most {most} {what}; make room with DELETE {path}.")
+
+
+def _full(message: str) -> Conflict:
+    return Conflict(message, code="too_many")
 
 
 async def _take(connection: AsyncConnection, account_id: str, policy_id: str, now: datetime) -> None:

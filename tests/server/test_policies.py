@@ -1,11 +1,13 @@
 """Stored policies and presets, on SQLite and on a real PostgreSQL server."""
 
 import asyncio
+import re
 
 import pytest
 from sqlalchemy import event, text
 
 from policies.policy import RuntimePolicy
+from server import policies as module
 from server.database import Database
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.policies import MAX_BYTES, RESERVED_IDS, Policies, Visibility, plain
@@ -335,6 +337,9 @@ async def test_a_preset_is_seen_as_its_owner_wants(policies, store):
     assert await listed(MINE, include_public=False) == [shown, hidden]
     assert await listed(MINE, limit=1, offset=1) == [hidden]
     assert await listed("other") == [theirs, shown]
+    newer = await policies.publish(MINE, key.id, name="n", policy=at(0.4), visibility=Visibility.PUBLIC)
+    assert await listed("other") == [theirs, newer, shown]  # one's own first, though it is older
+    await policies.delete_preset(MINE, newer)
     assert await listed("other", include_public=False) == [theirs]
     assert (await policies.preset(MINE, shown)).api_key_id == key.id
     assert (await policies.preset("other", shown)).api_key_id is None
@@ -390,3 +395,59 @@ async def test_accounts_and_keys_take_along_what_hangs_on_them(policies, store):
     assert await policies.list("other") == []
     [left] = await policies.presets(MINE)
     assert (left.id, left.api_key_id) == (mine, None)
+
+
+async def test_an_account_has_so_many(policies, monkeypatch):
+    """Beyond the limits saving, cloning and publishing are conflicts that say what to delete; what is there
+    stays, other accounts have room of their own, and what is deleted makes room."""
+    for name in ("MAX_POLICIES", "MAX_VERSIONS", "MAX_PRESETS"):
+        monkeypatch.setattr(module, name, 2)
+    for _ in range(2):
+        await policies.save(MINE, at(0.1, "a"))
+    await policies.save(MINE, at(0.2, "b"))
+    for _ in range(2):
+        preset_id = await policies.publish(MINE, None, name="n", policy=at(0.1))
+    for attempt, what in (
+        (policies.save(MINE, at(0.3, "a")), "2 versions; delete /policies/a"),
+        (policies.save(MINE, at(0.3, "c")), "2 policies; make room with DELETE /policies/{id}"),
+        (policies.clone(MINE, preset_id), "2 policies"),
+        (policies.publish(MINE, None, name="n", policy=at(0.3)), "2 presets; make room with DELETE"),
+    ):
+        with pytest.raises(Conflict, match=re.escape(what)) as caught:
+            await attempt
+        assert caught.value.reason == "too_many"
+    assert [each["id"] for each in await policies.list(MINE)] == ["b", "a"]
+    assert (await policies.get(MINE, "a")).version == 2
+    assert len(await policies.presets(MINE)) == 2
+    assert (await policies.save(MINE, at(0.3, "b"))).version == 2
+    await policies.save("other", at(0.1))
+    await policies.publish("other", None, name="n", policy=at(0.1))
+    await policies.delete(MINE, "a")
+    await policies.delete_preset(MINE, preset_id)
+    assert (await policies.save(MINE, at(0.1, "a"))).version == 1
+    await policies.publish(MINE, None, name="n", policy=at(0.1))
+
+
+async def test_a_page_has_so_many_bytes(policies, monkeypatch):
+    """It ends before it is too long, holds one item at least, and says whether others follow."""
+    for name in "abc":
+        await policies.save(MINE, policy(id=name, metadata={"x": "x" * 100}))
+        await policies.publish(MINE, None, name=name, policy=policy(metadata={"x": "x" * 100}))
+
+    async def pages(read, size):
+        monkeypatch.setattr(module, "MAX_PAGE_BYTES", size)
+        found, offset = [], 0
+        while not found or found[-1][1]:
+            page = await read(MINE, offset=offset, limit=10)
+            found.append((len(page), page.more))
+            offset += len(page)
+        return found
+
+    for read in (policies.list, policies.presets):
+        assert await pages(read, 1) == [(1, True), (1, True), (1, False)]
+        assert await pages(read, 300) == [(2, True), (1, False)]
+        assert await pages(read, 1000) == [(3, False)]
+        page = await read(MINE, limit=2)
+        assert (len(page), page.more) == (2, True)
+        page = await read(MINE, limit=3)
+        assert (len(page), page.more) == (3, False)

@@ -11,7 +11,7 @@ from policies.presets import PRESETS
 from server.auth import Authentication, KeyRing
 from server.errors import InvalidRequest
 from server.policies import MAX_BYTES, RESERVED_IDS, Policies
-from server.routes.saved_policies import VERSION_HEADER, router
+from server.routes.saved_policies import NEXT_HEADER, VERSION_HEADER, router
 from tests.server.apps import routes_alone
 
 SENT = {
@@ -117,7 +117,23 @@ async def test_the_list_can_be_paged(client):
     for name in ("a", "b", "c"):
         await save(client, id=name)
     assert [each["id"] for each in (await client.get("/policies")).json()] == ["c", "b", "a"]
-    assert (await client.get("/policies?limit=1&offset=1")).json() == [{"id": "b"}]
+    page = await client.get("/policies?limit=1&offset=1")
+    assert (page.json(), page.headers[NEXT_HEADER]) == ([{"id": "b"}], "2")
+    assert NEXT_HEADER not in (await client.get("/policies?limit=1&offset=2")).headers
+
+
+async def test_the_list_of_presets_says_where_it_goes_on(client):
+    """What comes with the server, one's own and the others' are one list in pages."""
+    for _ in range(2):
+        await publish(client)
+    whole = (await client.get("/policies/presets")).json()
+    assert len(whole) == len(PRESETS) + 2
+    seen, offset = [], 0
+    while offset is not None:
+        page = await client.get(f"/policies/presets?limit=3&offset={offset}")
+        seen += page.json()
+        offset = page.headers.get(NEXT_HEADER)
+    assert seen == whole
 
 
 @pytest.mark.parametrize(
