@@ -14,6 +14,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Select,
     String,
@@ -51,24 +52,38 @@ class Visibility(StrEnum):
 
 
 class PolicyRow(Table):
-    """`version` is the newest one; it counts up under this row's lock, so that none is given twice."""
+    """`version` is the newest one; it counts up under this row's lock, so that none is given twice.
+
+    An id is unique within its account: what others call theirs neither stands in the way nor shows.
+    """
 
     __tablename__ = "policies"
     __table_args__ = (Index(None, "account_id", "created_at"),)
 
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True)
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
     version: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(Moment)
 
 
 class PolicyVersionRow(Table):
     __tablename__ = "policy_versions"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["account_id", "policy_id"], ["policies.account_id", "policies.id"], ondelete="CASCADE"
+        ),
+    )
 
-    policy_id: Mapped[str] = mapped_column(ForeignKey("policies.id", ondelete="CASCADE"), primary_key=True)
+    account_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    policy_id: Mapped[str] = mapped_column(String(128), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     policy: Mapped[dict[str, Any]] = mapped_column(JSON)
     saved_at: Mapped[datetime] = mapped_column(Moment)
+
+
+_HAS_VERSION = and_(
+    PolicyVersionRow.account_id == PolicyRow.account_id, PolicyVersionRow.policy_id == PolicyRow.id
+)
 
 
 class PolicyPresetRow(Table):
@@ -131,7 +146,7 @@ class Page(list[R]):
 class Policies:
     """Every method is one transaction and raises Unavailable when the database does not answer.
 
-    An id is unique among all accounts, and an account sees, changes and deletes its own policies alone.
+    An account sees, changes and deletes its own policies alone.
 
     Stored is what the client set and nothing else: it gets back what it sent; what was asked for stays apart
     from what is only a default, as precedence between request and policy wants it; and a field that a later
@@ -145,8 +160,8 @@ class Policies:
     async def save(self, account_id: str, policy: RuntimePolicy) -> PolicyRecord:
         """Without an id a new policy, with one of the account's its next version; a free id is taken.
 
-        Raises InvalidRequest for an id that cannot be a path or a policy that is too long, Conflict for an id
-        that is taken and where there are too many already, and NotFound for an unknown account.
+        Raises InvalidRequest for an id that cannot be a path or a policy that is too long, Conflict where
+        there are too many already, and NotFound for an unknown account.
         """
         policy_id = str(uuid.uuid4()) if policy.id is None else _sound_id(policy.id)
         stored, now = _stored(policy), datetime.now(UTC)
@@ -162,7 +177,9 @@ class Policies:
             row = (await connection.execute(change)).first()
             if row is None:
                 await _require_room(connection, account_id, PolicyRow, MAX_POLICIES, "policies")
-                await _take(connection, account_id, policy_id, now)
+                await connection.execute(
+                    insert(PolicyRow).values(id=policy_id, account_id=account_id, version=1, created_at=now)
+                )
             version, created_at = (1, now) if row is None else row
             if version > MAX_VERSIONS:
                 raise _full(
@@ -171,7 +188,7 @@ class Policies:
                 )
             await connection.execute(
                 insert(PolicyVersionRow).values(
-                    policy_id=policy_id, version=version, policy=stored, saved_at=now
+                    account_id=account_id, policy_id=policy_id, version=version, policy=stored, saved_at=now
                 )
             )
         saved = policy.model_copy(update={"id": policy_id})
@@ -193,7 +210,7 @@ class Policies:
             .join_from(
                 PolicyRow,
                 PolicyVersionRow,
-                and_(PolicyVersionRow.policy_id == PolicyRow.id, PolicyVersionRow.version == wanted),
+                and_(_HAS_VERSION, PolicyVersionRow.version == wanted),
             )
             .where(*_owned(account_id, policy_id))
         )
@@ -213,9 +230,7 @@ class Policies:
         A page ends before MAX_PAGE_BYTES, but has one policy at least. Nothing is checked here, so that one
         policy of another version does not hide the others.
         """
-        newest = and_(
-            PolicyVersionRow.policy_id == PolicyRow.id, PolicyVersionRow.version == PolicyRow.version
-        )
+        newest = and_(_HAS_VERSION, PolicyVersionRow.version == PolicyRow.version)
         query = (
             select(PolicyRow.id, PolicyVersionRow.policy)
             .join_from(PolicyRow, PolicyVersionRow, newest)
@@ -232,7 +247,7 @@ class Policies:
         """Newest first. Raises NotFound."""
         query = (
             select(PolicyVersionRow.version, PolicyVersionRow.saved_at)
-            .join_from(PolicyRow, PolicyVersionRow, PolicyVersionRow.policy_id == PolicyRow.id)
+            .join_from(PolicyRow, PolicyVersionRow, _HAS_VERSION)
             .where(*_owned(account_id, policy_id))
             .order_by(PolicyVersionRow.version.desc())
             .limit(limit)
@@ -410,19 +425,6 @@ async def _require_room(
 
 def _full(message: str) -> Conflict:
     return Conflict(message, code="too_many")
-
-
-async def _take(connection: AsyncConnection, account_id: str, policy_id: str, now: datetime) -> None:
-    taken = await connection.execute(select(PolicyRow.id).where(PolicyRow.id == policy_id))
-    if taken.first() is not None:
-        raise Conflict(
-            f"The policy id {policy_id!r} is taken; choose another, or none to get a new one.",
-            param="policy.id",
-            code="policy_id_taken",
-        )
-    await connection.execute(
-        insert(PolicyRow).values(id=policy_id, account_id=account_id, version=1, created_at=now)
-    )
 
 
 def _owned(account_id: str, policy_id: str) -> tuple[ColumnElement[bool], ...]:

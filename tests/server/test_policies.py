@@ -112,7 +112,7 @@ async def test_an_id_that_cannot_be_a_path_is_refused(policies, policy_id):
 
 
 async def test_an_account_sees_and_changes_its_own(policies):
-    """Another account's policy is not found, listed or deleted; its id is taken, and nobody is told whose."""
+    """Another account's policy is not found, listed or deleted, and its id is as free as any other."""
     mine = await policies.save(MINE, at(0.1, "bot"))
     for attempt in (
         policies.get("other", "bot"),
@@ -125,11 +125,14 @@ async def test_an_account_sees_and_changes_its_own(policies):
     ):
         with pytest.raises(NotFound):
             await attempt
-    with pytest.raises(Conflict, match="'bot' is taken") as caught:
-        await policies.save("other", at(0.2, "bot"))
-    assert MINE not in caught.value.message
-    assert caught.value.param == "policy.id"
     assert await policies.list("other") == []
+    theirs = await policies.save("other", at(0.2, "bot"))
+    assert (await policies.save("other", at(0.3, "bot"))).version == 2
+    assert await policies.get("other", "bot", 1) == theirs
+    assert await policies.get(MINE, "bot") == mine
+    assert len(await policies.list(MINE)) == len(await policies.list("other")) == 1
+    assert [each.version for each in await policies.versions("other", "bot")] == [2, 1]
+    await policies.delete("other", "bot")
     assert await policies.get(MINE, "bot") == mine
 
 
@@ -195,23 +198,19 @@ async def test_racing_saves_lose_no_version(policies, database_url, exists):
     assert len(await policies.versions(MINE, "bot")) == len(racers) + exists
 
 
-async def test_racing_accounts_share_no_id(policies, database_url):
-    """Of two accounts that want a free id at once one has it, and the other is told that it is taken."""
+async def test_racing_accounts_do_not_meet(policies, database_url):
+    """Two accounts that save one id at once get a policy each, with consecutive versions of their own."""
     databases = [Database(database_url) for _ in range(6)]
     accounts = [MINE, "other"] * 3
     racers = [Policies(database) for database in databases]
     await asyncio.gather(*(each.list(MINE) for each in racers))
     saves = (each.save(account, at(0.1, "bot")) for each, account in zip(racers, accounts, strict=True))
-    outcomes = await asyncio.gather(*saves, return_exceptions=True)
+    saved = await asyncio.gather(*saves)
     for database in databases:
         await database.close()
-    winners = {
-        account
-        for account, outcome in zip(accounts, outcomes, strict=True)
-        if not isinstance(outcome, Exception)
-    }
-    assert len(winners) == 1
-    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 3
+    for account in (MINE, "other"):
+        of_account = [one.version for one, owner in zip(saved, accounts, strict=True) if owner == account]
+        assert sorted(of_account) == [1, 2, 3]
 
 
 async def test_saving_while_deleting_is_one_or_the_other(policies, database_url):
