@@ -43,6 +43,11 @@ def _sound_pattern(pattern: str) -> str:
     return pattern
 
 
+def _distinct(names: list[Any]) -> list[Any]:
+    """Each once, in order: a verifier named again would only be run again."""
+    return list(dict.fromkeys(names))
+
+
 # "11", "layers.11", "model.layers.11", "blocks.11.hook_resid_post"
 _LAYER = re.compile(
     r"(?:(?:[A-Za-z_]\w*\.)*(?:layers?|blocks|h)\.)?(\d{1,4})(?:\.hook_resid_post)?", re.ASCII
@@ -70,6 +75,7 @@ Term = Annotated[str, Field(min_length=1, max_length=MAX_TERM_CHARACTERS)]
 VerifierName = Literal[
     "syntax", "json_schema", "regex", "code_compile", "unit_tests", "tool_args", "factuality"
 ]
+_MAX_NAMED = 32  # verifiers, named twice included
 _TEST_TIMEOUT_MS = 1500
 _CONFIDENCE = 0.5
 
@@ -231,7 +237,7 @@ class ConstraintControls(Part):
 
 
 class VerifierControls(Part):
-    enabled: list[VerifierName] = []
+    enabled: Annotated[list[VerifierName], Field(max_length=_MAX_NAMED), AfterValidator(_distinct)] = []
     repair_on_failure: bool = Field(
         default=True, description="a rejected winner is written again, told what was wrong with it"
     )

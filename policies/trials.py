@@ -33,7 +33,7 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of one policy over prompts."""
+    """Of one policy over prompts. Runs that failed count as not passed; averages are over the others."""
 
     success_rate: float
     avg_score: float
@@ -41,23 +41,28 @@ class Score:
     avg_tokens: float
     pass_count: int
     fail_count: int
+    error_count: int = 0
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> "Score":
-        count = len(outcomes)
+    def of(cls, outcomes: Sequence[Outcome], errors: int = 0) -> "Score":
+        """`outcomes` of the runs that ended, beside `errors` that did not."""
+        count = len(outcomes) + errors
+        ended = len(outcomes) or 1
         passed = sum(outcome.winner.verdict.accepted for outcome in outcomes)
         return cls(
             success_rate=passed / count,
-            avg_score=sum(outcome.winner.verdict.score for outcome in outcomes) / count,
-            avg_latency_ms=sum(outcome.latency_ms for outcome in outcomes) / count,
-            avg_tokens=sum(outcome.winner.answer.tokens for outcome in outcomes) / count,
+            avg_score=sum(outcome.winner.verdict.score for outcome in outcomes) / ended,
+            avg_latency_ms=sum(outcome.latency_ms for outcome in outcomes) / ended,
+            avg_tokens=sum(outcome.winner.answer.tokens for outcome in outcomes) / ended,
             pass_count=passed,
             fail_count=count - passed,
+            error_count=errors,
         )
 
     @property
-    def rank(self) -> tuple[float, float, float]:
-        return self.success_rate, self.avg_score, -self.avg_latency_ms
+    def rank(self) -> tuple[float, bool, float, float]:
+        ran = self.error_count < self.pass_count + self.fail_count
+        return self.success_rate, ran, self.avg_score, -self.avg_latency_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ def grid(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials
     axes say, as far as the first MAX_POINTS tell.
     """
     axes = _axes(space)
+    whole = _Base.of(base, axes)
     found = Grid([], [])
     useful: set[tuple[int, int]] = set()  # axis and value
     refused: dict[tuple[int, int], SearchError] = {}
@@ -98,7 +104,7 @@ def grid(base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], max_trials
         if enough and refused.keys() <= useful:
             break
         try:
-            variant = _variant(base, space, axes, point)
+            variant = _variant(whole, space, axes, point)
         except SearchError as error:
             if not point:
                 raise
@@ -134,14 +140,32 @@ def _refusal(paths: Sequence[str], error: SearchError) -> SearchError:
     return error
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """`sound` are the parts that no axis reaches into, validated once for all points."""
+
+    plain: Mapping[str, Any]
+    sound: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, base: Mapping[str, Any], axes: Sequence[str]) -> "_Base":
+        reached = {path.partition(".")[0] for path in axes}
+        apart = [name for name in base if name not in reached]
+        try:
+            policy = RuntimePolicy.model_validate(base)
+        except ValidationError:  # which an axis may mend
+            return cls(base, {name: base[name] for name in apart})
+        return cls(base, {name: getattr(policy, name) for name in apart})
+
+
 def _variant(
-    base: Mapping[str, Any], space: Mapping[str, Sequence[Any]], axes: Sequence[str], point: Sequence[int]
+    base: _Base, space: Mapping[str, Sequence[Any]], axes: Sequence[str], point: Sequence[int]
 ) -> Variant:
-    plain = _copied(base)
+    plain = dict(base.plain)
     for path, index in zip(axes, point, strict=True):
         _set(plain, path, space[path][index])
     try:
-        return Variant(plain, RuntimePolicy.model_validate(plain))
+        return Variant(plain, RuntimePolicy.model_validate({**plain, **base.sound}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -156,25 +180,20 @@ def _within(path: str, other: str) -> bool:
     return f"{path}.".startswith(f"{other}.")
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list) else value
-
-
 def _set(plain: dict[str, Any], path: str, value: Any) -> None:
+    """Change `plain`, with copies of the groups on the way: others have the originals too."""
     *groups, name = path.split(".")
     at = plain
     for group in groups:
-        inner = at.setdefault(group, {})
+        inner = at.get(group, {})
         if not isinstance(inner, dict):
             raise SearchError(f"search_space.{path}", f"{group} is no group of fields")
-        at = inner
+        at[group] = at = dict(inner)
     if not name:
         raise SearchError(f"search_space.{path}", "an axis is a path such as sampling.temperature")
     at[name] = value
 
 
 def best(scores: Sequence[Score]) -> int:
-    """Index of the best: most passed, then score, then speed; the first of equals."""
+    """Index of the best: most passed, then score, then speed; the first of equals. What never ran is last."""
     return max(range(len(scores)), key=lambda index: scores[index].rank)

@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import (
     JSON,
     ColumnElement,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
+    Select,
     String,
     Text,
     and_,
     delete,
+    func,
     insert,
     or_,
     select,
@@ -33,6 +36,10 @@ from server.errors import Conflict, InvalidBody, InvalidRequest, NotFound
 from server.store import Moment, Table, require_account
 
 MAX_BYTES = 256 * 1024  # of a stored policy; room for any schema, while vectors are better named by id
+MAX_POLICIES = 10_000  # of an account
+MAX_VERSIONS = 1000  # of a policy
+MAX_PRESETS = 1000  # of an account
+MAX_PAGE_BYTES = 8 * 2**20  # of the policies in one answer
 RESERVED_IDS = frozenset({"presets", "run", "save", "compare", "evaluate", "autotune"})  # routes
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -45,24 +52,38 @@ class Visibility(StrEnum):
 
 
 class PolicyRow(Table):
-    """`version` is the newest one; it counts up under this row's lock, so that none is given twice."""
+    """`version` is the newest one; it counts up under this row's lock, so that none is given twice.
+
+    An id is unique within its account: what others call theirs neither stands in the way nor shows.
+    """
 
     __tablename__ = "policies"
     __table_args__ = (Index(None, "account_id", "created_at"),)
 
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True)
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
     version: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(Moment)
 
 
 class PolicyVersionRow(Table):
     __tablename__ = "policy_versions"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["account_id", "policy_id"], ["policies.account_id", "policies.id"], ondelete="CASCADE"
+        ),
+    )
 
-    policy_id: Mapped[str] = mapped_column(ForeignKey("policies.id", ondelete="CASCADE"), primary_key=True)
+    account_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    policy_id: Mapped[str] = mapped_column(String(128), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     policy: Mapped[dict[str, Any]] = mapped_column(JSON)
     saved_at: Mapped[datetime] = mapped_column(Moment)
+
+
+_HAS_VERSION = and_(
+    PolicyVersionRow.account_id == PolicyRow.account_id, PolicyVersionRow.policy_id == PolicyRow.id
+)
 
 
 class PolicyPresetRow(Table):
@@ -113,10 +134,19 @@ class PresetRecord:
     updated_at: datetime
 
 
+R = TypeVar("R")
+
+
+class Page(list[R]):
+    """What one answer holds; `more` where others follow it."""
+
+    more: bool = False
+
+
 class Policies:
     """Every method is one transaction and raises Unavailable when the database does not answer.
 
-    An id is unique among all accounts, and an account sees, changes and deletes its own policies alone.
+    An account sees, changes and deletes its own policies alone.
 
     Stored is what the client set and nothing else: it gets back what it sent; what was asked for stays apart
     from what is only a default, as precedence between request and policy wants it; and a field that a later
@@ -130,8 +160,8 @@ class Policies:
     async def save(self, account_id: str, policy: RuntimePolicy) -> PolicyRecord:
         """Without an id a new policy, with one of the account's its next version; a free id is taken.
 
-        Raises InvalidRequest for an id that cannot be a path or a policy that is too long, Conflict for an id
-        that is taken, and NotFound for an unknown account.
+        Raises InvalidRequest for an id that cannot be a path or a policy that is too long, Conflict where
+        there are too many already, and NotFound for an unknown account.
         """
         policy_id = str(uuid.uuid4()) if policy.id is None else _sound_id(policy.id)
         stored, now = _stored(policy), datetime.now(UTC)
@@ -146,11 +176,19 @@ class Policies:
             )
             row = (await connection.execute(change)).first()
             if row is None:
-                await _take(connection, account_id, policy_id, now)
+                await _require_room(connection, account_id, PolicyRow, MAX_POLICIES, "policies")
+                await connection.execute(
+                    insert(PolicyRow).values(id=policy_id, account_id=account_id, version=1, created_at=now)
+                )
             version, created_at = (1, now) if row is None else row
+            if version > MAX_VERSIONS:
+                raise _full(
+                    f"A policy has at most {MAX_VERSIONS} versions; delete /policies/{policy_id}, or save"
+                    " it under another id."
+                )
             await connection.execute(
                 insert(PolicyVersionRow).values(
-                    policy_id=policy_id, version=version, policy=stored, saved_at=now
+                    account_id=account_id, policy_id=policy_id, version=version, policy=stored, saved_at=now
                 )
             )
         saved = policy.model_copy(update={"id": policy_id})
@@ -172,7 +210,7 @@ class Policies:
             .join_from(
                 PolicyRow,
                 PolicyVersionRow,
-                and_(PolicyVersionRow.policy_id == PolicyRow.id, PolicyVersionRow.version == wanted),
+                and_(_HAS_VERSION, PolicyVersionRow.version == wanted),
             )
             .where(*_owned(account_id, policy_id))
         )
@@ -186,24 +224,22 @@ class Policies:
 
     async def list(
         self, account_id: str, *, limit: int | None = None, offset: int = 0
-    ) -> Sequence[Mapping[str, Any]]:
+    ) -> Page[Mapping[str, Any]]:
         """The newest version of each, newest policy first: its JSON as it is stored, and the id.
 
-        Nothing is checked here, so that one policy of another version does not hide the others.
+        A page ends before MAX_PAGE_BYTES, but has one policy at least. Nothing is checked here, so that one
+        policy of another version does not hide the others.
         """
-        newest = and_(
-            PolicyVersionRow.policy_id == PolicyRow.id, PolicyVersionRow.version == PolicyRow.version
-        )
+        newest = and_(_HAS_VERSION, PolicyVersionRow.version == PolicyRow.version)
         query = (
             select(PolicyRow.id, PolicyVersionRow.policy)
             .join_from(PolicyRow, PolicyVersionRow, newest)
             .where(PolicyRow.account_id == account_id)
             .order_by(PolicyRow.created_at.desc(), PolicyRow.id)
-            .limit(limit)
-            .offset(offset)
         )
         async with self._database.reading() as connection:
-            return [{"id": row.id, **row.policy} for row in (await connection.execute(query)).all()]
+            rows = await _page(connection, query, limit, offset)
+        return _paged([{"id": row.id, **row.policy} for row in rows], more=rows.more)
 
     async def versions(
         self, account_id: str, policy_id: str, *, limit: int | None = None, offset: int = 0
@@ -211,7 +247,7 @@ class Policies:
         """Newest first. Raises NotFound."""
         query = (
             select(PolicyVersionRow.version, PolicyVersionRow.saved_at)
-            .join_from(PolicyRow, PolicyVersionRow, PolicyVersionRow.policy_id == PolicyRow.id)
+            .join_from(PolicyRow, PolicyVersionRow, _HAS_VERSION)
             .where(*_owned(account_id, policy_id))
             .order_by(PolicyVersionRow.version.desc())
             .limit(limit)
@@ -243,11 +279,13 @@ class Policies:
     ) -> str:
         """Returns the preset's id. A copy is published, without the id of the policy it is made from.
 
-        Raises InvalidRequest for a policy that is too long, and NotFound for an unknown account.
+        Raises InvalidRequest for a policy that is too long, Conflict where there are too many already, and
+        NotFound for an unknown account.
         """
         preset_id, stored = str(uuid.uuid4()), _stored(policy)
         async with self._database.writing(alone=True) as connection:
             await require_account(connection, account_id)
+            await _require_room(connection, account_id, PolicyPresetRow, MAX_PRESETS, "presets")
             await connection.execute(
                 insert(PolicyPresetRow).values(
                     id=preset_id,
@@ -265,18 +303,20 @@ class Policies:
 
     async def presets(
         self, account_id: str, *, include_public: bool = True, limit: int | None = None, offset: int = 0
-    ) -> Sequence[PresetRecord]:
-        """Newest first: the account's own, and with `include_public` what others have made public."""
+    ) -> Page[PresetRecord]:
+        """The account's own, and with `include_public` after them what others have made public; newest first.
+
+        A page ends before MAX_PAGE_BYTES, but has one preset at least.
+        """
         own = PolicyPresetRow.account_id == account_id
         query = (
             select(PolicyPresetRow.__table__)
             .where(_seen_by(account_id) if include_public else own)
-            .order_by(PolicyPresetRow.updated_at.desc(), PolicyPresetRow.id)
-            .limit(limit)
-            .offset(offset)
+            .order_by(own.desc(), PolicyPresetRow.updated_at.desc(), PolicyPresetRow.id)
         )
         async with self._database.reading() as connection:
-            return [_preset(row, account_id) for row in (await connection.execute(query)).all()]
+            rows = await _page(connection, query, limit, offset)
+        return _paged([_preset(row, account_id) for row in rows], more=rows.more)
 
     async def preset(self, account_id: str, preset_id: str) -> PresetRecord:
         """One's own, or a public one. Raises NotFound."""
@@ -310,6 +350,18 @@ def plain(policy: RuntimePolicy) -> dict[str, Any]:
     return policy.model_dump(mode="json", exclude_unset=True)
 
 
+def require_size(policy: Mapping[str, Any], param: str, what: str) -> None:
+    """Raises InvalidRequest for a policy that is too long to be kept, or that no JSON can hold."""
+    try:
+        length = len(json.dumps(policy, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError as error:  # 1e999 in metadata or a schema: JSON to parse, infinite once parsed
+        raise InvalidRequest(f"the policy is not JSON: {error}", param=param) from error
+    if length > MAX_BYTES:
+        raise InvalidRequest(
+            f"{what} has at most {MAX_BYTES} bytes, not {length}; long vectors are named by id", param=param
+        )
+
+
 def _sound_id(policy_id: str) -> str:
     if _ID.fullmatch(policy_id) is None or policy_id in _DOTS:
         raise InvalidRequest(
@@ -324,15 +376,7 @@ def _stored(policy: RuntimePolicy) -> dict[str, Any]:
     """Without the id, which is the row's."""
     stored = plain(policy)
     stored.pop("id", None)
-    try:
-        length = len(json.dumps(stored, ensure_ascii=False, allow_nan=False).encode())
-    except ValueError as error:  # 1e999 in metadata or a schema: JSON to parse, infinite once parsed
-        raise InvalidRequest(f"the policy is not JSON: {error}", param="policy") from error
-    if length > MAX_BYTES:
-        raise InvalidRequest(
-            f"a stored policy has at most {MAX_BYTES} bytes, not {length}; long vectors are named by id",
-            param="policy",
-        )
+    require_size(stored, "policy", "a stored policy")
     return stored
 
 
@@ -348,17 +392,39 @@ def _understood(what: str, stored: Mapping[str, Any]) -> RuntimePolicy:
         ) from error
 
 
-async def _take(connection: AsyncConnection, account_id: str, policy_id: str, now: datetime) -> None:
-    taken = await connection.execute(select(PolicyRow.id).where(PolicyRow.id == policy_id))
-    if taken.first() is not None:
-        raise Conflict(
-            f"The policy id {policy_id!r} is taken; choose another, or none to get a new one.",
-            param="policy.id",
-            code="policy_id_taken",
-        )
-    await connection.execute(
-        insert(PolicyRow).values(id=policy_id, account_id=account_id, version=1, created_at=now)
-    )
+async def _page(connection: AsyncConnection, query: Select[Any], limit: int | None, offset: int) -> Page[Any]:
+    """Rows with a `policy`, read one after another so that no more are held than are given."""
+    query = query.limit(None if limit is None else limit + 1).offset(offset)
+    page, held = Page[Any](), 0
+    async with connection.stream(query.execution_options(max_row_buffer=8)) as rows:
+        async for row in rows:
+            held += len(json.dumps(row.policy, ensure_ascii=False).encode())
+            if len(page) == limit or (page and held > MAX_PAGE_BYTES):
+                page.more = True
+                break
+            page.append(row)
+    return page
+
+
+def _paged(items: Sequence[R], *, more: bool) -> Page[R]:
+    page = Page(items)
+    page.more = more
+    return page
+
+
+async def _require_room(
+    connection: AsyncConnection, account_id: str, table: type[Table], most: int, what: str
+) -> None:
+    """Raises Conflict. In a transaction that is alone, or two could take the last place."""
+    of_account = table.__table__.c.account_id == account_id
+    count = await connection.execute(select(func.count()).select_from(table).where(of_account))
+    if count.scalar_one() >= most:
+        path = "/policies/{id}" if table is PolicyRow else "/policies/presets/{id}"
+        raise _full(f"An account has at most {most} {what}; make room with DELETE {path}.")
+
+
+def _full(message: str) -> Conflict:
+    return Conflict(message, code="too_many")
 
 
 def _owned(account_id: str, policy_id: str) -> tuple[ColumnElement[bool], ...]:

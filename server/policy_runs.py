@@ -19,7 +19,7 @@ from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
 from server.sandbox import Sandbox, SandboxOff
 from server.together import together
@@ -40,7 +40,7 @@ class PolicyRuns:
 
     serving: Serving
     checker: ConstraintChecker
-    judge: JudgeProcess
+    judge: Judge
     sandbox: Sandbox | SandboxOff
 
     async def run(
@@ -57,7 +57,12 @@ class PolicyRuns:
         compiles = await self._grammar_compiles(policy, path)
         call = _Call(self.serving, policy, template, raw, path)
         verify = Verification(
-            policy, self.judge, self._sandbox(policy, path), self._factual(policy, call), compiles
+            policy,
+            self.judge,
+            self._sandbox(policy, path),
+            self._factual(policy, call),
+            compiles,
+            owner=raw.state.principal.account_id,
         )
         runner = Runner(policy, call.generate, verify, template.max_tokens, grammar_compiles=compiles)
         outcome = await runner.run()

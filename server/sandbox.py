@@ -32,6 +32,7 @@ from server.errors import Unavailable
 from server.metrics import SANDBOX_IDLE, SANDBOX_RUNS, SANDBOX_SECONDS
 from server.sandbox_attacks import Attack, attacks
 from server.sandbox_layout import Layout
+from server.turns import Turns
 
 _RUNNER = Path(__file__).with_name("sandbox_runner.py")
 _START_SECONDS = 20.0
@@ -83,11 +84,12 @@ _LIMITS = Limits()
 
 
 class Sandbox:
-    """`warm` sandboxes are kept ready; at most `concurrent` run code, the rest wait in order of arrival."""
+    """`warm` sandboxes are kept ready; at most `concurrent` run code, half of them for one owner, and the
+    rest wait in order of arrival."""
 
     def __init__(self, *, warm: int = 2, concurrent: int = 4, limits: Limits = _LIMITS) -> None:
         self._warm, self._limits = warm, limits
-        self._turns = asyncio.Semaphore(concurrent)
+        self._turns = Turns(concurrent, each=(concurrent + 1) // 2)
         self._idle: deque[asyncio.Task[_Cell]] = deque()  # started or starting
         self._starting: set[asyncio.Task[_Cell]] = set()
         self._cells: set[_Cell] = set()
@@ -130,12 +132,12 @@ class Sandbox:
             return SandboxOff(problem)
         return sandbox
 
-    async def run(self, code: str, seconds: float) -> Ran:
+    async def run(self, code: str, seconds: float, owner: str = "") -> Ran:
         """Run `code` as a program of its own, for at most `seconds` of wall time and about as much CPU time.
 
         Raises Unavailable where no sandbox can be started.
         """
-        ran = await self._run(code, seconds, max(1, math.ceil(seconds)))
+        ran = await self._run(code, seconds, max(1, math.ceil(seconds)), owner)
         SANDBOX_RUNS.labels(ran.ended.value).inc()
         SANDBOX_SECONDS.observe(ran.seconds)
         return ran
@@ -149,8 +151,8 @@ class Sandbox:
         await asyncio.gather(*self._starting, return_exceptions=True)
         self._count_idle()
 
-    async def _run(self, code: str, seconds: float, cpu_seconds: int) -> Ran:
-        async with self._turns:
+    async def _run(self, code: str, seconds: float, cpu_seconds: int, owner: str) -> Ran:
+        async with self._turns.taken(owner):
             for _ in range(self._warm + 2):  # all that were warm may have died
                 cell = await self._take()
                 try:
@@ -250,7 +252,8 @@ class Sandbox:
 
     async def _withstands(self, attack: Attack) -> str | None:
         try:
-            ran = await self._run(attack.code, attack.seconds, attack.cpu_seconds)
+            # Each is an owner of its own, so that they take every turn there is.
+            ran = await self._run(attack.code, attack.seconds, attack.cpu_seconds, attack.broken)
         except Unavailable as error:
             return error.message
         if ran.ended == attack.ended:

@@ -84,6 +84,7 @@ def _confine(libc: ctypes.CDLL, limits: dict[str, Any], cpu_seconds: int) -> Non
         ("RLIMIT_CORE", 0, 0),
     ):
         resource.setrlimit(getattr(resource, name), (soft, hard))
+    os.nice(10)  # the server and the engine go first
     program = bytes.fromhex(limits["filter"])
     lines = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: how many lines, and where

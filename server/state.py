@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from server.auth import KeyRing
 from server.constraints import ConstraintChecker
 from server.jobs import Jobs
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.settings import Settings
@@ -26,7 +26,7 @@ class ServerState:
     models: ServedModels
     checker: ConstraintChecker
     serving: Serving
-    judge: JudgeProcess
+    judge: Judge
     vectors: Vectors
     jobs: Jobs
     policies: Policies

@@ -1,14 +1,15 @@
 """Judge the answers of a policy run: by their text, their code in the sandbox, the served model's opinion."""
 
-import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from policies.policy import RuntimePolicy
 from policies.verdict import Text, Verdict, code_of, judge
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.metrics import VERIFIER_RUNS
 from server.sandbox import Ended, Ran, Sandbox
+from server.together import together
 
 FACTUAL = 0.5  # P(yes) from which an answer counts as factual
 _REASON_CHARACTERS = 500
@@ -19,20 +20,22 @@ Factual = Callable[[str], Awaitable[float]]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """`sandbox` and `factual` are there where the policy's verifiers need them."""
+    """`sandbox` and `factual` are there where the policy's verifiers need them. `owner` is the account that
+    asks, which shares what judges with others."""
 
     policy: RuntimePolicy
-    judge: JudgeProcess
+    judge: Judge
     sandbox: Sandbox | None
     factual: Factual | None
     masked_grammar: bool
+    owner: str = ""
 
     async def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
         verdicts = await self._by_text(texts)
         if self.sandbox is not None:
-            verdicts = await asyncio.gather(*map(self._tested, texts, verdicts))
+            verdicts = await self._each(self._tested, texts, verdicts)
         if self.factual is not None:
-            verdicts = await asyncio.gather(*map(self._fact_checked, texts, verdicts))
+            verdicts = await self._each(self._fact_checked, texts, verdicts)
         for verdict in verdicts:
             for name in self.policy.verifiers.enabled:
                 VERIFIER_RUNS.labels(name, "failed" if name in verdict.failed else "passed").inc()
@@ -42,8 +45,18 @@ class Verification:
         constraints = self.policy.constraints
         hostile = (constraints.json_schema, constraints.regex_pattern, constraints.tool_schema)
         if any(each is not None for each in hostile) or "code_compile" in self.policy.verifiers.enabled:
-            return await self.judge(texts, self.policy, masked_grammar=self.masked_grammar)
+            return await self.judge(texts, self.policy, masked_grammar=self.masked_grammar, owner=self.owner)
         return [judge(text, self.policy, masked_grammar=self.masked_grammar) for text in texts]
+
+    async def _each(
+        self,
+        verifier: Callable[[Text, Verdict], Awaitable[Verdict]],
+        texts: Sequence[Text],
+        verdicts: Sequence[Verdict],
+    ) -> list[Verdict]:
+        """The first failure ends what the others still do."""
+        pairs = zip(texts, verdicts, strict=True)
+        return await together([functools.partial(verifier, *pair) for pair in pairs], at_once=len(texts))
 
     async def _tested(self, text: Text, verdict: Verdict) -> Verdict:
         if "unit_tests" in verdict.failed:  # another language, which is not run
@@ -51,7 +64,8 @@ class Verification:
         verifiers = self.policy.verifiers
         assert self.sandbox is not None
         code = "\n\n".join([code_of(text.text), *verifiers.code_unit_tests])
-        ran = await self.sandbox.run(code, verifiers.unit_test_timeout_ms / 1000)
+        # Where a constraint is broken too: the score, by which rejected answers are told apart, counts both.
+        ran = await self.sandbox.run(code, verifiers.unit_test_timeout_ms / 1000, self.owner)
         return verdict.found("unit_tests", _fault(ran))
 
     async def _fact_checked(self, text: Text, verdict: Verdict) -> Verdict:

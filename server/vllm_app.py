@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,7 +22,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.launcher import terminate_if_errored
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -34,7 +32,7 @@ from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
 from server.jobs import Jobs
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
@@ -59,7 +57,7 @@ from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
-from server.vllm_serving import ServedModels, Serving, translated
+from server.vllm_serving import ServedModels, Serving, as_steersman
 from server.vllm_steering import prompt_logprobs_kill, steered
 
 logger = logging.getLogger("vllm.steersman")
@@ -112,7 +110,7 @@ class SteersmanPlugin:
         engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])
-        judge = JudgeProcess(_JUDGE_SECONDS)
+        judge = Judge(_JUDGE_SECONDS)
         serving = Serving(
             chat=state.openai_serving_chat,
             completion=state.openai_serving_completion,
@@ -257,11 +255,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def vllm(request: Request, error: Exception) -> JSONResponse:
         terminate_if_errored(server=request.app.state.server, engine=request.app.state.engine_client)
-        known = translated(create_error_response(error))
-        if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
-            # A defect of ours: the log has its traceback, the client need not.
-            known = SteersmanError("internal error; the server's log has the details")
-        return refusal(request.scope, known)
+        return refusal(request.scope, as_steersman(error))
 
     app.add_exception_handler(SteersmanError, ours)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -7,16 +7,20 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import functools
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.exceptions import VLLMError
 
 from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, UnavailableError, plan
 from policies.steering import JSON_PRESET, SteeringEntry
@@ -31,8 +35,11 @@ from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import HostedModel, NativeSampling
 
 Decodable = ChatRequest | CompletionRequest
+_LONG_KEEP_ALIVE = 15.0  # seconds
 _RANK = "x-data-parallel-rank"
 kept_alive = with_sse_keep_alive
+
+logger = logging.getLogger("vllm.steersman")
 
 
 def guarded(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -126,11 +133,16 @@ class Serving:
     checker: ConstraintChecker
     facts: EngineFacts
     has_chat_template: bool
-    keep_alive: float
+    keep_alive: float  # seconds between comments in an idle stream; 0: none
     steering: Steering | None
     unsteerable: str | None = None  # why there is no `steering`
     prompt_logprobs_kill: bool = False
     ranks: int = 1  # data-parallel engines behind this process
+
+    @property
+    def long_keep_alive(self) -> float:
+        """The same for streams whose first event may take minutes, which proxies would close."""
+        return self.keep_alive or _LONG_KEEP_ALIVE
 
     async def decode(
         self,
@@ -343,3 +355,21 @@ def translated(response: ErrorResponse) -> SteersmanError:
     if 400 <= error.code < 500:
         return InvalidRequest(error.message, param=error.param)
     return SteersmanError(error.message)
+
+
+def as_steersman(error: Exception) -> SteersmanError:
+    """Whatever was raised, as what its client is told: a defect of ours is told as no more than that."""
+    if isinstance(error, SteersmanError):
+        return error
+    known = translated(create_error_response(error))
+    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
+        return SteersmanError("internal error; the server's log has the details")
+    return known
+
+
+def reported(error: Exception) -> SteersmanError:
+    """As `as_steersman`, for what the app's handlers never see: its traceback is logged here."""
+    known = as_steersman(error)
+    if known is not error and known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("A request failed inside", exc_info=error)
+    return known

@@ -2,7 +2,6 @@
 nothing to judge."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,15 +11,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from policies.policy import RuntimePolicy
 from policies.run import Outcome
 from server import streams
-from server.errors import InvalidRequest, SteersmanError
+from server.errors import InvalidRequest
 from server.policy_requests import merged
 from server.policy_wire import outcome_summary
-from server.vllm_serving import Decodable, kept_alive
-
-logger = logging.getLogger(__name__)
+from server.vllm_serving import Decodable, kept_alive, reported
 
 _PATIENCE_SECONDS = 1.0
-_INTERNAL = "internal error; the server's log has the details"
 
 
 async def respond(request: Decodable, raw: Request) -> Response:
@@ -35,6 +31,7 @@ async def respond(request: Decodable, raw: Request) -> Response:
     if not request.stream:
         outcome = await state.policy_runs.run(policy, template, raw)
         return JSONResponse(_body(policy, outcome, request))
+    interval = state.serving.keep_alive
     if policy.judged:
         running = asyncio.create_task(state.policy_runs.run(policy, template, raw))
         try:
@@ -45,12 +42,12 @@ async def respond(request: Decodable, raw: Request) -> Response:
             raise
         if running.done():
             running.result()
-        events = _judged(policy, running, request)
+        events, interval = _judged(policy, running, request), state.serving.long_keep_alive
     else:
         direct = await state.policy_runs.stream(policy, template, raw)
         accepted = {"id": policy.id, "name": policy.name, "accepted": True, "score": 1.0, "rounds": 1}
         events = streams.ending_with(direct, {"policy": accepted})
-    alive = kept_alive(events, state.serving.keep_alive)
+    alive = kept_alive(events, interval)
     return StreamingResponse(alive, media_type="text/event-stream")
 
 
@@ -60,11 +57,8 @@ async def _judged(
     """The winner as a stream, once there is one. Closing it ends the run."""
     try:
         outcome = await running
-    except Exception as error:  # the status is sent: only the stream can still say that it failed
-        if not isinstance(error, SteersmanError):
-            logger.exception("A policy's run failed while its client was waiting for the stream")
-        known = error if isinstance(error, SteersmanError) else SteersmanError(_INTERNAL)
-        yield streams.failed(known)
+    except Exception as error:  # noqa: BLE001  # the status is sent: the stream says that it failed
+        yield streams.failed(reported(error))
         yield "data: [DONE]\n\n"
         return
     finally:

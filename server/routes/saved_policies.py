@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from server.routes.body import JsonRoute
 from server.wire import INT32_MAX, Strict
 
 VERSION_HEADER = "x-steersman-policy-version"
+NEXT_HEADER = "x-steersman-next-offset"  # of a page that others follow
 
 _NO_NUL = r"^[^\x00]*$"  # PostgreSQL holds any other character
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=_NO_NUL)]
@@ -49,7 +50,7 @@ def _check(request: Request) -> PolicyCheck:
 Stored = Annotated[Policies, Depends(_policies)]
 Check = Annotated[PolicyCheck, Depends(_check)]
 Caller = Annotated[Principal, Depends(caller)]
-# Axionic's client does not page: it gets all that one answer may hold.
+# Axionic's client does not page policies and presets: it gets all that one answer may hold.
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=INT32_MAX)]
 
@@ -152,9 +153,11 @@ async def save_policy(principal: Caller, stored: Stored, check: Check, body: Sav
 async def list_policies(
     principal: Caller, stored: Stored, limit: Limit = 1000, offset: Offset = 0
 ) -> JSONResponse:
-    """Newest first: of each policy its newest version, with what was set of it."""
+    """Newest first: of each policy its newest version, with what was set of it. A page ends before 8 MiB; a
+    header says where the next one begins."""
+    page = await stored.list(principal.account_id, limit=limit, offset=offset)
     # A response of its own, because FastAPI would refuse a policy that this version does not understand.
-    return JSONResponse(list(await stored.list(principal.account_id, limit=limit, offset=offset)))
+    return JSONResponse(list(page), headers=_next(offset + len(page)) if page.more else None)
 
 
 # Before `/policies/{policy_id}`, which would take `presets` for an id.
@@ -162,24 +165,30 @@ async def list_policies(
 async def list_presets(
     principal: Caller,
     stored: Stored,
+    response: Response,
     *,
     include_public: bool = True,
     limit: Limit = 1000,
     offset: Offset = 0,
 ) -> list[PresetItem]:
-    """One's own, newest first; unless `include_public` is false also what others have made public, and before
-    all of them what comes with the server."""
+    """One's own, newest first; unless `include_public` is false what comes with the server before them, and
+    after them what others have made public. Pages are as those of policies."""
     shipped = [PresetItem.shipped(*item) for item in PRESETS.items()] if include_public else []
     first = shipped[offset : offset + limit]
-    if len(first) == limit:
-        return first
     records = await stored.presets(
         principal.account_id,
         include_public=include_public,
         limit=limit - len(first),
         offset=max(0, offset - len(shipped)),
     )
-    return first + [PresetItem.of(record) for record in records]
+    items = first + [PresetItem.of(record) for record in records]
+    if records.more or offset + len(first) < len(shipped):
+        response.headers.update(_next(offset + len(items)))
+    return items
+
+
+def _next(offset: int) -> dict[str, str]:
+    return {NEXT_HEADER: str(offset)}
 
 
 @router.post("/policies/presets/publish")
@@ -231,7 +240,7 @@ async def get_policy(
 
 @router.get("/policies/{policy_id}/versions")
 async def list_versions(
-    principal: Caller, stored: Stored, policy_id: str, limit: Limit = 1000, offset: Offset = 0
+    principal: Caller, stored: Stored, policy_id: str, limit: Limit = 100, offset: Offset = 0
 ) -> list[PolicyVersionItem]:
     """Newest first; `GET /policies/{policy_id}?version=` has each."""
     versions = await stored.versions(principal.account_id, policy_id, limit=limit, offset=offset)

@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from policies.policy import RuntimePolicy
 from policies.verdict import Text
-from server.judge import JudgeProcess
+from server.judge import Judge
 from server.sandbox import Sandbox, SandboxOff
 from tests.bench.sandbox import measure
 from tests.bench.serve import HERE, Served, _embedded, _machine, _steersman
@@ -185,7 +185,7 @@ async def _judged(rounds: int) -> str:
             "verifiers": {"enabled": ["syntax", "json_schema"]},
         }
     )
-    judge = JudgeProcess(2.0)
+    judge = Judge(2.0)
     took = []
     try:
         for number in range(-WARM_UP, rounds * JUDGED):  # the first one starts the process

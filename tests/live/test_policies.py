@@ -340,6 +340,15 @@ def test_autotune_varies_any_path(ask, client):
     assert wrong.json()["detail"][0]["loc"] == ["body", "search_space", "sampling", "heat"]
 
 
+def test_one_policy_that_fails_leaves_the_others(ask):
+    """compare tells what is wrong with it in its place."""
+    lost = {"steering": {"enabled": True, "vector_id": "nobody-has-this"}}
+    good, bad = ask.ok("/policies/compare", prompt="Hi", policies=[{}, lost], max_new_tokens=4)["results"]
+    assert "output" in good
+    assert bad["accepted"] is False
+    assert "nobody-has-this" in bad["error"]
+
+
 def test_policies_are_counted(client, run):
     """Decisions, durations and verifier runs stand on /metrics."""
     run({"verifiers": {"enabled": ["factuality"], "repair_on_failure": False}})

@@ -349,3 +349,12 @@ def test_forbidden_terms_are_bounded_together():
     assert RuntimePolicy.model_validate({"constraints": {"forbidden_terms": terms}})
     with pytest.raises(ValidationError, match="4000 characters together"):
         RuntimePolicy.model_validate({"constraints": {"forbidden_terms": [*terms, "x"]}})
+
+
+def test_a_verifier_named_twice_counts_once():
+    """Verifiers keep the order in which they are first named; a list without end is refused."""
+    named = {"enabled": ["factuality", "code_compile", "factuality", "code_compile"]}
+    policy = RuntimePolicy.model_validate({"verifiers": named})
+    assert policy.verifiers.enabled == ["factuality", "code_compile"]
+    with pytest.raises(ValidationError, match="at most 32"):
+        RuntimePolicy.model_validate({"verifiers": {"enabled": ["factuality"] * 33}})

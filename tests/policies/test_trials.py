@@ -46,6 +46,14 @@ def test_a_score_is_over_all_prompts():
     assert (scored.avg_latency_ms, scored.avg_tokens) == (20, 6.5)
 
 
+def test_runs_that_failed_are_not_averaged():
+    """They count as not passed, and the averages are those of the runs that ended; of none they are 0."""
+    scored = Score.of([outcome(), outcome(latency=30)], errors=2)
+    assert (scored.success_rate, scored.pass_count, scored.fail_count, scored.error_count) == (0.5, 2, 2, 2)
+    assert (scored.avg_score, scored.avg_latency_ms) == (1, 20)
+    assert Score.of([], errors=1) == Score(0, 0, 0, 0, 0, 1, 1)
+
+
 def score(success=0.5, mean=0.5, latency=10.0):
     return Score(success, mean, latency, 1, 1, 1)
 
@@ -58,6 +66,7 @@ def score(success=0.5, mean=0.5, latency=10.0):
         ([score(mean=0.5), score(mean=0.6, latency=99)], 1),
         ([score(latency=10), score(latency=9)], 1),
         ([score(), score(), score()], 0),
+        ([Score.of([], errors=2), Score.of([outcome(accepted=False, failed=["regex", "syntax"])])], 1),
     ],
 )
 def test_the_best(scores, index):
@@ -119,13 +128,29 @@ def test_without_axes_the_base_itself_is_tried():
 
 
 def test_the_base_stays_as_it_is():
-    """Variants share nothing with it or with each other, lists inside included."""
+    """Variants have their own of every group on the path of an axis; what no axis reaches they share."""
     base = {"sampling": {"method": "top-p"}, "constraints": {"forbidden_terms": ["a"]}}
     first, second = points(base, {"sampling.temperature": [0.1, 0.2]})
-    first["constraints"]["forbidden_terms"].append("b")
     first["sampling"]["top_p"] = 0.1
     assert base == {"sampling": {"method": "top-p"}, "constraints": {"forbidden_terms": ["a"]}}
     assert second == {**base, "sampling": {"method": "top-p", "temperature": 0.2}}
+    assert first["constraints"] is second["constraints"] is base["constraints"]
+
+
+def test_an_axis_within_a_value_of_another():
+    """A value that is a group is changed in its variant alone: the search space stays as it was sent."""
+    space = {"objective": [{"name": "speed"}], "objective.token_budget": [1, 2]}
+    objectives = [each["objective"] for each in points({}, space)]
+    assert objectives == [{"name": "speed", "token_budget": most} for most in (1, 2)]
+    assert space["objective"] == [{"name": "speed"}]
+
+
+def test_a_large_base_is_validated_once():
+    """A search over sampling does not look at a long vector again for every point, though each has it."""
+    base = {"steering": {"enabled": True, "vector": {"1": [0.5] * 30_000}}}
+    found = grid(base, {"sampling.top_k": list(range(1, 65)), "sampling.temperature": [0.1, 0.2]}, MAX_TRIALS)
+    assert len({id(each.policy.steering) for each in found.tried}) == 1
+    assert all(each.plain["steering"] is base["steering"] for each in found.tried)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,41 @@ def test_policies_can_be_undone_alone(database_url):
     assert on_connection(database_url, differences) == []
 
 
+def test_policies_become_their_account_s(database_url):
+    """Policies and versions stay when their ids stop being shared; undoing that keeps them too, and is
+    refused where accounts have the same id."""
+
+    def at(revision, *statements):
+        Database(database_url).alembic(lambda config: command.upgrade(config, revision))
+        on_connection(database_url, lambda c: [c.exec_driver_sql(statement) for statement in statements])
+
+    def rows(query):
+        return on_connection(database_url, lambda c: [tuple(row) for row in c.execute(text(query))])
+
+    now = "'2026-01-01 00:00:00+00'"
+    at(
+        "0003",
+        f"INSERT INTO accounts VALUES ('a', 'a@localhost', {now}), ('b', 'b@localhost', {now})",
+        f"INSERT INTO policies VALUES ('x', 'a', 2, {now}), ('y', 'b', 1, {now})",
+        f"INSERT INTO policy_versions VALUES ('x', 1, '{{}}', {now}), ('x', 2, '{{}}', {now}),"
+        f" ('y', 1, '{{}}', {now})",
+    )
+    versions = "SELECT policy_id, version FROM policy_versions ORDER BY policy_id, version"
+    kept = rows(versions)
+    at("head", f"INSERT INTO policies (account_id, id, version, created_at) VALUES ('b', 'x', 1, {now})")
+    owners = rows("SELECT account_id, policy_id, version FROM policy_versions ORDER BY policy_id, version")
+    assert owners == [("a", "x", 1), ("a", "x", 2), ("b", "y", 1)]
+    with pytest.raises(RuntimeError, match="several accounts have a policy 'x'"):
+        Database(database_url).alembic(lambda config: command.downgrade(config, "0003"))
+    at("head", "DELETE FROM policies WHERE account_id = 'b' AND id = 'x'")
+    Database(database_url).alembic(lambda config: command.downgrade(config, "0003"))
+    assert rows(versions) == kept
+    assert rows("SELECT id, account_id, version FROM policies ORDER BY id") == [("x", "a", 2), ("y", "b", 1)]
+    Store(database_url).migrate()
+    assert on_connection(database_url, differences) == []
+    assert rows(versions) == kept
+
+
 def test_racing_processes_migrate_once(database_url):
     """Several processes may migrate an empty database at the same moment; each of them succeeds."""
     script = "import sys; from server.store import Store; input(); Store(sys.argv[1]).migrate()"

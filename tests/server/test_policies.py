@@ -1,11 +1,13 @@
 """Stored policies and presets, on SQLite and on a real PostgreSQL server."""
 
 import asyncio
+import re
 
 import pytest
 from sqlalchemy import event, text
 
 from policies.policy import RuntimePolicy
+from server import policies as module
 from server.database import Database
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.policies import MAX_BYTES, RESERVED_IDS, Policies, Visibility, plain
@@ -110,7 +112,7 @@ async def test_an_id_that_cannot_be_a_path_is_refused(policies, policy_id):
 
 
 async def test_an_account_sees_and_changes_its_own(policies):
-    """Another account's policy is not found, listed or deleted; its id is taken, and nobody is told whose."""
+    """Another account's policy is not found, listed or deleted, and its id is as free as any other."""
     mine = await policies.save(MINE, at(0.1, "bot"))
     for attempt in (
         policies.get("other", "bot"),
@@ -123,11 +125,14 @@ async def test_an_account_sees_and_changes_its_own(policies):
     ):
         with pytest.raises(NotFound):
             await attempt
-    with pytest.raises(Conflict, match="'bot' is taken") as caught:
-        await policies.save("other", at(0.2, "bot"))
-    assert MINE not in caught.value.message
-    assert caught.value.param == "policy.id"
     assert await policies.list("other") == []
+    theirs = await policies.save("other", at(0.2, "bot"))
+    assert (await policies.save("other", at(0.3, "bot"))).version == 2
+    assert await policies.get("other", "bot", 1) == theirs
+    assert await policies.get(MINE, "bot") == mine
+    assert len(await policies.list(MINE)) == len(await policies.list("other")) == 1
+    assert [each.version for each in await policies.versions("other", "bot")] == [2, 1]
+    await policies.delete("other", "bot")
     assert await policies.get(MINE, "bot") == mine
 
 
@@ -193,23 +198,19 @@ async def test_racing_saves_lose_no_version(policies, database_url, exists):
     assert len(await policies.versions(MINE, "bot")) == len(racers) + exists
 
 
-async def test_racing_accounts_share_no_id(policies, database_url):
-    """Of two accounts that want a free id at once one has it, and the other is told that it is taken."""
+async def test_racing_accounts_do_not_meet(policies, database_url):
+    """Two accounts that save one id at once get a policy each, with consecutive versions of their own."""
     databases = [Database(database_url) for _ in range(6)]
     accounts = [MINE, "other"] * 3
     racers = [Policies(database) for database in databases]
     await asyncio.gather(*(each.list(MINE) for each in racers))
     saves = (each.save(account, at(0.1, "bot")) for each, account in zip(racers, accounts, strict=True))
-    outcomes = await asyncio.gather(*saves, return_exceptions=True)
+    saved = await asyncio.gather(*saves)
     for database in databases:
         await database.close()
-    winners = {
-        account
-        for account, outcome in zip(accounts, outcomes, strict=True)
-        if not isinstance(outcome, Exception)
-    }
-    assert len(winners) == 1
-    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 3
+    for account in (MINE, "other"):
+        of_account = [one.version for one, owner in zip(saved, accounts, strict=True) if owner == account]
+        assert sorted(of_account) == [1, 2, 3]
 
 
 async def test_saving_while_deleting_is_one_or_the_other(policies, database_url):
@@ -335,6 +336,9 @@ async def test_a_preset_is_seen_as_its_owner_wants(policies, store):
     assert await listed(MINE, include_public=False) == [shown, hidden]
     assert await listed(MINE, limit=1, offset=1) == [hidden]
     assert await listed("other") == [theirs, shown]
+    newer = await policies.publish(MINE, key.id, name="n", policy=at(0.4), visibility=Visibility.PUBLIC)
+    assert await listed("other") == [theirs, newer, shown]  # one's own first, though it is older
+    await policies.delete_preset(MINE, newer)
     assert await listed("other", include_public=False) == [theirs]
     assert (await policies.preset(MINE, shown)).api_key_id == key.id
     assert (await policies.preset("other", shown)).api_key_id is None
@@ -390,3 +394,59 @@ async def test_accounts_and_keys_take_along_what_hangs_on_them(policies, store):
     assert await policies.list("other") == []
     [left] = await policies.presets(MINE)
     assert (left.id, left.api_key_id) == (mine, None)
+
+
+async def test_an_account_has_so_many(policies, monkeypatch):
+    """Beyond the limits saving, cloning and publishing are conflicts that say what to delete; what is there
+    stays, other accounts have room of their own, and what is deleted makes room."""
+    for name in ("MAX_POLICIES", "MAX_VERSIONS", "MAX_PRESETS"):
+        monkeypatch.setattr(module, name, 2)
+    for _ in range(2):
+        await policies.save(MINE, at(0.1, "a"))
+    await policies.save(MINE, at(0.2, "b"))
+    for _ in range(2):
+        preset_id = await policies.publish(MINE, None, name="n", policy=at(0.1))
+    for attempt, what in (
+        (policies.save(MINE, at(0.3, "a")), "2 versions; delete /policies/a"),
+        (policies.save(MINE, at(0.3, "c")), "2 policies; make room with DELETE /policies/{id}"),
+        (policies.clone(MINE, preset_id), "2 policies"),
+        (policies.publish(MINE, None, name="n", policy=at(0.3)), "2 presets; make room with DELETE"),
+    ):
+        with pytest.raises(Conflict, match=re.escape(what)) as caught:
+            await attempt
+        assert caught.value.reason == "too_many"
+    assert [each["id"] for each in await policies.list(MINE)] == ["b", "a"]
+    assert (await policies.get(MINE, "a")).version == 2
+    assert len(await policies.presets(MINE)) == 2
+    assert (await policies.save(MINE, at(0.3, "b"))).version == 2
+    await policies.save("other", at(0.1))
+    await policies.publish("other", None, name="n", policy=at(0.1))
+    await policies.delete(MINE, "a")
+    await policies.delete_preset(MINE, preset_id)
+    assert (await policies.save(MINE, at(0.1, "a"))).version == 1
+    await policies.publish(MINE, None, name="n", policy=at(0.1))
+
+
+async def test_a_page_has_so_many_bytes(policies, monkeypatch):
+    """It ends before it is too long, holds one item at least, and says whether others follow."""
+    for name in "abc":
+        await policies.save(MINE, policy(id=name, metadata={"x": "x" * 100}))
+        await policies.publish(MINE, None, name=name, policy=policy(metadata={"x": "x" * 100}))
+
+    async def pages(read, size):
+        monkeypatch.setattr(module, "MAX_PAGE_BYTES", size)
+        found, offset = [], 0
+        while not found or found[-1][1]:
+            page = await read(MINE, offset=offset, limit=10)
+            found.append((len(page), page.more))
+            offset += len(page)
+        return found
+
+    for read in (policies.list, policies.presets):
+        assert await pages(read, 1) == [(1, True), (1, True), (1, False)]
+        assert await pages(read, 300) == [(2, True), (1, False)]
+        assert await pages(read, 1000) == [(3, False)]
+        page = await read(MINE, limit=2)
+        assert (len(page), page.more) == (2, True)
+        page = await read(MINE, limit=3)
+        assert (len(page), page.more) == (3, False)

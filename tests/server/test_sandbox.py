@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -146,10 +147,34 @@ async def test_at_most_so_many_run(own, monkeypatch):
 
     monkeypatch.setattr(module._Cell, "run", counted)
     codes = [f"import time; time.sleep(0.2) #{number}" for number in range(8)]
-    runs = await asyncio.gather(*(subject.run(code, SECONDS) for code in codes))
+    owners = "ab" * 4
+    runs = await asyncio.gather(*map(subject.run, codes, [SECONDS] * 8, owners))
     assert [ran.ended for ran in runs] == [Ended.PASSED] * 8
     assert most == 2
     assert all(abs(number - place) <= 1 for place, number in enumerate(order)), order
+
+
+async def test_one_owner_has_half(own):
+    """While one owner's code takes all the time it may, another's runs."""
+    subject = own(warm=2, concurrent=2)
+    waiting = [
+        asyncio.create_task(subject.run("import time; time.sleep(3600)", 3600.0, "a")) for _ in range(4)
+    ]
+    await asyncio.sleep(0)
+    assert (await subject.run("pass", SECONDS, "b")).ended == Ended.PASSED
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_the_server_goes_first(own):
+    """Code runs at a lower priority than the server, and cannot raise it."""
+    subject = own(warm=0)
+    nice = min(19, os.nice(0) + 10)
+    lower = f"import os\nassert os.nice(0) == {nice}, os.nice(0)"
+    raised = "try:\n    os.nice(-1)\nexcept OSError:\n    pass\nelse:\n    raise AssertionError"
+    ran = await subject.run(f"{lower}\n{raised}", SECONDS)
+    assert ran.ended == Ended.PASSED, ran.stderr
 
 
 async def test_a_sandbox_that_died_idle_is_not_handed_out(own):

@@ -11,7 +11,7 @@ from policies.presets import PRESETS
 from server.auth import Authentication, KeyRing
 from server.errors import InvalidRequest
 from server.policies import MAX_BYTES, RESERVED_IDS, Policies
-from server.routes.saved_policies import VERSION_HEADER, router
+from server.routes.saved_policies import NEXT_HEADER, VERSION_HEADER, router
 from tests.server.apps import routes_alone
 
 SENT = {
@@ -117,7 +117,23 @@ async def test_the_list_can_be_paged(client):
     for name in ("a", "b", "c"):
         await save(client, id=name)
     assert [each["id"] for each in (await client.get("/policies")).json()] == ["c", "b", "a"]
-    assert (await client.get("/policies?limit=1&offset=1")).json() == [{"id": "b"}]
+    page = await client.get("/policies?limit=1&offset=1")
+    assert (page.json(), page.headers[NEXT_HEADER]) == ([{"id": "b"}], "2")
+    assert NEXT_HEADER not in (await client.get("/policies?limit=1&offset=2")).headers
+
+
+async def test_the_list_of_presets_says_where_it_goes_on(client):
+    """What comes with the server, one's own and the others' are one list in pages."""
+    for _ in range(2):
+        await publish(client)
+    whole = (await client.get("/policies/presets")).json()
+    assert len(whole) == len(PRESETS) + 2
+    seen, offset = [], 0
+    while offset is not None:
+        page = await client.get(f"/policies/presets?limit=3&offset={offset}")
+        seen += page.json()
+        offset = page.headers.get(NEXT_HEADER)
+    assert seen == whole
 
 
 @pytest.mark.parametrize(
@@ -290,7 +306,7 @@ async def test_others_see_what_is_public(client):
 
 
 async def test_the_policies_of_others_are_out_of_reach(client):
-    """Another account's policy or private preset is a 404 on every route and in no list; its id is taken."""
+    """Another account's policy or private preset is a 404 on every route and in no list; its id is free."""
     await save(client, id="bot")
     hidden = await publish(client)
     shown = await publish(client, visibility="public")
@@ -310,11 +326,7 @@ async def test_the_policies_of_others_are_out_of_reach(client):
         assert response.status_code == 404, path
         assert set(response.json()) == {"detail"}
     assert (await client.get("/policies")).json() == []
-    taken = await client.post("/policies/save", json={"policy": {"id": "bot"}})
-    assert taken.status_code == 409
-    assert taken.json() == {
-        "detail": "The policy id 'bot' is taken; choose another, or none to get a new one."
-    }
+    assert await save(client, id="bot") == {"policy_id": "bot", "version": 1}
 
 
 async def test_a_deleted_preset_is_gone(client):
