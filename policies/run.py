@@ -6,7 +6,8 @@ Everything outside is behind two protocols: `Generate` (the engine) and `Verify`
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -136,17 +137,28 @@ class Critique:
     kept: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call of round `round` that came to nothing once there was an answer, which stands."""
+
+    round: int
+    kind: Kind
+    message: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`stopped` is the budget that ended it, `unavailable` the methods that this engine does not have."""
+    """`stopped` is the budget that ended it, or "error"; `unavailable` the methods that this engine does not
+    have."""
 
     winner: Trial
     trials: tuple[Trial, ...]
-    retries: tuple[Retry, ...]
-    critiques: tuple[Critique, ...]
-    unavailable: tuple[str, ...]
+    retries: tuple[Retry, ...] = ()
+    critiques: tuple[Critique, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    unavailable: tuple[str, ...] = ()
     constraint: Enforced
-    stopped: str | None
+    stopped: str | None = None
     latency_ms: int
     tokens: int
     rounds: int
@@ -154,7 +166,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Runner:
-    """One run of `policy`. `clock` is in seconds."""
+    """One run of `policy`. `clock` is in seconds; `say` is what a client may be told of an error."""
 
     policy: RuntimePolicy
     generate: Generate
@@ -162,10 +174,12 @@ class Runner:
     max_tokens: int | None
     grammar_compiles: bool = True
     clock: Callable[[], float] = time.perf_counter
+    say: Callable[[Exception], str] = str
     _constraint: Enforced = field(init=False)
     _trials: list[Trial] = field(default_factory=list)
     _retries: list[Retry] = field(default_factory=list)
     _critiques: list[Critique] = field(default_factory=list)
+    _failures: list[Failure] = field(default_factory=list)
     _unavailable: list[str] = field(default_factory=list)
     _mended: list[Trial] = field(default_factory=list)
     _line: list[str] = field(default_factory=list)
@@ -178,8 +192,11 @@ class Runner:
         self._constraint = enforced(self.policy, grammar_compiles=self.grammar_compiles)
 
     async def run(self) -> Outcome:
-        """At most 1 + retry_on_failure rounds, the winner over all of them. What the protocols raise passes
-        through, but for a method that is unavailable while another is in line."""
+        """At most 1 + retry_on_failure rounds, the winner over all of them.
+
+        What the protocols raise before there is an answer passes through, but for a method that is
+        unavailable while another is in line. Later it is noted, and the best so far is the outcome.
+        """
         self._started = self.clock()
         self._line = list(self.policy.methods)
         optimization = self.policy.optimization
@@ -187,7 +204,11 @@ class Runner:
         rounds = 1 + max(optimization.retry_on_failure, 1 if confident else 0)
         number = 0
         while True:
-            planned = await self._round(number)
+            planned: Round | None = None
+            with self._surviving(number, Kind.CANDIDATE):
+                planned = await self._round(number)
+            if planned is None:
+                break
             await self._repair(planned, number)
             number += 1
             if self._content() or number == rounds or not self._may_go_on():
@@ -203,6 +224,7 @@ class Runner:
             trials=tuple(self._trials),
             retries=tuple(self._retries),
             critiques=tuple(self._critiques),
+            failures=tuple(self._failures),
             unavailable=tuple(self._unavailable),
             constraint=self._constraint,
             stopped=self._stopped,
@@ -239,6 +261,20 @@ class Runner:
         budget = self.policy.objective.token_budget
         left = None if budget is None else max(1, (budget - self._tokens) // count)
         return min((each for each in (self.max_tokens, left, most) if each is not None), default=None)
+
+    @contextmanager
+    def _surviving(self, number: int, kind: Kind) -> Iterator[None]:
+        """An error within costs no answer that is on record. A repair's may be followed by a round, others
+        by nothing."""
+        try:
+            yield
+        except Exception as error:
+            if not self._trials:
+                raise
+            cause = error.reason if isinstance(error, MethodUnavailableError) else error
+            self._failures.append(Failure(number, kind, self.say(cause)))
+            if kind is not Kind.REPAIR:
+                self._stopped = "error"
 
     async def _round(self, number: int) -> Round:
         """By the next method in line; one that this engine does not have makes way for the one after it, or
@@ -314,7 +350,8 @@ class Runner:
                 return
             self._mended.append(rejected)
             turn = Turn(rejected.answer.text, repair_request(rejected))
-            await self._again(planned, number, Kind.REPAIR, turn)
+            with self._surviving(number, Kind.REPAIR):
+                await self._again(planned, number, Kind.REPAIR, turn)
 
     async def _again(self, planned: Round, number: int, kind: Kind, *turns: Turn) -> Trial:
         ask = Ask(
@@ -339,16 +376,19 @@ class Runner:
             max_tokens=self._left(1, CRITIQUE_TOKENS),
             number=number,
         )
-        (critique, *_) = await self.generate(asking)
-        self._tokens += critique.tokens
-        if not self._may_go_on():
-            self._critiques.append(Critique(critique.text, critique.tokens, kept=False))
+        critique: Answer | None = None
+        with self._surviving(number, Kind.REVISION):
+            (critique, *_) = await self.generate(asking)
+        if critique is None:
             return
-        turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
-        revised = await self._again(planned, number, Kind.REVISION, *turns)
-        kept = _merit(revised, self.policy) >= _merit(before, self.policy)
-        if kept:
-            self._revised = revised
+        self._tokens += critique.tokens
+        kept = False
+        if self._may_go_on():
+            turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
+            with self._surviving(number, Kind.REVISION):
+                revised = await self._again(planned, number, Kind.REVISION, *turns)
+                kept = _merit(revised, self.policy) >= _merit(before, self.policy)
+                self._revised = revised if kept else self._revised
         self._critiques.append(Critique(critique.text, critique.tokens, kept))
 
 

@@ -1,5 +1,6 @@
 """A policy over the served model: its rounds as requests, and the request it came with as their template."""
 
+import asyncio
 import functools
 import math
 from collections.abc import AsyncGenerator, Sequence
@@ -18,20 +19,23 @@ from policies.steering import SteeringEntry
 from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
-from server.errors import InvalidRequest, NotFound, NotSupported
+from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
 from server.judge import JudgeProcess
 from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
 from server.sandbox import Sandbox, SandboxOff
 from server.together import together
 from server.verification import Factual, Verification
 from server.vllm_pruning import Heat, current_heat
-from server.vllm_serving import Decodable, Decoded, Serving
+from server.vllm_serving import Decodable, Decoded, Serving, said
 from server.vllm_wire import ChatRequest
 from server.wire import NativeSampling
 
 _SEEDS_APART = 4096  # between rounds: more than a round has candidates
 _YES_NO = ("yes", "no")
-_FACT_CHARACTERS = 8000
+_FACT_CHARACTERS = 8000  # at most, of the question and of the answer each
+_FACT_TOKENS = 128  # what stands around them
+_CHARACTERS_A_TOKEN = 3
+_WORD_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,9 @@ class PolicyRuns:
         verify = Verification(
             policy, self.judge, self._sandbox(policy, path), self._factual(policy, call), compiles
         )
-        runner = Runner(policy, call.generate, verify, template.max_tokens, grammar_compiles=compiles)
+        runner = Runner(
+            policy, call.generate, verify, template.max_tokens, grammar_compiles=compiles, say=said
+        )
         outcome = await runner.run()
         decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
         POLICY_DECISIONS.labels(decision).inc()
@@ -148,6 +154,16 @@ class _Call:
     path: str
 
     async def generate(self, ask: Ask) -> Sequence[Answer]:
+        try:
+            return await self._answers(ask)
+        except Exception as error:
+            # vLLM makes an error of a cancellation; the run must not go on after it.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
+            raise
+
+    async def _answers(self, ask: Ask) -> Sequence[Answer]:
         planned = self._plan(ask)
         request = self._request(ask, planned)
         heat = Heat(len(ask.round.slots), ask.checkpoints) if ask.checkpoints else None
@@ -232,25 +248,39 @@ class _Call:
         return request
 
     async def factual(self, answer: str) -> float:
-        """P(yes) of the served model, between the two words it may say; steered by nothing."""
+        """P(yes) of the served model, between the two words it may say; steered by nothing.
+
+        Raises SteersmanError.
+        """
+        most = max(1, min(_FACT_CHARACTERS, _CHARACTERS_A_TOKEN * (self._context - _FACT_TOKENS) // 2))
         question = (
-            f"Question:\n{_asked(self.template)[-_FACT_CHARACTERS:]}\n\nAnswer:\n{answer[:_FACT_CHARACTERS]}\n\n"
+            f"Question:\n{_asked(self.template)[-most:]}\n\nAnswer:\n{answer[:most]}\n\n"
             "Is every statement of the answer factually correct? Say yes or no."
         )
-        yes, no = await together([functools.partial(self._likelihood, question, word) for word in _YES_NO])
+        words = [functools.partial(self._likelihood, question, word) for word in _YES_NO]
+        try:
+            yes, no = await together(words)
+        except Exception as error:
+            raise SteersmanError(said(error)) from error
         return 1 / (1 + math.exp(min(700.0, no - yes)))
+
+    @property
+    def _context(self) -> int:
+        return self.serving.models.max_model_len
 
     async def _likelihood(self, question: str, word: str) -> float:
         """Log-probability that the model says `word`, in nats, before any constraint."""
         sent = self.serving.prompted(
             question,
             self.template.model,
-            8,
+            _WORD_TOKENS,
             NativeSampling(),
             temperature=0.0,
             structured_outputs={"choice": [word]},
         )
-        sent = sent.model_copy(update=sent.scored())
+        # What no estimate of characters can promise: that it fits.
+        fits = {"truncate_prompt_tokens": max(1, self._context - _WORD_TOKENS), "truncation_side": "left"}
+        sent = sent.model_copy(update={**sent.scored(), **fits})
         decoded = await self.serving.decode(sent, self.raw)
         choice = decoded.response.choices[0]
         return _first_logprob(choice)

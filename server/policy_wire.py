@@ -140,6 +140,10 @@ def traced(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
             {"text": critique.text, "tokens": critique.tokens, "kept": critique.kept}
             for critique in outcome.critiques
         ],
+        "errors": [
+            {"round": failure.round, "kind": failure.kind, "message": failure.message}
+            for failure in outcome.failures
+        ],
         "unavailable_methods": list(outcome.unavailable),
         "budgets": {
             "latency_ms": outcome.latency_ms,

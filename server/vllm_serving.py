@@ -7,6 +7,7 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import functools
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from fastapi import Request
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.exceptions import VLLMError
 
 from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, UnavailableError, plan
 from policies.steering import JSON_PRESET, SteeringEntry
@@ -31,6 +33,8 @@ from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import HostedModel, NativeSampling
 
 Decodable = ChatRequest | CompletionRequest
+logger = logging.getLogger(__name__)
+
 _RANK = "x-data-parallel-rank"
 kept_alive = with_sse_keep_alive
 
@@ -330,6 +334,16 @@ async def _renamed(stream: AsyncIterator[str], model: str) -> AsyncGenerator[str
 
 def _json_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def said(error: Exception) -> str:
+    """What a client may be told of an error: a defect of ours is for the log."""
+    if isinstance(error, SteersmanError):
+        return error.message
+    if isinstance(error, VLLMError):
+        return str(error)
+    logger.error("A call to the engine failed", exc_info=error)
+    return "internal error; the server's log has the details"
 
 
 def translated(response: ErrorResponse) -> SteersmanError:

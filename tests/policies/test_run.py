@@ -123,8 +123,8 @@ async def test_likelihood_decides_among_equals_of_a_round():
     assert (await run(policy(optimization={"best_of_n": 2}), Engine(texts))).winner.answer.text == "b"
 
 
-async def test_errors_pass_through():
-    """What generation or judging raises, the caller sees."""
+async def test_errors_of_the_first_round_pass_through():
+    """What generation or judging raises before there is an answer, the caller sees."""
 
     async def broken(_given):
         raise ConnectionError("engine gone")
@@ -133,6 +133,53 @@ async def test_errors_pass_through():
         await Runner(RuntimePolicy(), broken, broken, 8).run()
     with pytest.raises(ConnectionError, match="engine gone"):
         await run(RuntimePolicy(), Engine(["a"]), broken)
+
+
+@pytest.mark.parametrize(
+    ("lost", "made", "failed", "stopped"),
+    [
+        (1, ["candidate", "candidate"], (0, "repair"), None),
+        (2, ["candidate", "repair"], (1, "candidate"), "error"),
+        (3, ["candidate", "repair", "candidate"], (1, "revision"), "error"),
+        (4, ["candidate", "repair", "candidate"], (1, "revision"), "error"),
+    ],
+)
+async def test_a_later_error_costs_no_answer(lost, made, failed, stopped):
+    """Where a repair, a round, a critique or a revision fails, the best so far is the outcome, which tells
+    the error; a failed repair is followed by the next round, all else by nothing."""
+
+    class Failing(Engine):
+        async def __call__(self, ask):
+            if self.calls == lost:
+                self.calls += 1
+                raise ConnectionError("engine gone")
+            self.calls += 1
+            return await super().__call__(ask)
+
+    engine = Failing([WORSE])
+    engine.calls = 0
+    given = policy(
+        constraints=JSON, optimization={"retry_on_failure": 1, "self_revision_loops": 1 if lost > 2 else 0}
+    )
+    outcome = await run(given, engine)
+    assert [trial.kind for trial in outcome.trials] == made
+    assert (outcome.winner, outcome.stopped) == (outcome.trials[0], stopped)
+    (told,) = outcome.failures
+    assert (told.round, told.kind, told.message) == (*failed, "engine gone")
+    assert len(outcome.critiques) == (lost == 4)
+
+
+async def test_a_later_error_of_judging_costs_no_answer():
+    """A repair that cannot be judged is left out, its tokens are counted."""
+
+    async def verify(texts):
+        if texts[0].text == GOOD:
+            raise ConnectionError("no judge")
+        return [failing("syntax") for _ in texts]
+
+    outcome = await run(policy(optimization={"retry_on_failure": 0}), Engine([WORSE], [GOOD]), verify)
+    assert ([trial.answer.text for trial in outcome.trials], outcome.tokens) == ([WORSE], 6)
+    assert [told.message for told in outcome.failures] == ["no judge"]
 
 
 async def test_a_cut_text_is_told_to_the_judge():
