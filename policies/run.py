@@ -6,7 +6,7 @@ Everything outside is behind two protocols: `Generate` (the engine) and `Verify`
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -166,13 +166,15 @@ class Outcome:
 
 @dataclass(slots=True)
 class Runner:
-    """One run of `policy`. `clock` is in seconds; `say` is what a client may be told of an error."""
+    """One run of `policy`. `clock` is in seconds; `say` is what a client may be told of an error; `explicit`
+    is as in `plan_round`."""
 
     policy: RuntimePolicy
     generate: Generate
     verify: Verify
     max_tokens: int | None
     grammar_compiles: bool = True
+    explicit: Collection[str] = ()
     clock: Callable[[], float] = time.perf_counter
     say: Callable[[Exception], str] = str
     _constraint: Enforced = field(init=False)
@@ -292,7 +294,7 @@ class Runner:
     async def _sample(self, number: int, method: str) -> Round:
         optimization = self.policy.optimization
         constraint = self._constraint
-        planned = plan_round(self.policy, constraint, number, method)
+        planned = plan_round(self.policy, constraint, number, method, self.explicit)
         budget = self.policy.objective.token_budget
         if budget is not None:
             planned = planned.first(max(1, budget - self._tokens))
@@ -368,7 +370,7 @@ class Runner:
     async def _revise(self, number: int) -> None:
         """One pass of critique and revision over the winner; the revision has to be as good to be kept."""
         before = self.winner
-        planned = plan_round(self.policy, self._constraint, number, before.method)
+        planned = plan_round(self.policy, self._constraint, number, before.method, self.explicit)
         asking = Ask(
             round=free(planned),
             constraint=None,

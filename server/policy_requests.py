@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from policies.policy import RuntimePolicy
+from policies.sampling import Method, resolve
 from server.errors import InvalidRequest
 from server.vllm_serving import Decodable, Serving
 from server.vllm_wire import ChatRequest
@@ -73,6 +74,8 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
     if not isinstance(request, ChatRequest) and not isinstance(request.prompt, str):
         raise InvalidRequest("with a policy the prompt is text", param="prompt")
     sampling = {own: getattr(request, name) for name, own in _SAMPLING.items() if name in given}
+    if request.use_beam_search:
+        sampling["method"] = _beams(request)
     stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
     holds = overridden(policy, sampling, _constraints(request, given), stops)
     if request.tools_given and holds.constraints.masks:
@@ -100,6 +103,14 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
     if longest is not None:  # one name for it, or the budgets would set the other
         changes |= {"max_tokens": longest, "max_completion_tokens": None}
     return holds, _settled(request.model_copy(update={**changes, "model": model}), holds)
+
+
+def _beams(request: Decodable) -> str:
+    """The method that `use_beam_search` is another name of."""
+    method = request.sampling_method
+    if method is not None and resolve(method) is not Method.BEAM:
+        raise InvalidRequest(f"use_beam_search has no effect beside {method}", param="use_beam_search")
+    return Method.BEAM.value
 
 
 def overridden(
@@ -134,7 +145,10 @@ def _constraints(request: Decodable, given: set[str]) -> list[tuple[str, Any, st
     if wanted is not None and wanted.type == "json_object":
         found.append(("response_format", True, "json_mode"))
     elif wanted is not None and wanted.type == "json_schema":
-        found.append(("response_format", wanted.json_schema.json_schema, "json_schema"))
+        schema = wanted.json_schema and wanted.json_schema.json_schema
+        if schema is None:
+            raise InvalidRequest("json_schema has no schema", param="response_format")
+        found.append(("response_format", schema, "json_schema"))
     elif wanted is not None and wanted.type != "text":
         raise InvalidRequest(f"with a policy response_format is not {wanted.type}", param="response_format")
     return found

@@ -64,7 +64,13 @@ class PolicyRuns:
             policy, self.judge, self._sandbox(policy, path), self._factual(policy, call), compiles
         )
         runner = Runner(
-            policy, call.generate, verify, template.max_tokens, grammar_compiles=compiles, say=said
+            policy,
+            call.generate,
+            verify,
+            template.max_tokens,
+            grammar_compiles=compiles,
+            explicit=_explicit(template),
+            say=said,
         )
         outcome = await runner.run()
         decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
@@ -76,7 +82,7 @@ class PolicyRuns:
         self, policy: RuntimePolicy, template: Decodable, raw: Request
     ) -> AsyncGenerator[str, None]:
         """The events of a policy's only candidate as it is decoded. Raises SteersmanError."""
-        planned = plan_round(policy, enforced(policy), 0, policy.sampling.method)
+        planned = plan_round(policy, enforced(policy), 0, policy.sampling.method, _explicit(template))
         POLICY_DECISIONS.labels("accepted").inc()
         ask = Ask(round=planned, constraint=None, max_tokens=template.max_tokens)
         decoded = await _Call(self.serving, policy, template, raw, "policy").stream(ask)
@@ -284,6 +290,12 @@ class _Call:
         decoded = await self.serving.decode(sent, self.raw)
         choice = decoded.response.choices[0]
         return _first_logprob(choice)
+
+
+def _explicit(template: Decodable) -> list[str]:
+    """The truncations that a /v1 request says itself; of Axionic's routes none is in the template."""
+    names = ("top_k", "top_p", "min_p", "typical_p")
+    return [name for name in names if getattr(template, name) is not None]
 
 
 def _constrained(constraint: Enforced | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Template(SimpleNamespace):
     """The request that rounds are copied from, with nothing of its own."""
 
     seed, max_tokens, prompt = None, 8, "p"
+    top_k = top_p = min_p = typical_p = None
 
     def model_copy(self, update):
         return Template(**{**vars(self), **update})
