@@ -291,7 +291,38 @@ class Runner:
                     raise (error.reason if isinstance(error, MethodUnavailableError) else error) from None
                 self._unavailable.append(method)
 
+    def direct(self) -> Ask:
+        """The one call of a policy with nothing to judge, to be streamed as it is decoded."""
+        self._started = self.clock()
+        return self._ask(0, self.policy.sampling.method)
+
+    def directly(self, answer: Answer) -> Outcome:
+        """What `direct` came to."""
+        latency = round(1000 * (self.clock() - self._started))
+        trial = Trial(
+            answer=answer,
+            verdict=Verdict(),
+            kind=Kind.CANDIDATE,
+            method=self.policy.sampling.method,
+            round=0,
+            slot=0,
+            latency_ms=latency,
+        )
+        return Outcome(
+            winner=trial,
+            trials=(trial,),
+            constraint=self._constraint,
+            latency_ms=latency,
+            tokens=answer.tokens,
+            rounds=1,
+        )
+
     async def _sample(self, number: int, method: str) -> Round:
+        ask = self._ask(number, method)
+        await self._try(ask, Kind.CANDIDATE)
+        return ask.round
+
+    def _ask(self, number: int, method: str) -> Ask:
         optimization = self.policy.optimization
         constraint = self._constraint
         planned = plan_round(self.policy, constraint, number, method, self.explicit)
@@ -303,7 +334,7 @@ class Runner:
         if optimization.branch_and_prune and planned.drawn and len(planned.slots) > 1:
             shares = {max(1, round((length or _USUAL_TOKENS) * share)) for share in PRUNING_SHARES}
             checkpoints = tuple(sorted(shares))
-        ask = Ask(
+        return Ask(
             round=planned,
             constraint=constraint,
             max_tokens=length,
@@ -311,8 +342,6 @@ class Runner:
             checkpoints=checkpoints,
             number=number,
         )
-        await self._try(ask, Kind.CANDIDATE)
-        return planned
 
     async def _try(self, ask: Ask, kind: Kind) -> Sequence[Trial]:
         """Generate and judge; what it came to is on record."""

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from fastapi import Request
 from policies.constraint import ConstraintError, from_grammar, from_json_schema, from_regex
 from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy, SamplingControls
-from policies.rounds import plan_round
 from policies.run import Answer, Ask, MethodUnavailableError, Outcome, Runner, Turn
 from policies.sampling import Choose, Plan, Slot
 from policies.steering import SteeringEntry
@@ -23,6 +22,7 @@ from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
 from server.judge import JudgeProcess
 from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
 from server.sandbox import Sandbox, SandboxOff
+from server.streams import Streamed
 from server.together import together
 from server.verification import Factual, Verification
 from server.vllm_pruning import Heat, current_heat
@@ -63,31 +63,14 @@ class PolicyRuns:
         verify = Verification(
             policy, self.judge, self._sandbox(policy, path), self._factual(policy, call), compiles
         )
-        runner = Runner(
-            policy,
-            call.generate,
-            verify,
-            template.max_tokens,
-            grammar_compiles=compiles,
-            explicit=_explicit(template),
-            say=said,
-        )
-        outcome = await runner.run()
-        decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
-        POLICY_DECISIONS.labels(decision).inc()
-        POLICY_SECONDS.observe(outcome.latency_ms / 1000)
-        return outcome
+        return _counted(await _runner(call, verify, grammar_compiles=compiles).run())
 
-    async def stream(
-        self, policy: RuntimePolicy, template: Decodable, raw: Request
-    ) -> AsyncGenerator[str, None]:
-        """The events of a policy's only candidate as it is decoded. Raises SteersmanError."""
-        planned = plan_round(policy, enforced(policy), 0, policy.sampling.method, _explicit(template))
-        POLICY_DECISIONS.labels("accepted").inc()
-        ask = Ask(round=planned, constraint=None, max_tokens=template.max_tokens)
-        decoded = await _Call(self.serving, policy, template, raw, "policy").stream(ask)
-        assert decoded.stream is not None
-        return decoded.stream
+    async def stream(self, policy: RuntimePolicy, template: Decodable, raw: Request) -> "Direct":
+        """The only candidate of a policy with nothing to judge, as it is decoded. Raises SteersmanError."""
+        call = _Call(self.serving, policy, template, raw, "policy")
+        verify = Verification(policy, self.judge, sandbox=None, factual=None, masked_grammar=True)
+        runner = _runner(call, verify, grammar_compiles=True)
+        return Direct(await call.stream(runner.direct()), runner)
 
     async def check(self, policy: RuntimePolicy, path: str = "policy") -> None:
         """Compile what decoding will be held to, so that what is stored can be run. Raises InvalidRequest."""
@@ -138,6 +121,35 @@ class PolicyRuns:
 
     def _factual(self, policy: RuntimePolicy, call: "_Call") -> Factual | None:
         return call.factual if "factuality" in policy.verifiers.enabled else None
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A stream of a policy's only candidate, and what it will have come to."""
+
+    decoded: Decoded
+    runner: Runner
+
+    def outcome(self, streamed: Streamed) -> Outcome:
+        plan = self.decoded.plan
+        answer = Answer(
+            text=streamed.text,
+            tokens=streamed.tokens,
+            method_used=plan.method_used,
+            finish_reason=streamed.finish_reason,
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            steering=streamed.steersman.get("steering"),
+            warning=plan.warning,
+        )
+        return _counted(self.runner.directly(answer))
+
+
+def _counted(outcome: Outcome) -> Outcome:
+    decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
+    POLICY_DECISIONS.labels(decision).inc()
+    POLICY_SECONDS.observe(outcome.latency_ms / 1000)
+    return outcome
 
 
 # What planning calls a field → where it stands in a policy.
@@ -203,7 +215,11 @@ class _Call:
             planned = self._plan(ask)
         except MethodUnavailableError as error:
             raise error.reason from None
-        return await self.serving.decode(self.template, self.raw, planned, steering=self._steering())
+        changes = self.template.counted()
+        if ask.max_tokens is not None:
+            changes["max_tokens"] = ask.max_tokens
+        request = self.template.model_copy(update=changes)
+        return await self.serving.decode(request, self.raw, planned, steering=self._steering())
 
     def _steering(self) -> dict[str, SteeringEntry] | None:
         """The policy's, unless the request has its own."""
@@ -290,6 +306,18 @@ class _Call:
         decoded = await self.serving.decode(sent, self.raw)
         choice = decoded.response.choices[0]
         return _first_logprob(choice)
+
+
+def _runner(call: _Call, verify: Verification, *, grammar_compiles: bool) -> Runner:
+    return Runner(
+        call.policy,
+        call.generate,
+        verify,
+        call.template.max_tokens,
+        grammar_compiles=grammar_compiles,
+        explicit=_explicit(call.template),
+        say=said,
+    )
 
 
 def _explicit(template: Decodable) -> list[str]:

@@ -241,6 +241,10 @@ class Planned(AxionicFields, _VllmFields):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def counted(self) -> dict[str, Any]:
+        """The changes that make a stream end with its usage."""
+        return {} if self.include_usage else {"stream_options": StreamOptions(include_usage=True)}
+
     @property
     def group(self) -> int:
         """The siblings this request belongs to, if any."""

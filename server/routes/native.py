@@ -17,7 +17,7 @@ from server.errors import InvalidRequest, SteersmanError
 from server.policy_requests import native_template, overridden
 from server.policy_wire import outcome_summary
 from server.routes.body import JsonRoute
-from server.routes.openai import evidence
+from server.routes.evidence import evidence, outcome_evidence
 from server.streams import sse
 from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
 from server.wire import GenerateRequest, HostedModel, NativeSampling, SamplingRequest, SamplingResponse
@@ -181,8 +181,7 @@ async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
         steering=dict(winner.steering) if winner.steering else None,
         policy=outcome_summary(policy, outcome, trace=False),
     )
-    headers = {"x-steersman-method": winner.method_used}
-    return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
+    return JSONResponse(answer.model_dump(exclude_none=True), headers=outcome_evidence(outcome))
 
 
 @router.get("/models")

@@ -14,7 +14,9 @@ from policies.run import Outcome
 from server import streams
 from server.errors import InvalidRequest, SteersmanError
 from server.policy_requests import merged
+from server.policy_runs import Direct
 from server.policy_wire import outcome_summary
+from server.routes.evidence import evidence, outcome_evidence
 from server.vllm_serving import Decodable, kept_alive
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ async def respond(request: Decodable, raw: Request) -> Response:
     policy, template = merged(request, given.expanded())
     if not request.stream:
         outcome = await state.policy_runs.run(policy, template, raw)
-        return JSONResponse(_body(policy, outcome, request))
+        return JSONResponse(_body(policy, outcome, request), headers=outcome_evidence(outcome))
+    headers: dict[str, str] = {}
     if policy.judged:
         running = asyncio.create_task(state.policy_runs.run(policy, template, raw))
         try:
@@ -48,10 +51,19 @@ async def respond(request: Decodable, raw: Request) -> Response:
         events = _judged(policy, running, request)
     else:
         direct = await state.policy_runs.stream(policy, template, raw)
-        accepted = {"id": policy.id, "name": policy.name, "accepted": True, "score": 1.0, "rounds": 1}
-        events = streams.ending_with(direct, {"policy": accepted})
+        headers = evidence(direct.decoded)
+        events = _told_at_the_end(direct, policy, request)
     alive = kept_alive(events, state.serving.keep_alive)
-    return StreamingResponse(alive, media_type="text/event-stream")
+    return StreamingResponse(alive, media_type="text/event-stream", headers=headers)
+
+
+def _told_at_the_end(direct: Direct, policy: RuntimePolicy, request: Decodable) -> AsyncGenerator[str, None]:
+    assert direct.decoded.stream is not None
+    return streams.concluded(
+        direct.decoded.stream,
+        lambda streamed: _told(policy, direct.outcome(streamed), request),
+        include_usage=request.include_usage,
+    )
 
 
 async def _judged(

@@ -2,7 +2,18 @@
 
 import pytest
 
-from tests.server.vllm_policy_world import CHAT, Engine, always, chat, opened
+from server.metrics import POLICY_DECISIONS
+from tests.server.responses import payloads
+from tests.server.vllm_policy_world import (
+    CHAT,
+    COMPLETIONS,
+    RUN,
+    SAMPLING,
+    Engine,
+    always,
+    chat,
+    opened,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
 
@@ -12,6 +23,14 @@ async def answered(engine, path=CHAT, status=200, **body):
         response = await client.post(path, json=body if path != CHAT else chat(**body))
     assert response.status_code == status, response.text
     return response.json()
+
+
+async def streamed(engine, path=CHAT, **body):
+    """The headers and the chunks of an answer that is streamed."""
+    async with opened(engine) as client:
+        response = await client.post(path, json={**chat(stream=True, **body)} if path == CHAT else body)
+    assert response.status_code == 200, response.text
+    return response.headers, payloads([f"{part}\n\n" for part in response.text.split("\n\n") if part])
 
 
 async def refused(status=400, **body):
@@ -47,3 +66,94 @@ async def test_a_format_without_a_schema():
     """It says nothing of the answer, so it is refused by name."""
     wanted = {"type": "json_schema", "json_schema": {"name": "x"}}
     assert (await refused(policy={}, response_format=wanted))[0] == "response_format"
+
+
+# Streams, and what they tell
+
+DRAFTLESS = {"sampling": {"method": "speculative-decoding"}}
+PLAIN = {"name": "plain", "objective": {"token_budget": 3}}
+
+
+def timeless(told):
+    """Without how long it took, at any depth."""
+    if isinstance(told, list):
+        return [timeless(each) for each in told]
+    if not isinstance(told, dict):
+        return told
+    return {name: timeless(each) for name, each in told.items() if name != "latency_ms"}
+
+
+def decided():
+    return POLICY_DECISIONS.labels("accepted")._value.get()
+
+
+async def test_a_direct_stream_keeps_to_the_token_budget():
+    """The budget limits it as it limits an answer that is not streamed."""
+    engine = Engine(always("one two three four five"))
+    _, chunks = await streamed(engine, policy=PLAIN)
+    assert engine.requests[0].max_tokens == 3
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == "one two three"
+
+
+@pytest.mark.parametrize("trace", [True, False])
+async def test_a_direct_stream_tells_what_an_answer_tells(trace):
+    """The same summary under `steersman`, trace included, but for the time it took."""
+    engine = Engine(always("one two three four five"))
+    body = {"policy": PLAIN, "include_trace": trace}
+    answer = await answered(engine, **body)
+    _, chunks = await streamed(engine, **body)
+    assert [("steersman" in chunk, chunk["choices"] != []) for chunk in chunks] == [(True, True)]
+    assert timeless(chunks[-1]["steersman"]) == timeless(answer["steersman"])
+
+
+async def test_the_usage_stays_where_it_was_asked_for():
+    """The outcome then stands in the usage's chunk, which is the last."""
+    _, chunks = await streamed(Engine(always("a b")), policy={}, stream_options={"include_usage": True})
+    assert [("steersman" in chunk, "usage" in chunk) for chunk in chunks] == [(False, False), (True, True)]
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+
+
+async def test_a_direct_stream_is_counted_when_it_ends():
+    """One that fails is no decision."""
+    before = decided()
+    await streamed(Engine(always("a")), policy={})
+    assert decided() == before + 1
+
+    class Broken(Engine):
+        async def create_chat_completion(self, request, raw):
+            async def events():
+                yield 'data: {"error": {"message": "gone"}}\n\n'
+                yield "data: [DONE]\n\n"
+
+            return events()
+
+    _, chunks = await streamed(Broken(always("a")), policy={})
+    assert (list(chunks[0]), decided()) == (["error"], before + 1)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+async def test_streams_warn(judged):
+    """A direct stream in its headers and at its end, a judged one at its end alone."""
+    policy = {**DRAFTLESS, **({"optimization": {"best_of_n": 2}} if judged else {})}
+    headers, chunks = await streamed(Engine(always("a")), policy=policy)
+    assert "without speculation" in chunks[-1]["steersman"]["warning"]
+    assert chunks[-1]["steersman"]["method_used"] == "top-k"
+    assert ("x-steersman-method" in headers, "x-steersman-warning" in headers) == (not judged, not judged)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat()),
+        (COMPLETIONS, {"prompt": "A fruit:"}),
+        (RUN, {"prompt": "A fruit?"}),
+        (SAMPLING, {"prompt": "A fruit?"}),
+    ],
+)
+async def test_every_answer_of_a_policy_says_what_ran(path, body):
+    """Method and warning are headers on every route."""
+    async with opened(Engine(always("text"))) as client:
+        response = await client.post(path, json={**body, "policy": DRAFTLESS})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-steersman-method"] == "top-k"
+    assert "without speculation" in response.headers["x-steersman-warning"]

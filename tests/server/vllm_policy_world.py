@@ -128,7 +128,7 @@ def policy_runs(served: Serving) -> PolicyRuns:
     return PolicyRuns(served, Checker(), _judged_here, SandboxOff("off"))
 
 
-async def _judged_here(texts: Any, policy: Any, *, masked_grammar: bool = True) -> Any:
+async def _judged_here(texts: Any, policy: Any, *, masked_grammar: bool = True, **more: Any) -> Any:
     return [judge(text, policy, masked_grammar=masked_grammar) for text in texts]
 
 
