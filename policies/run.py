@@ -338,7 +338,9 @@ class Runner:
             round=planned,
             constraint=constraint,
             max_tokens=length,
-            scored=optimization.confidence_triggered_regeneration or planned.votes,
+            # Beams come in the order of their likelihood already.
+            scored=optimization.confidence_triggered_regeneration
+            or (planned.drawn and len(planned.slots) > 1),
             checkpoints=checkpoints,
             number=number,
         )

@@ -123,6 +123,24 @@ async def test_likelihood_decides_among_equals_of_a_round():
     assert (await run(policy(optimization={"best_of_n": 2}), Engine(texts))).winner.answer.text == "b"
 
 
+@pytest.mark.parametrize(
+    ("method", "count", "scored"),
+    [
+        ("top-k", 1, False),
+        ("top-k", 2, True),
+        ("ads", 3, True),
+        ("ensemble-sampling", 1, True),
+        ("beam-search", 3, False),
+    ],
+)
+async def test_likelihood_is_asked_for_where_it_can_decide(method, count, scored):
+    """Several candidates that are drawn come with their log-probabilities; one alone, or beams, which have
+    that order, without."""
+    engine = Engine([GOOD] * 5)
+    await run(policy(sampling={"method": method, "num_candidates": count}), engine)
+    assert engine.asks[0].scored is scored
+
+
 async def test_errors_of_the_first_round_pass_through():
     """What generation or judging raises before there is an answer, the caller sees."""
 

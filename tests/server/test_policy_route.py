@@ -13,7 +13,6 @@ from server.routes.policies import router
 from server.sandbox import SandboxOff
 from tests.server.steering_app import SignedIn
 
-
 APPLIED = {"dose": 0.5, "fingerprint": "f"}
 
 

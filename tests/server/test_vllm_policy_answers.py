@@ -68,6 +68,15 @@ async def test_a_format_without_a_schema():
     assert (await refused(policy={}, response_format=wanted))[0] == "response_format"
 
 
+async def test_the_likelier_of_equals_is_the_answer():
+    """Without a verifier their likelihood decides, not their place; logprobs that were not asked for are not
+    answered."""
+    engine = Engine(always(("unlikely", -3.0), ("likely", -0.5), ("rare", -9.0)))
+    answer = await answered(engine, policy={"optimization": {"best_of_n": 3}})
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["index"], choice["logprobs"]) == ("likely", 0, None)
+
+
 # Streams, and what they tell
 
 DRAFTLESS = {"sampling": {"method": "speculative-decoding"}}
