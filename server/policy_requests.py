@@ -4,7 +4,10 @@ A sampling or steering field given explicitly in the request wins over the polic
 two different ones of a kind are an error that names the request's.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -39,7 +42,7 @@ _SAMPLING = {
         )
     },
 }
-_CONSTRAINTS = ("json_schema", "regex_pattern", "grammar")
+CONSTRAINTS = ("json_schema", "regex_pattern", "grammar")
 _SINGLE = ("n", "best_of")  # a policy answers with its winner; its own fields say of how many
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -73,11 +76,15 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
         raise InvalidRequest("with a policy there is one prompt", param="prompt")
     if not isinstance(request, ChatRequest) and not isinstance(request.prompt, str):
         raise InvalidRequest("with a policy the prompt is text", param="prompt")
-    sampling = {own: getattr(request, name) for name, own in _SAMPLING.items() if name in given}
+    own = [
+        Own(name, getattr(request, name), f"sampling.{place}")
+        for name, place in _SAMPLING.items()
+        if name in given
+    ]
     if request.use_beam_search:
-        sampling["method"] = _beams(request)
+        own.append(Own("use_beam_search", _beams(request), "sampling.method"))
     stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
-    holds = overridden(policy, sampling, _constraints(request, given), stops)
+    holds = overridden(policy, [*own, *_constraints(request, given)], stops)
     if request.tools_given and holds.constraints.masks:
         raise InvalidRequest(
             "`tools` and the policy's constraints are two forms of one answer", param="tools"
@@ -90,7 +97,7 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
         raise InvalidRequest(
             "`structured_outputs` stands beside the policy's constraints", param="structured_outputs"
         )
-    bare = dict.fromkeys([*_CONSTRAINTS, "sampling_method", "best_of", "beam_width", "draft_model"])
+    bare = dict.fromkeys([*CONSTRAINTS, "sampling_method", "best_of", "beam_width", "draft_model"])
     changes: dict[str, Any] = {
         **bare,
         "ensemble_models": None,
@@ -113,55 +120,78 @@ def _beams(request: Decodable) -> str:
     return Method.BEAM.value
 
 
-def overridden(
-    policy: RuntimePolicy,
-    sampling: Mapping[str, Any],
-    constraints: Sequence[tuple[str, Any, str]],
-    stops: Sequence[str] = (),
-) -> RuntimePolicy:
-    """`policy` with a request's own sampling fields; `constraints` are its fields, their values, and where a
-    policy has them. Raises InvalidRequest."""
-    if not (sampling or constraints or stops):
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a request says itself: its field, the value, and where a policy has it."""
+
+    field: str
+    value: Any
+    place: str
+
+
+def overridden(policy: RuntimePolicy, own: Sequence[Own], stops: Sequence[str] = ()) -> RuntimePolicy:
+    """`policy` with a request's own fields. Raises InvalidRequest, which names the request's."""
+    if not (own or stops):
         return policy
-    plain = policy.model_dump(exclude_unset=True)
-    own: dict[str, Any] = plain.setdefault("sampling", {})
-    for name, value in sampling.items():
-        own[name] = value
-        if name in ("temperature", "top_p"):  # given explicitly, it is not to change with the candidate
-            own |= {f"adaptive_{name}": False, f"adaptive_{name}_schedule": []}
-    limits: dict[str, Any] = plain.setdefault("constraints", {})
-    for field, value, name in constraints:
-        if limits.get(name) not in (None, False, value):
-            raise InvalidRequest(f"`{field}` and the policy's constraints.{name} are different", param=field)
-        limits[name] = value
+    plain = _overridden(policy, own)
+    limits = plain.setdefault("constraints", {})
     limits["stop_sequences"] = list(dict.fromkeys([*limits.get("stop_sequences", ()), *stops]))
-    return _validated(plain)
-
-
-def _constraints(request: Decodable, given: set[str]) -> list[tuple[str, Any, str]]:
-    """The request's own: its field, the value, and where a policy has it."""
-    found = [(name, getattr(request, name), name) for name in _CONSTRAINTS if name in given]
-    wanted = request.response_format
-    if wanted is not None and wanted.type == "json_object":
-        found.append(("response_format", True, "json_mode"))
-    elif wanted is not None and wanted.type == "json_schema":
-        schema = wanted.json_schema and wanted.json_schema.json_schema
-        if schema is None:
-            raise InvalidRequest("json_schema has no schema", param="response_format")
-        found.append(("response_format", schema, "json_schema"))
-    elif wanted is not None and wanted.type != "text":
-        raise InvalidRequest(f"with a policy response_format is not {wanted.type}", param="response_format")
-    return found
-
-
-def _validated(plain: Mapping[str, Any]) -> RuntimePolicy:
     try:
         return RuntimePolicy.model_validate(plain)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise InvalidRequest(f"{where}: {message}" if where else message, param="policy") from error
+        told = f"{where}: {message}" if where else message
+        raise InvalidRequest(told, param=_culprit(policy, own, told)) from error
+
+
+def _overridden(policy: RuntimePolicy, own: Sequence[Own]) -> dict[str, Any]:
+    plain = policy.model_dump(exclude_unset=True)
+    for each in own:
+        group, name = each.place.split(".")
+        controls: dict[str, Any] = plain.setdefault(group, {})
+        if group == "constraints" and controls.get(name) not in (None, False, each.value):
+            raise InvalidRequest(
+                f"`{each.field}` and the policy's {each.place} are different", param=each.field
+            )
+        controls[name] = each.value
+        if name in ("temperature", "top_p"):  # given explicitly, it is not to change with the candidate
+            controls |= {f"adaptive_{name}": False, f"adaptive_{name}_schedule": []}
+    return plain
+
+
+def _culprit(policy: RuntimePolicy, own: Sequence[Own], message: str) -> str:
+    """The request's field by which a policy that was sound is not: one that the message is about, or that
+    alone makes it so."""
+    named = (each.field for each in own if re.search(rf"\b{re.escape(each.place)}\b", message))
+    alone = (each.field for each in own if not _sound(_overridden(policy, [each])))
+    return next(chain(named, alone), "policy")
+
+
+def _sound(plain: Mapping[str, Any]) -> bool:
+    try:
+        RuntimePolicy.model_validate(plain)
+    except ValidationError:
+        return False
+    return True
+
+
+def _constraints(request: Decodable, given: set[str]) -> list[Own]:
+    found = [
+        Own(name, getattr(request, name), f"constraints.{name}") for name in CONSTRAINTS if name in given
+    ]
+    wanted = request.response_format
+    if wanted is not None and wanted.type == "json_object":
+        found.append(Own("response_format", True, "constraints.json_mode"))
+    elif wanted is not None and wanted.type == "json_schema":
+        schema = wanted.json_schema and wanted.json_schema.json_schema
+        if schema is None:
+            raise InvalidRequest("json_schema has no schema", param="response_format")
+        found.append(Own("response_format", schema, "constraints.json_schema"))
+    elif wanted is not None and wanted.type != "text":
+        raise InvalidRequest(f"with a policy response_format is not {wanted.type}", param="response_format")
+    return found
 
 
 def _settled(template: Decodable, policy: RuntimePolicy) -> Decodable:

@@ -166,3 +166,65 @@ async def test_every_answer_of_a_policy_says_what_ran(path, body):
     assert response.status_code == 200, response.text
     assert response.headers["x-steersman-method"] == "top-k"
     assert "without speculation" in response.headers["x-steersman-warning"]
+
+
+# What a request says beside a policy on Axionic's route
+
+
+async def sampled(engine, **body):
+    async with opened(engine) as client:
+        return await client.post(SAMPLING, json={"prompt": "A fruit?", **body})
+
+
+async def test_null_says_nothing():
+    """Fields of `params` that are null leave the policy's as they are."""
+    engine = Engine(always("text"))
+    params = {"temperature": None, "top_p": None, "ads_beta": None, "top_k": None}
+    policy = {"sampling": {"method": "top-p", "temperature": 0.3, "top_p": 0.4}}
+    response = await sampled(engine, policy=policy, params=params)
+    assert response.status_code == 200, response.text
+    assert (engine.requests[0].temperature, engine.requests[0].top_p) == (0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"policy": {"sampling": {"method": "greedy"}}, "best_of_n": 3}, "best_of_n"),
+        ({"policy": {"sampling": {"method": "greedy"}}, "params": {"min_p": 0.2}}, "params.min_p"),
+        ({"policy": {}, "params": {"ads_beta": 0.2}}, "params.ads_beta"),
+        ({"policy": {}, "draft_model": "small"}, "draft_model"),
+        ({"policy": {"sampling": {"adaptive_top_p": True}}, "method": "greedy"}, "method"),
+        ({"policy": {"constraints": {"regex_pattern": "a"}}, "regex_pattern": "b"}, "regex_pattern"),
+        ({"policy": {"constraints": {"json_mode": True}}, "grammar": "start: A"}, "grammar"),
+        ({"policy": {}, "regex_pattern": "("}, "regex_pattern"),
+    ],
+)
+async def test_a_refusal_names_the_requests_field(body, field):
+    """What a policy cannot be overridden with is a 422 that names what the request says, not the policy."""
+    response = await sampled(Engine(always("text")), **body)
+    assert response.status_code == 422, response.text
+    assert response.json()["detail"][0]["loc"] == ["body", *field.split(".")]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"policy": {"sampling": {"method": "greedy"}}, "min_p": 0.2}, "min_p"),
+        ({"policy": {"sampling": {"adaptive_top_p": True}}, "sampling_method": "greedy"}, "sampling_method"),
+        ({"policy": {"sampling": {"adaptive_top_p": True}}, "use_beam_search": True}, "use_beam_search"),
+        (
+            {"policy": {"constraints": {"grammar": "start: A"}}, "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+    ],
+)
+async def test_a_refusal_on_v1_names_the_requests_field(body, field):
+    """So it does on OpenAI's routes."""
+    assert (await refused(**body))[0] == field
+
+
+async def test_best_of_n_of_the_request():
+    """It wins over the policy's and is validated with it."""
+    engine = Engine(always("text"))
+    response = await sampled(engine, policy={"optimization": {"best_of_n": 2}}, best_of_n=3)
+    assert response.json()["policy"]["candidates"] == 3
