@@ -148,11 +148,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`stopped` is the budget that ended it, or "error"; `unavailable` the methods that this engine does not
-    have."""
+    """`ranked` are the trials that could win, the winner first; `stopped` is the budget that ended it, or
+    "error"; `unavailable` the methods that this engine does not have."""
 
     winner: Trial
     trials: tuple[Trial, ...]
+    ranked: tuple[Trial, ...]
     retries: tuple[Retry, ...] = ()
     critiques: tuple[Critique, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -221,9 +222,12 @@ class Runner:
             if not self._may_go_on():
                 break
             await self._revise(number - 1)
+        winner = self.winner
+        others = (trial for trial in ranked(self._trials, self.policy) if trial is not winner)
         return Outcome(
-            winner=self.winner,
+            winner=winner,
             trials=tuple(self._trials),
+            ranked=(winner, *others),
             retries=tuple(self._retries),
             critiques=tuple(self._critiques),
             failures=tuple(self._failures),
@@ -311,6 +315,7 @@ class Runner:
         return Outcome(
             winner=trial,
             trials=(trial,),
+            ranked=(trial,),
             constraint=self._constraint,
             latency_ms=latency,
             tokens=answer.tokens,
@@ -434,16 +439,24 @@ _REASON_CHARACTERS = 1000
 
 
 def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:
+    return ranked(trials, policy)[0]
+
+
+def ranked(trials: Sequence[Trial], policy: RuntimePolicy) -> list[Trial]:
     """Accepted ones first, then the most votes, the highest score, the greatest speed; the first of equals.
 
-    Without `rerank` the first that is accepted. What was pruned cannot win: a heat leaves one at least.
+    Without `rerank` the accepted ones in their order. What was pruned cannot win: a heat leaves one at least.
     """
     trials = [trial for trial in trials if trial.answer.pruned_at is None]
-    if not policy.verifiers.rerank:
-        first = next((trial for trial in trials if trial.verdict.accepted), None)
-        if first is not None:
-            return first
-    return max(trials, key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, _likely(trial)))
+    best = sorted(
+        trials,
+        key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, _likely(trial)),
+        reverse=True,
+    )
+    if policy.verifiers.rerank:
+        return best
+    accepted = [trial for trial in trials if trial.verdict.accepted]
+    return accepted + [trial for trial in best if not trial.verdict.accepted]
 
 
 def _worth(trial: Trial, policy: RuntimePolicy) -> tuple[bool, int, float]:

@@ -5,7 +5,7 @@ two different ones of a kind are an error that names the request's.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from policies.enforced import enforced
 from policies.policy import RuntimePolicy
-from policies.sampling import Method, resolve
+from policies.rounds import plan_round
+from policies.sampling import Method, kind_of, resolve
 from server.errors import InvalidRequest
 from server.vllm_serving import Decodable, Serving
 from server.vllm_wire import ChatRequest
@@ -43,7 +45,6 @@ _SAMPLING = {
     },
 }
 CONSTRAINTS = ("json_schema", "regex_pattern", "grammar")
-_SINGLE = ("n", "best_of")  # a policy answers with its winner; its own fields say of how many
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
@@ -66,25 +67,40 @@ def native_template(
 def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, Decodable]:
     """What holds for a /v1 request that carries `policy`. Raises InvalidRequest naming the field."""
     given = {name for name in request.model_fields_set if getattr(request, name) not in (None, [], {})}
-    for name in _SINGLE:
-        if name in given and getattr(request, name) != 1:
-            raise InvalidRequest(
-                f"a policy answers with one winner; `{name}` is 1, or the policy's optimization.best_of_n",
-                param=name,
-            )
+    if request.best_of not in (None, 1):
+        raise InvalidRequest(
+            "with a policy optimization.best_of_n says how many candidates there are", param="best_of"
+        )
     if not isinstance(request, ChatRequest) and len(request.prompts()) > 1:
         raise InvalidRequest("with a policy there is one prompt", param="prompt")
     if not isinstance(request, ChatRequest) and not isinstance(request.prompt, str):
         raise InvalidRequest("with a policy the prompt is text", param="prompt")
-    own = [
-        Own(name, getattr(request, name), f"sampling.{place}")
-        for name, place in _SAMPLING.items()
-        if name in given
-    ]
-    if request.use_beam_search:
-        own.append(Own("use_beam_search", _beams(request), "sampling.method"))
+    own = [*_sampling(request, policy, given), *_constraints(request, given)]
     stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
-    holds = overridden(policy, [*own, *_constraints(request, given)], stops)
+    holds = overridden(policy, own, stops)
+    _refuse_clashes(request, holds)
+    bare: dict[str, Any] = dict.fromkeys(
+        [*CONSTRAINTS, "sampling_method", "best_of", "beam_width", "draft_model"]
+    )
+    changes: dict[str, Any] = {
+        **bare,
+        "n": 1,  # each round says how many
+        "ensemble_models": None,
+        "response_format": None,
+        "policy": None,
+        "policy_id": None,
+    }
+    model = request.model if request.model not in (None, "default") else policy.model.model
+    longest = getattr(request, "max_completion_tokens", None)
+    if longest is not None:  # one name for it, or the budgets would set the other
+        changes |= {"max_tokens": longest, "max_completion_tokens": None}
+    return holds, _settled(request.model_copy(update={**changes, "model": model}), holds)
+
+
+def _refuse_clashes(request: Decodable, holds: RuntimePolicy) -> None:
+    """What of the request and its policy cannot both hold."""
+    if request.n > 1 and (problem := _too_few(request.n, holds)):
+        raise InvalidRequest(problem, param="n")
     if request.tools_given and holds.constraints.masks:
         raise InvalidRequest(
             "`tools` and the policy's constraints are two forms of one answer", param="tools"
@@ -97,19 +113,22 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
         raise InvalidRequest(
             "`structured_outputs` stands beside the policy's constraints", param="structured_outputs"
         )
-    bare = dict.fromkeys([*CONSTRAINTS, "sampling_method", "best_of", "beam_width", "draft_model"])
-    changes: dict[str, Any] = {
-        **bare,
-        "ensemble_models": None,
-        "response_format": None,
-        "policy": None,
-        "policy_id": None,
-    }
-    model = request.model if request.model not in (None, "default") else policy.model.model
-    longest = getattr(request, "max_completion_tokens", None)
-    if longest is not None:  # one name for it, or the budgets would set the other
-        changes |= {"max_tokens": longest, "max_completion_tokens": None}
-    return holds, _settled(request.model_copy(update={**changes, "model": model}), holds)
+
+
+def _too_few(wanted: int, policy: RuntimePolicy) -> str | None:
+    """Why a policy cannot give the `wanted` best answers, if it cannot."""
+    optimization = policy.optimization
+    if optimization.self_revision_loops:
+        return "self_revision_loops revises one answer; n is 1"
+    if optimization.branch_and_prune:
+        return "branch_and_prune leaves one of the candidates; n is 1"
+    constraint = enforced(policy)
+    for method in policy.methods:
+        if kind_of(method) is Method.ENSEMBLE:
+            return f"{method} answers with the one text that won the vote; n is 1"
+        if kind_of(method) and len(plan_round(policy, constraint, 0, method).slots) < wanted:
+            return f"{method} at temperature 0 gives one answer alone; n is 1"
+    return None
 
 
 def _beams(request: Decodable) -> str:
@@ -175,6 +194,16 @@ def _sound(plain: Mapping[str, Any]) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _sampling(request: Decodable, policy: RuntimePolicy, given: set[str]) -> Iterator[Own]:
+    for name, place in _SAMPLING.items():
+        if name in given:
+            yield Own(name, getattr(request, name), f"sampling.{place}")
+    if request.use_beam_search:
+        yield Own("use_beam_search", _beams(request), "sampling.method")
+    if request.n > policy.candidates:
+        yield Own("n", request.n, "optimization.best_of_n")
 
 
 def _constraints(request: Decodable, given: set[str]) -> list[Own]:

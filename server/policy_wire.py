@@ -101,8 +101,10 @@ def run_response(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> dic
     return body
 
 
-def outcome_summary(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> dict[str, Any]:
-    """`steersman.policy` of an OpenAI response."""
+def outcome_summary(
+    policy: RuntimePolicy, outcome: Outcome, *, trace: bool, choices: int = 1
+) -> dict[str, Any]:
+    """`steersman.policy` of an OpenAI response with so many choices."""
     winner = outcome.winner
     summary: dict[str, Any] = {
         "id": policy.id,
@@ -115,6 +117,11 @@ def outcome_summary(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> 
         "constraints_ok": winner.verdict.constraints_ok,
         "verifier_ok": winner.verdict.verifier_ok,
     }
+    if choices > 1:
+        summary["choices"] = [
+            {"accepted": trial.verdict.accepted, "score": trial.verdict.score}
+            for trial in outcome.ranked[:choices]
+        ]
     if trace:
         summary["trace"] = traced(policy, outcome)
     return summary

@@ -88,9 +88,10 @@ async def _judged(
 
 
 def _answer(outcome: Outcome, request: Decodable) -> Any:
-    """The winner's response of vLLM's, with the tokens of all candidates as its usage."""
-    response, choice = outcome.winner.answer.source
-    dropped: dict[str, Any] = {"index": 0}
+    """The winner's response of vLLM's, with as many of the best as were asked for, and the tokens of all
+    candidates as its usage."""
+    response, _ = outcome.winner.answer.source
+    dropped: dict[str, Any] = {}
     if not request.return_token_ids:
         dropped["token_ids"] = None
     if not request.wants_logprobs:
@@ -101,7 +102,9 @@ def _answer(outcome: Outcome, request: Decodable) -> Any:
             "total_tokens": response.usage.prompt_tokens + outcome.tokens,
         }
     )
-    changes: dict[str, Any] = {"choices": [choice.model_copy(update=dropped)], "usage": usage}
+    best = [trial.answer.source[1] for trial in outcome.ranked[: request.n]]
+    choices = [choice.model_copy(update={**dropped, "index": index}) for index, choice in enumerate(best)]
+    changes: dict[str, Any] = {"choices": choices, "usage": usage}
     if not request.return_token_ids and hasattr(response, "prompt_token_ids"):
         changes["prompt_token_ids"] = None
     return response.model_copy(update=changes)
@@ -111,7 +114,7 @@ def _told(policy: RuntimePolicy, outcome: Outcome, request: Decodable) -> dict[s
     winner = outcome.winner.answer
     told: dict[str, Any] = {
         "method_used": winner.method_used,
-        "policy": outcome_summary(policy, outcome, trace=request.include_trace),
+        "policy": outcome_summary(policy, outcome, trace=request.include_trace, choices=request.n),
     }
     if winner.warning:
         told["warning"] = winner.warning

@@ -103,6 +103,17 @@ async def test_speed_decides_among_equals():
     assert outcome.latency_ms == 700
 
 
+async def test_all_that_could_win_are_ranked():
+    """The winner first, then the others by the same order, over all rounds; what was pruned is left out."""
+    verify = scoring(a=failing(broken="x"), b=failing("regex", broken="x"), c=failing("syntax", broken="x"))
+    pruned = Answer("p", 1, "top-k", None, pruned_at=1)
+    engine = Engine(["b", "c", pruned], ["c", "a", "b"], ["b", "d", "b"])
+    given = unrepaired(optimization={"best_of_n": 3, "retry_on_failure": 2})
+    outcome = await run(given, engine, verify)
+    assert [trial.answer.text for trial in outcome.ranked] == ["d", "a", "b", "b", "b", "b", "c", "c"]
+    assert outcome.ranked[0] is outcome.winner
+
+
 async def test_without_rerank_the_first_accepted_wins():
     """Candidates count in their order, not by their score; where none is accepted the score decides again."""
     verify = scoring(a=failing(broken="x"), b=failing("regex"), c=failing("syntax"))
@@ -113,6 +124,8 @@ async def test_without_rerank_the_first_accepted_wins():
     assert (await run(given, Engine(["a", "c"]), verify)).winner.answer.text == "c"
     reranked = given.model_copy(update={"verifiers": given.verifiers.model_copy(update={"rerank": True})})
     assert (await run(reranked, Engine(["a", "b", "d"]), verify)).winner.answer.text == "d"
+    ranked = (await run(given, Engine(["a", "b", "d"]), verify)).ranked
+    assert [trial.answer.text for trial in ranked] == ["b", "d", "a"]
 
 
 async def test_likelihood_decides_among_equals_of_a_round():

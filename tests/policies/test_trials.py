@@ -27,6 +27,7 @@ def outcome(accepted=True, failed=(), latency=10, tokens=5):
     return Outcome(
         winner=winner,
         trials=(winner,),
+        ranked=(winner,),
         retries=(),
         critiques=(),
         unavailable=(),

@@ -12,6 +12,7 @@ from tests.server.vllm_policy_world import (
     Engine,
     always,
     chat,
+    in_turn,
     opened,
 )
 
@@ -75,6 +76,63 @@ async def test_the_likelier_of_equals_is_the_answer():
     answer = await answered(engine, policy={"optimization": {"best_of_n": 3}})
     (choice,) = answer["choices"]
     assert (choice["message"]["content"], choice["index"], choice["logprobs"]) == ("likely", 0, None)
+
+
+JSON = {"constraints": {"json_mode": True}, "verifiers": {"repair_on_failure": False}}
+ROUNDS = ("no", ("{}", -2.0), "never", ('{"a": 1}', -0.5), "nothing")
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_n_answers_with_the_best(path):
+    """As many candidates as asked for, and as many choices: the winner first, the usage over all of them."""
+    engine = Engine(always(*ROUNDS))
+    body = {"policy": {**JSON, "optimization": {"best_of_n": 2}}, "n": 4}
+    answer = await answered(engine, path, **(body if path == CHAT else {"prompt": "JSON:", **body}))
+    texts = [each.get("text") or each["message"]["content"] for each in answer["choices"]]
+    assert texts == ['{"a": 1}', "{}", "no", "never"]
+    assert [each["index"] for each in answer["choices"]] == [0, 1, 2, 3]
+    assert (engine.requests[0].n, answer["usage"]["completion_tokens"]) == (4, 5)
+    told = [each["accepted"] for each in answer["steersman"]["policy"]["choices"]]
+    assert told == [True, True, False, False]
+
+
+async def test_more_candidates_than_choices():
+    """The policy's own number stands where it is higher; choices of a later round count too."""
+    engine = Engine(in_turn("no", "never", "nothing", ("{}", -2.0), ('{"a": 1}', -0.5), "none"))
+    answer = await answered(engine, policy={**JSON, "sampling": {"num_candidates": 3}}, n=2)
+    assert [each["message"]["content"] for each in answer["choices"]] == ['{"a": 1}', "{}"]
+    assert [request.n for request in engine.requests] == [3, 3]
+
+
+async def test_n_choices_are_streamed():
+    """Each with its index, and the outcome in the last chunk."""
+    _, chunks = await streamed(Engine(always(*ROUNDS)), policy=JSON, n=4)
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert [each["index"] for each in choices] == [0, 1, 2, 3]
+    assert choices[0]["delta"]["content"] == '{"a": 1}'
+    assert chunks[-1]["steersman"]["policy"]["accepted"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ({"sampling": {"method": "greedy"}}, "greedy"),
+        ({"sampling": {"temperature": 0}}, "temperature 0"),
+        ({"sampling": {"method": "ensemble-sampling"}}, "vote"),
+        ({"optimization": {"fallback_methods": ["ensemble-sampling"]}}, "vote"),
+        ({"optimization": {"self_revision_loops": 1}}, "self_revision_loops"),
+        ({"optimization": {"branch_and_prune": True, "best_of_n": 4}}, "branch_and_prune"),
+    ],
+)
+async def test_n_that_cannot_be_given(policy, reason):
+    """What gives one answer alone is refused beside n, with the reason."""
+    field, message = await refused(policy=policy, n=2)
+    assert (field, reason in message) == ("n", True)
+
+
+async def test_best_of_is_the_policys():
+    """`best_of` of the request stays refused."""
+    assert (await refused(policy={}, best_of=2))[0] == "best_of"
 
 
 # Streams, and what they tell
