@@ -22,6 +22,7 @@ from policies.vote import normalise
 CRITIQUE_TOKENS = 128
 PRUNING_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a candidate's tokens: at each, the worse half ends
 _USUAL_TOKENS = 256  # where a request sets no limit
+_LEAST_TOKENS = 16  # of a candidate under a budget, unless the request has less
 
 
 class Kind(StrEnum):
@@ -78,6 +79,11 @@ class Ask:
     scored: bool = False
     checkpoints: tuple[int, ...] = ()
     number: int = 0
+
+    @property
+    def alone(self) -> str | None:
+        """The model of the only candidate, where that is not the request's."""
+        return self.round.slots[0].model if len(self.round.slots) == 1 else None
 
 
 class MethodUnavailableError(Exception):
@@ -333,7 +339,7 @@ class Runner:
         planned = plan_round(self.policy, constraint, number, method, self.explicit)
         budget = self.policy.objective.token_budget
         if budget is not None:
-            planned = planned.first(max(1, budget - self._tokens))
+            planned = planned.first(affordable(budget - self._tokens, self.max_tokens))
         length = self._left(len(planned.slots))
         checkpoints: tuple[int, ...] = ()
         if optimization.branch_and_prune and planned.drawn and len(planned.slots) > 1:
@@ -436,6 +442,11 @@ CRITIQUE_REQUEST = (
 )
 REVISION_REQUEST = "Write the whole answer again with that mended. Give the answer alone."
 _REASON_CHARACTERS = 1000
+
+
+def affordable(tokens: int, max_tokens: int | None) -> int:
+    """Candidates that so many tokens are enough for: a few with room rather than many cut at once."""
+    return max(1, tokens // min(max_tokens or _LEAST_TOKENS, _LEAST_TOKENS))
 
 
 def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from policies.enforced import enforced
 from policies.policy import RuntimePolicy
 from policies.rounds import plan_round
+from policies.run import affordable
 from policies.sampling import Method, kind_of, resolve
 from server.errors import InvalidRequest
 from server.vllm_serving import Decodable, Serving
@@ -99,7 +100,7 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
 
 def _refuse_clashes(request: Decodable, holds: RuntimePolicy) -> None:
     """What of the request and its policy cannot both hold."""
-    if request.n > 1 and (problem := _too_few(request.n, holds)):
+    if request.n > 1 and (problem := _too_few(request, holds)):
         raise InvalidRequest(problem, param="n")
     if request.tools_given and holds.constraints.masks:
         raise InvalidRequest(
@@ -115,13 +116,20 @@ def _refuse_clashes(request: Decodable, holds: RuntimePolicy) -> None:
         )
 
 
-def _too_few(wanted: int, policy: RuntimePolicy) -> str | None:
-    """Why a policy cannot give the `wanted` best answers, if it cannot."""
-    optimization = policy.optimization
+def _longest(request: Decodable) -> int | None:
+    return getattr(request, "max_completion_tokens", None) or request.max_tokens
+
+
+def _too_few(request: Decodable, policy: RuntimePolicy) -> str | None:
+    """Why a policy cannot give the `n` best answers, if it cannot."""
+    wanted, optimization = request.n, policy.optimization
     if optimization.self_revision_loops:
         return "self_revision_loops revises one answer; n is 1"
     if optimization.branch_and_prune:
         return "branch_and_prune leaves one of the candidates; n is 1"
+    budget = policy.objective.token_budget
+    if budget is not None and affordable(budget, _longest(request)) < wanted:
+        return f"token_budget is not enough for {wanted} answers"
     constraint = enforced(policy)
     for method in policy.methods:
         if kind_of(method) is Method.ENSEMBLE:

@@ -190,6 +190,8 @@ class _Call:
             decoded = await self.serving.decode(request, self.raw, planned, steering=self._steering())
         finally:
             current_heat.reset(token)
+        if ask.alone and self.template.model:  # answers carry the name that was asked for
+            decoded.response.model = self.template.model
         steering = decoded.steered.described() if decoded.steered else None
         plan = decoded.plan
         drawn = plan.slots or [Slot(plan.temperature, plan.top_p)] * len(decoded.response.choices)
@@ -250,9 +252,8 @@ class _Call:
 
     def _request(self, ask: Ask, planned: Plan) -> Decodable:
         """A copy of the template with what this call decides."""
-        alone = planned.candidates > 1
         changes: dict[str, Any] = {
-            "n": 1 if alone else ask.round.asked.n,
+            "n": 1 if planned.candidates > 1 else ask.round.asked.n,
             "stream": False,
             "stream_options": None,
             "return_token_ids": True,
@@ -260,6 +261,8 @@ class _Call:
         }
         if ask.max_tokens is not None:
             changes["max_tokens"] = ask.max_tokens
+        if ask.alone:
+            changes["model"] = ask.alone
         if self.template.seed is not None:
             changes["seed"] = self.template.seed + ask.number * _SEEDS_APART
         if ask.scored or ask.checkpoints:

@@ -86,6 +86,26 @@ async def test_the_budget_is_shared_by_the_candidates():
     assert [ask.max_tokens for ask in engine.asks] == [30, 23]
 
 
+@pytest.mark.parametrize(
+    ("budget", "max_tokens", "lengths"),
+    [
+        (100, 64, [16] * 6),
+        (40, 64, [20] * 2),
+        (20, 64, [20]),
+        (7, 64, [7]),
+        (12, 4, [4] * 3),
+        (80, None, [16] * 5),
+    ],
+)
+async def test_a_short_budget_means_fewer_candidates(budget, max_tokens, lengths):
+    """Each has 16 tokens at least, or as many as the request allows, where one alone can have them."""
+    engine = Engine([GOOD] * 8)
+    given = unrepaired(objective={"token_budget": budget}, optimization={"best_of_n": 8})
+    await run(given, engine, max_tokens=max_tokens)
+    (ask,) = engine.asks
+    assert [ask.max_tokens] * len(ask.round.slots) == lengths
+
+
 # Fallback methods
 
 

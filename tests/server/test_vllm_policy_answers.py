@@ -122,6 +122,7 @@ async def test_n_choices_are_streamed():
         ({"optimization": {"fallback_methods": ["ensemble-sampling"]}}, "vote"),
         ({"optimization": {"self_revision_loops": 1}}, "self_revision_loops"),
         ({"optimization": {"branch_and_prune": True, "best_of_n": 4}}, "branch_and_prune"),
+        ({"objective": {"token_budget": 20}}, "token_budget"),
     ],
 )
 async def test_n_that_cannot_be_given(policy, reason):

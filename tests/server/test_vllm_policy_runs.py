@@ -62,6 +62,15 @@ async def test_facts_that_cannot_be_judged_reject(error, reason):
     assert winner.verdict.reasons == (f"factuality_verifier: could not be judged: {reason}",)
 
 
+async def test_a_vote_of_one_is_its_models():
+    """Where the budget leaves one model of an ensemble, the engine is asked for that model."""
+    engine = Engine(always("text"), lora=["small", "large"])
+    sampling = {"method": "ensemble-sampling", "ensemble_models": ["small", "large"]}
+    outcome = await run(policy(sampling=sampling, objective={"token_budget": 20}), engine, model="base")
+    assert ([request.model for request in engine.requests], outcome.winner.model) == (["small"], "small")
+    assert outcome.winner.answer.source[0].model == "base"
+
+
 async def test_a_client_that_left_ends_the_run():
     """vLLM answers a cancelled call with an error object: no call follows it."""
     calls, entered = [], asyncio.Event()
