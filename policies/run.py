@@ -410,14 +410,21 @@ class Runner:
         return trial
 
     async def _revise(self, number: int) -> None:
-        """One pass of critique and revision over the winner; the revision has to be as good to be kept."""
+        """One pass of critique and revision over the winner; the revision has to be as good to be kept, and
+        as complete. None begins where it could not be as long."""
         before = self.winner
+        budget, most = self.policy.objective.token_budget, CRITIQUE_TOKENS
+        if budget is not None:
+            most = min(most, budget - self._tokens - before.answer.tokens)
+        if most < _LEAST_TOKENS:
+            self._stopped = "token_budget"
+            return
         planned = plan_round(self.policy, self._constraint, number, before.method, self.explicit)
         asking = Ask(
             round=free(planned),
             constraint=None,
             turns=(Turn(before.answer.text, CRITIQUE_REQUEST),),
-            max_tokens=self._left(1, CRITIQUE_TOKENS),
+            max_tokens=self._left(1, most),
             number=number,
         )
         critique: Answer | None = None
@@ -431,7 +438,8 @@ class Runner:
             turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
             with self._surviving(number, Kind.REVISION):
                 revised = await self._again(planned, number, Kind.REVISION, *turns)
-                kept = _merit(revised, self.policy) >= _merit(before, self.policy)
+                complete = before.answer.cut or not revised.answer.cut
+                kept = complete and _merit(revised, self.policy) >= _merit(before, self.policy)
                 self._revised = revised if kept else self._revised
         self._critiques.append(Critique(critique.text, critique.tokens, kept))
 

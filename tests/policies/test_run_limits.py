@@ -75,7 +75,8 @@ async def test_the_token_budget_holds(  # noqa: PLR0917  # one for each dial
     outcome = await run(given, engine, max_tokens=max_tokens)
     assert outcome.tokens <= budget
     assert outcome.stopped in {None, "token_budget"}
-    assert (outcome.stopped is None) or outcome.tokens == budget
+    spare = outcome.winner.answer.tokens + 16 if loops else 1  # what a revision would have needed
+    assert (outcome.stopped is None) or budget - outcome.tokens < spare
 
 
 async def test_the_budget_is_shared_by_the_candidates():
