@@ -4,7 +4,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from policies.constraint import is_guidance
-from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, UNDRAWN, Method, kind_of, known_method, resolve
+from policies.sampling import (
+    MAX_BEAM_WIDTH,
+    MAX_CANDIDATES,
+    PENALTIES,
+    UNDRAWN,
+    Method,
+    kind_of,
+    known_method,
+    resolve,
+)
 from policies.steering import JSON_PRESET, TRAINING_METHODS
 
 if TYPE_CHECKING:
@@ -24,6 +33,7 @@ def faults(policy: "RuntimePolicy") -> Iterator[str]:
         return
     yield from _unread(policy)
     yield from _undrawn(policy)
+    yield from _beyond_beams(policy)
     constraints = policy.constraints
     needed = {
         "syntax": (
@@ -90,6 +100,17 @@ def _undrawn(policy: "RuntimePolicy") -> Iterator[str]:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
     if policy.optimization.branch_and_prune and not (several and drawn):
         yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
+
+
+def _beyond_beams(policy: "RuntimePolicy") -> Iterator[str]:
+    """What a beam would leave out without a word, of a fallback too."""
+    if Method.BEAM not in policy.kinds:
+        return
+    for field, neutral in PENALTIES.items():
+        if getattr(policy.sampling, field) not in (None, neutral):
+            yield f"sampling.{field} has no effect with {Method.BEAM}"
+    if policy.constraints.forbidden_terms:
+        yield f"constraints.forbidden_terms cannot be kept out with {Method.BEAM}"
 
 
 def _counted(policy: "RuntimePolicy") -> str:

@@ -7,9 +7,10 @@ of the Axionic-native routes, whose client always sends `top_k` and `top_p`, to 
 names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
@@ -35,6 +36,11 @@ class Method(StrEnum):
 
 
 UNDRAWN = (Method.GREEDY, Method.BEAM)  # they draw nothing: every run of a seedless request is the same
+
+# With the values at which they do nothing. Beams do not apply them.
+PENALTIES: Mapping[str, float] = MappingProxyType(
+    {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+)
 
 ALIASES = {
     "adaptive-determinantal-sampling": Method.ADS,

@@ -17,7 +17,7 @@ from policies.enforced import enforced
 from policies.policy import RuntimePolicy
 from policies.rounds import plan_round
 from policies.run import affordable
-from policies.sampling import Method, kind_of, resolve
+from policies.sampling import PENALTIES, Method, kind_of, resolve
 from server.errors import InvalidRequest
 from server.vllm_serving import Decodable, Serving
 from server.vllm_wire import ChatRequest
@@ -46,7 +46,6 @@ _SAMPLING = {
     },
 }
 CONSTRAINTS = ("json_schema", "regex_pattern", "grammar")
-_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def native_template(
@@ -235,7 +234,7 @@ def _settled(template: Decodable, policy: RuntimePolicy) -> Decodable:
     """With what of the policy is the same in every round."""
     sampling = policy.sampling
     changes: dict[str, Any] = {
-        name: getattr(sampling, name) for name in _PENALTIES if getattr(sampling, name) is not None
+        name: getattr(sampling, name) for name in PENALTIES if getattr(sampling, name) is not None
     }
     if policy.constraints.stop_sequences:
         changes["stop"] = list(policy.constraints.stop_sequences)

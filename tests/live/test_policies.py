@@ -238,13 +238,10 @@ def test_openai_streams_under_a_policy(oai, judged):
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_a_policy_cannot_do_is_a_status_of_its_own(ask, stream):
     """Streaming or not, a refusal that is known at once is no 200; it names the policy's field."""
-    policy = {
-        "sampling": {"method": "constrained-beam-search"},
-        "constraints": {"forbidden_terms": ["x"]},
-    }
+    policy = {"constraints": {"grammar": 'root ::= "a'}}
     refused = ask.post(CHAT, messages=[{"role": "user", "content": "Hi"}], policy=policy, stream=stream)
     assert refused.status_code == 400, refused.text
-    assert refused.json()["error"]["param"] == "policy.constraints.forbidden_terms"
+    assert refused.json()["error"]["param"] == "policy.constraints.grammar"
 
 
 def test_what_a_request_says_itself_wins(ask):

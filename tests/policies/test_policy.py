@@ -103,6 +103,20 @@ INEFFECTIVE = [
     ({"sampling": {"method": "greedy", "min_p": 0.1}}, "sampling.min_p"),
     ({"sampling": {"method": "beam-search", "min_p": 0.1}}, "sampling.min_p"),
     ({"sampling": {"method": "greedy", "typical_p": 0.9}}, "sampling.typical_p"),
+    ({"sampling": {"method": "beam-search", "presence_penalty": 0.1}}, "sampling.presence_penalty"),
+    ({"sampling": {"method": "beam-search", "frequency_penalty": -1}}, "sampling.frequency_penalty"),
+    ({"sampling": {"method": "beam-search", "repetition_penalty": 1.1}}, "sampling.repetition_penalty"),
+    (
+        {"sampling": {"method": "beam-search"}, "constraints": {"forbidden_terms": ["x"]}},
+        "constraints.forbidden_terms",
+    ),
+    (
+        {
+            "optimization": {"fallback_methods": ["top-p", "beam-search"]},
+            "constraints": {"forbidden_terms": ["x"]},
+        },
+        "constraints.forbidden_terms",
+    ),
     ({"sampling": {"ads_subset_size": 4}}, "sampling.ads_subset_size"),
     ({"sampling": {"ads_beta": 0.4}}, "sampling.ads_beta"),
     ({"sampling": {"beam_width": 8}}, "sampling.beam_width"),
@@ -229,6 +243,12 @@ def test_what_would_have_no_effect(plain, path):
     named = ".".join(map(str, error["loc"]))
     group, field = path.split(".")
     assert path in {named, named.rsplit(".", 1)[0]} or (named in {"", group} and field in error["msg"])
+
+
+def test_penalties_that_do_nothing():
+    """A penalty at its neutral value is none, with beams too."""
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+    assert RuntimePolicy.model_validate({"sampling": {"method": "beam-search", **neutral}})
 
 
 EFFECTIVE_BY_A_FALLBACK = [

@@ -68,7 +68,7 @@ async def test_the_token_budget_holds(  # noqa: PLR0917  # one for each dial
     engine = Eager()
     given = policy(
         objective={"token_budget": budget},
-        constraints={"forbidden_terms": ["json"]},
+        constraints=JSON,
         sampling={"method": method, "ensemble_models": models if method == "ensemble-sampling" else []},
         optimization={"best_of_n": count, "retry_on_failure": retries, "self_revision_loops": loops},
     )
