@@ -174,7 +174,7 @@ class Outcome:
 @dataclass(slots=True)
 class Runner:
     """One run of `policy`. `clock` is in seconds; `say` is what a client may be told of an error; `explicit`
-    is as in `plan_round`."""
+    is as in `plan_round`. `seeded`: another run is to end alike."""
 
     policy: RuntimePolicy
     generate: Generate
@@ -182,6 +182,7 @@ class Runner:
     max_tokens: int | None
     grammar_compiles: bool = True
     explicit: Collection[str] = ()
+    seeded: bool = False
     clock: Callable[[], float] = time.perf_counter
     say: Callable[[Exception], str] = str
     _constraint: Enforced = field(init=False)
@@ -229,7 +230,7 @@ class Runner:
                 break
             await self._revise(number - 1)
         winner = self.winner
-        others = (trial for trial in ranked(self._trials, self.policy) if trial is not winner)
+        others = (trial for trial in self._ranked() if trial is not winner)
         return Outcome(
             winner=winner,
             trials=tuple(self._trials),
@@ -247,7 +248,10 @@ class Runner:
 
     @property
     def winner(self) -> Trial:
-        return self._revised or choose(self._trials, self.policy)
+        return self._revised or self._ranked()[0]
+
+    def _ranked(self) -> list[Trial]:
+        return ranked(self._trials, self.policy, seeded=self.seeded)
 
     def _content(self) -> bool:
         return self.winner.verdict.accepted and not self._unsure()
@@ -457,19 +461,20 @@ def affordable(tokens: int, max_tokens: int | None) -> int:
     return max(1, tokens // min(max_tokens or _LEAST_TOKENS, _LEAST_TOKENS))
 
 
-def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:
-    return ranked(trials, policy)[0]
-
-
-def ranked(trials: Sequence[Trial], policy: RuntimePolicy) -> list[Trial]:
-    """Accepted ones first, then the most votes, the highest score, the greatest speed; the first of equals.
+def ranked(trials: Sequence[Trial], policy: RuntimePolicy, *, seeded: bool = False) -> list[Trial]:
+    """Accepted ones first, then the most votes, the highest score, the greatest speed; the likeliest of a
+    round, the first of equals. Under a seed the earlier round counts as the faster, lest time decide.
 
     Without `rerank` the accepted ones in their order. What was pruned cannot win: a heat leaves one at least.
     """
     trials = [trial for trial in trials if trial.answer.pruned_at is None]
     best = sorted(
         trials,
-        key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, _likely(trial)),
+        key=lambda trial: (
+            *_worth(trial, policy),
+            -trial.round if seeded else -trial.latency_ms,
+            _likely(trial),
+        ),
         reverse=True,
     )
     if policy.verifiers.rerank:
@@ -490,8 +495,9 @@ def _merit(trial: Trial, policy: RuntimePolicy) -> tuple[bool, float]:
 
 
 def _likely(trial: Trial) -> float:
-    """What parts candidates of one round that are equal otherwise."""
-    return trial.answer.mean_logprob or 0.0
+    """What parts candidates of one round that are equal otherwise; one of unknown likelihood comes last."""
+    logprob = trial.answer.mean_logprob
+    return -math.inf if logprob is None else logprob
 
 
 def repair_request(rejected: Trial) -> str:

@@ -319,6 +319,7 @@ def _runner(call: _Call, verify: Verification, *, grammar_compiles: bool) -> Run
         call.template.max_tokens,
         grammar_compiles=grammar_compiles,
         explicit=_explicit(call.template),
+        seeded=call.template.seed is not None,
         say=said,
     )
 

@@ -103,6 +103,17 @@ async def test_speed_decides_among_equals():
     assert outcome.latency_ms == 700
 
 
+async def test_time_decides_nothing_under_a_seed():
+    """Then the earlier round wins among equals, and in a round the likelier one, then the first."""
+    texts = [Answer(WORSE, 1, "top-k", "stop", mean_logprob=value) for value in (-2.0, -1.0, -1.0)]
+    engine = Engine(texts, [WORSE], [WORSE] * 3, seconds=[0.5, 0.1, 0.2])
+    given = policy(constraints=JSON, optimization={"best_of_n": 3})
+    outcome = await run(given, engine, seeded=True)
+    found = [(trial.kind, trial.round, trial.slot) for trial in outcome.ranked]
+    assert found[:3] == [("candidate", 0, 1), ("candidate", 0, 2), ("candidate", 0, 0)]
+    assert found[3] == ("repair", 0, 0)
+
+
 async def test_all_that_could_win_are_ranked():
     """The winner first, then the others by the same order, over all rounds; what was pruned is left out."""
     verify = scoring(a=failing(broken="x"), b=failing("regex", broken="x"), c=failing("syntax", broken="x"))

@@ -6,6 +6,7 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 
 from policies.policy import RuntimePolicy
+from policies.run import Runner
 from server.errors import InvalidRequest, Unavailable
 from server.vllm_wire import ChatRequest
 from tests.server.vllm_policy_world import Engine, always, chat, policy_runs, raw_request, serving
@@ -69,6 +70,21 @@ async def test_a_vote_of_one_is_its_models():
     outcome = await run(policy(sampling=sampling, objective={"token_budget": 20}), engine, model="base")
     assert ([request.model for request in engine.requests], outcome.winner.model) == (["small"], "small")
     assert outcome.winner.answer.source[0].model == "base"
+
+
+@pytest.mark.parametrize("seed", [3, None])
+async def test_a_seed_is_known_to_the_run(seed, monkeypatch):
+    """With one, time decides nothing."""
+    known = []
+
+    class Noting(Runner):
+        async def run(self):
+            known.append(self.seeded)
+            return await super().run()
+
+    monkeypatch.setattr("server.policy_runs.Runner", Noting)
+    await run(policy(), Engine(always("text")), seed=seed)
+    assert known == [seed is not None]
 
 
 async def test_a_client_that_left_ends_the_run():
