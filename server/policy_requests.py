@@ -101,18 +101,24 @@ def _refuse_clashes(request: Decodable, holds: RuntimePolicy) -> None:
     """What of the request and its policy cannot both hold."""
     if request.n > 1 and (problem := _too_few(request, holds)):
         raise InvalidRequest(problem, param="n")
-    if request.tools_given and holds.constraints.masks:
-        raise InvalidRequest(
-            "`tools` and the policy's constraints are two forms of one answer", param="tools"
-        )
-    if request.tools_given and holds.verifiers.enabled:
-        raise InvalidRequest(
-            "a call of `tools` is no text, which is what the policy's verifiers judge", param="tools"
-        )
+    if request.tools_given and (problem := _needs_text(holds)):
+        raise InvalidRequest(f"a call of `tools` is no text: {problem}", param="tools")
     if request.structured_outputs is not None and holds.constraints.masks:
         raise InvalidRequest(
             "`structured_outputs` stands beside the policy's constraints", param="structured_outputs"
         )
+
+
+def _needs_text(policy: RuntimePolicy) -> str | None:
+    """What of a policy is about text, if anything is."""
+    needs = (
+        (policy.constraints.masks, "the policy's constraints are another form of the answer"),
+        (policy.constraints.forbidden_terms, "constraints.forbidden_terms are kept out of text alone"),
+        (policy.verifiers.enabled, "it is text that the policy's verifiers judge"),
+        (policy.optimization.self_revision_loops, "it is text that optimization.self_revision_loops revise"),
+        (Method.ENSEMBLE in policy.kinds, f"it is text that {Method.ENSEMBLE} votes on"),
+    )
+    return next((reason for given, reason in needs if given), None)
 
 
 def _longest(request: Decodable) -> int | None:

@@ -131,6 +131,26 @@ async def test_n_that_cannot_be_given(policy, reason):
     assert (field, reason in message) == ("n", True)
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ({"constraints": {"json_mode": True}}, "constraints"),
+        ({"constraints": {"forbidden_terms": ["x"]}}, "forbidden_terms"),
+        ({"verifiers": {"enabled": ["factuality"]}}, "verifiers"),
+        ({"optimization": {"self_revision_loops": 1}}, "self_revision_loops"),
+        ({"sampling": {"method": "ensemble-sampling"}}, "ensemble-sampling"),
+        ({"optimization": {"fallback_methods": ["ensemble-sampling"]}}, "ensemble-sampling"),
+    ],
+)
+async def test_tools_beside_what_is_about_text(policy, reason):
+    """A call is no text to be masked, judged, revised or voted on; together they are refused by name."""
+    field, message = await refused(policy=policy, tools=[TOOL])
+    assert (field, reason in message) == ("tools", True)
+
+
 async def test_best_of_is_the_policys():
     """`best_of` of the request stays refused."""
     assert (await refused(policy={}, best_of=2))[0] == "best_of"
