@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from policies.enforced import Enforced
-from policies.policy import RuntimePolicy
+from policies.policy import RuntimePolicy, SamplingControls
 from policies.sampling import (
     ENSEMBLE_SAMPLES,
     GREEDY_TEMPERATURE,
@@ -141,6 +141,12 @@ def _scheduled(schedule: list[float], index: int) -> float:
     return schedule[min(index, len(schedule) - 1)]
 
 
+def _hinted_steps(sampling: SamplingControls) -> int | None:
+    """The steps that a policy names itself."""
+    default: int = SamplingControls.model_fields["speculative_steps"].default
+    return None if sampling.speculative_steps == default else sampling.speculative_steps
+
+
 def _asked(
     policy: RuntimePolicy,
     constraint: Enforced,
@@ -176,6 +182,7 @@ def _asked(
             best_of=of(Method.ENSEMBLE, count // max(1, len(sampling.ensemble_models))),
             ensemble_models=tuple(sampling.ensemble_models) if kind is Method.ENSEMBLE else (),
             draft_model=of(Method.SPECULATIVE, sampling.draft_model),
+            speculative_steps=of(Method.SPECULATIVE, _hinted_steps(sampling)),
             constrained=constraint.constrained,
         )
     )

@@ -86,6 +86,7 @@ class Asked:
     best_of: int | None = None
     ensemble_models: tuple[str, ...] = ()
     draft_model: str | None = None
+    speculative_steps: int | None = None
     constrained: bool = False
 
 
@@ -274,8 +275,10 @@ def _beam(drawn: Plan, asked: Asked, _engine: EngineFacts) -> Plan:
 
 def _speculative(drawn: Plan, asked: Asked, engine: EngineFacts) -> Plan:
     if engine.speculative:
-        hint = "the draft model is fixed when the engine starts; draft_model was not applied"
-        return replace(drawn, warning=hint if asked.draft_model else None)
+        hints = [name for name in ("draft_model", "speculative_steps") if getattr(asked, name)]
+        fixed = "the draft model and its steps are fixed when the engine starts"
+        told = f"{fixed}; {' and '.join(hints)} {'were' if len(hints) > 1 else 'was'} not applied"
+        return replace(drawn, warning=told if hints else None)
     ordinary = _infer(replace(asked, method=None))
     return replace(
         drawn,

@@ -166,6 +166,9 @@ def test_a_default_top_p_narrows():
         {"optimization": {"confidence_threshold": 0.9}},
         {"constraints": {"json_mode": True, "grammar": "be brief"}},
         {"sampling": {"method": "constrained-beam-search"}, "constraints": {"forbidden_terms": ["x"]}},
+        {"optimization": {"retry_on_failure": 2}},
+        {"sampling": {"method": "greedy"}, "constraints": JSON, "optimization": {"retry_on_failure": 2}},
+        {"constraints": {"required_fields": ["a"]}, "verifiers": {"enabled": ["syntax"]}},
     ],
 )
 def test_what_would_do_nothing_is_refused(policy):

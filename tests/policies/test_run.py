@@ -11,6 +11,7 @@ from policies.policy import RuntimePolicy
 from policies.run import Answer, Kind, Runner
 from policies.verdict import Verdict
 from tests.policies.scripted import (
+    ANYTHING,
     BAD,
     GOOD,
     JSON,
@@ -89,7 +90,11 @@ async def test_nothing_to_judge_is_one_round():
 async def test_the_winner_of_a_round(answers, maximize, winner):
     """Accepted before rejected, then the higher score (the lower one where it is to be minimised), then the
     first."""
-    given = unrepaired(objective={"maximize": maximize}, optimization={"best_of_n": 2, "retry_on_failure": 0})
+    given = unrepaired(
+        constraints=ANYTHING,
+        objective={"maximize": maximize},
+        optimization={"best_of_n": 2, "retry_on_failure": 0},
+    )
     outcome = await run(given, Engine(list(answers)), scoring(**answers))
     assert outcome.winner.answer.text == winner
 
@@ -119,7 +124,7 @@ async def test_all_that_could_win_are_ranked():
     verify = scoring(a=failing(broken="x"), b=failing("regex", broken="x"), c=failing("syntax", broken="x"))
     pruned = Answer("p", 1, "top-k", None, pruned_at=1)
     engine = Engine(["b", "c", pruned], ["c", "a", "b"], ["b", "d", "b"])
-    given = unrepaired(optimization={"best_of_n": 3, "retry_on_failure": 2})
+    given = unrepaired(constraints=ANYTHING, optimization={"best_of_n": 3, "retry_on_failure": 2})
     outcome = await run(given, engine, verify)
     assert [trial.answer.text for trial in outcome.ranked] == ["d", "a", "b", "b", "b", "b", "c", "c"]
     assert outcome.ranked[0] is outcome.winner

@@ -70,7 +70,11 @@ async def test_the_token_budget_holds(  # noqa: PLR0917  # one for each dial
         objective={"token_budget": budget},
         constraints=JSON,
         sampling={"method": method, "ensemble_models": models if method == "ensemble-sampling" else []},
-        optimization={"best_of_n": count, "retry_on_failure": retries, "self_revision_loops": loops},
+        optimization={
+            "best_of_n": count,
+            "retry_on_failure": min(retries, 1) if method == "beam-search" else retries,
+            "self_revision_loops": loops,
+        },
     )
     outcome = await run(given, engine, max_tokens=max_tokens)
     assert outcome.tokens <= budget

@@ -5,6 +5,7 @@ import pytest
 from policies.run import CRITIQUE_REQUEST, CRITIQUE_TOKENS, Answer, Kind
 from policies.verdict import Verdict
 from tests.policies.scripted import (
+    ANYTHING,
     BAD,
     GOOD,
     JSON,
@@ -72,7 +73,11 @@ async def test_a_better_repair_is_repaired_in_turn(max_retries, repaired):
         d=failing("regex", broken="x"),
     )
     engine = Engine(["a"], ["b"], ["c"], ["d"])
-    given = policy(verifiers={"max_retries": max_retries}, optimization={"retry_on_failure": 0})
+    given = policy(
+        constraints=ANYTHING,
+        verifiers={"max_retries": max_retries},
+        optimization={"retry_on_failure": 0},
+    )
     await run(given, engine, verify)
     assert [ask.turns[0].answer for ask in engine.asks[1:]] == repaired
 
