@@ -129,11 +129,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Round `round` follows, because of `trigger`."""
+    """Round `round` follows, because of `trigger`. `confidence` is the winner's, where it is known."""
 
     round: int
     trigger: str
     winner_score: float
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,8 @@ class Runner:
             if self._content() or number == rounds or not self._may_go_on():
                 break
             trigger = "confidence" if self._unsure() else "accepted=false"
-            self._retries.append(Retry(number, trigger, self.winner.verdict.score))
+            winner = self.winner
+            self._retries.append(Retry(number, trigger, winner.verdict.score, winner.confidence))
         for _ in range(optimization.self_revision_loops):
             if not self._may_go_on():
                 break

@@ -9,13 +9,12 @@ from typing import Any
 
 from fastapi import Request
 
-from policies.constraint import ConstraintError, from_grammar, from_json_schema, from_regex
+from policies.constraint import ConstraintError, from_grammar, from_json_schema, from_regex, is_guidance
 from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy, SamplingControls
 from policies.run import Answer, Ask, MethodUnavailableError, Outcome, Runner, Turn
 from policies.sampling import Choose, Plan, Slot
 from policies.steering import SteeringEntry
-from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
@@ -105,7 +104,7 @@ class PolicyRuns:
         except ConstraintError as error:
             raise InvalidRequest(error.reason, param=field) from error
         except InvalidRequest:
-            if not has_literals(grammar) or "::=" in grammar or grammar.lstrip().startswith("regex:"):
+            if not is_guidance(grammar):
                 raise
             return False
         return True

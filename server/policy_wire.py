@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, JsonValue, model_validator
 
 from policies.policy import RuntimePolicy
-from policies.run import Outcome, Trial
+from policies.run import Outcome, Retry, Trial
 from policies.trials import MAX_AXES, MAX_TRIALS, MAX_VALUES
 from server.wire import MaxTokens, Seed, Strict
 
@@ -133,10 +133,7 @@ def traced(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
     return {
         "policy_name": policy.name,
         "candidates": [_candidate(trial) for trial in outcome.trials],
-        "retry_events": [
-            {"round": retry.round, "trigger": retry.trigger, "winner_score": retry.winner_score}
-            for retry in outcome.retries
-        ],
+        "retry_events": [_retry(retry) for retry in outcome.retries],
         "selection": _candidate(outcome.winner),
         "rounds": outcome.rounds,
         "constraints": {
@@ -162,6 +159,11 @@ def traced(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
             and outcome.latency_ms > objective.latency_budget_ms,
         },
     }
+
+
+def _retry(retry: Retry) -> dict[str, Any]:
+    event = {"round": retry.round, "trigger": retry.trigger, "winner_score": retry.winner_score}
+    return event if retry.confidence is None else {**event, "confidence": retry.confidence}
 
 
 def _candidate(trial: Trial) -> dict[str, Any]:

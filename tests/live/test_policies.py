@@ -135,7 +135,8 @@ def test_low_confidence_is_regenerated(run):
     """A winner whose tokens were less likely than the threshold is not the last word."""
     policy = {"optimization": {"confidence_triggered_regeneration": True, "confidence_threshold": 0.99}}
     answer = run(policy)
-    assert [event["trigger"] for event in answer["trace"]["retry_events"]] == ["confidence"]
+    (event,) = answer["trace"]["retry_events"]
+    assert (event["trigger"], 0 < event["confidence"] < 0.99) == ("confidence", True)
     assert all(0 < each["confidence"] <= 1 for each in candidates(answer))
     low = {**policy["optimization"], "confidence_threshold": 0.01}
     assert not run({"optimization": low})["trace"]["retry_events"]

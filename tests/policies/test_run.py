@@ -293,6 +293,7 @@ async def test_low_confidence_is_regenerated(likely, threshold, rounds):
     outcome = await run(given, engine)
     assert outcome.rounds == rounds
     assert [event.trigger for event in outcome.retries] == ["confidence"] * (rounds - 1)
+    assert [event.confidence for event in outcome.retries] == [pytest.approx(likely)] * (rounds - 1)
     assert all(ask.scored for ask in engine.asks)
 
 

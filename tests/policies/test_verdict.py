@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.policy import RuntimePolicy
-from policies.verdict import PENALTIES, Text, Verdict, code_of, has_literals
+from policies.verdict import PENALTIES, Text, Verdict, code_of
 from policies.verdict import judge as judge_text
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -219,13 +219,6 @@ def test_a_grammar_beside_json_did_not_mask():
     assert judge('{"b": "a"}', given).broken == "grammar mismatch"
     call = '{"tool_name": "t", "arguments": {}}'
     assert judge(call, policy("tool_args", grammar="'z'")).broken == "grammar mismatch"
-
-
-def test_has_literals():
-    """Empty quotes hold nothing to look for."""
-    assert has_literals("say 'x'")
-    assert has_literals('say "x"')
-    assert not has_literals("say '' or \"\"")
 
 
 @pytest.mark.parametrize(

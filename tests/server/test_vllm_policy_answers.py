@@ -1,5 +1,7 @@
 """OpenAI requests that carry a policy, on a scripted engine: what holds for them, what is answered."""
 
+import math
+
 import pytest
 
 from server.metrics import POLICY_DECISIONS
@@ -192,6 +194,16 @@ async def test_a_direct_stream_tells_what_an_answer_tells(trace):
     _, chunks = await streamed(engine, **body)
     assert [("steersman" in chunk, chunk["choices"] != []) for chunk in chunks] == [(True, True)]
     assert timeless(chunks[-1]["steersman"]) == timeless(answer["steersman"])
+
+
+@pytest.mark.parametrize("sure", [True, False])
+async def test_a_retry_tells_the_confidence(sure):
+    """Where log-probabilities were asked for; the event of another retry has none."""
+    optimization = {"confidence_triggered_regeneration": True} if sure else {}
+    policy = {**(JSON if not sure else {}), "optimization": optimization}
+    answer = await answered(Engine(always(("text", -2.0))), policy=policy, include_trace=True)
+    (event,) = answer["steersman"]["policy"]["trace"]["retry_events"]
+    assert event.get("confidence") == (pytest.approx(math.exp(-2)) if sure else None)
 
 
 async def test_the_usage_stays_where_it_was_asked_for():
