@@ -4,11 +4,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from policies.constraint import is_guidance
-from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, UNDRAWN, Method, kind_of, known_method, resolve
+from policies.sampling import (
+    MAX_BEAM_WIDTH,
+    MAX_CANDIDATES,
+    PENALTIES,
+    UNDRAWN,
+    Method,
+    kind_of,
+    known_method,
+    resolve,
+)
 from policies.steering import JSON_PRESET, TRAINING_METHODS
 
 if TYPE_CHECKING:
-    from policies.policy import RuntimePolicy, SamplingControls
+    from policies.policy import ConstraintControls, RuntimePolicy, SamplingControls
 
 
 def faults(policy: "RuntimePolicy") -> Iterator[str]:
@@ -24,11 +33,15 @@ def faults(policy: "RuntimePolicy") -> Iterator[str]:
         return
     yield from _unread(policy)
     yield from _undrawn(policy)
+    yield from _beyond_beams(policy)
+    yield from _idle(policy)
     constraints = policy.constraints
+    for name in _homeless(constraints):
+        yield f"constraints.required_fields: json_schema allows no property '{name}'"
     needed = {
         "syntax": (
-            constraints.wants_json or policy.steering.preset == JSON_PRESET,
-            "json_mode, json_schema or required_fields",
+            constraints.json_mode or policy.steering.preset == JSON_PRESET,
+            "json_mode",
         ),
         "json_schema": (constraints.json_schema is not None, "json_schema"),
         "regex": (constraints.regex_pattern is not None, "regex_pattern"),
@@ -90,6 +103,47 @@ def _undrawn(policy: "RuntimePolicy") -> Iterator[str]:
         yield "sampling.diversity_strength has no effect on one candidate; raise num_candidates or best_of_n"
     if policy.optimization.branch_and_prune and not (several and drawn):
         yield "optimization.branch_and_prune has no effect without several candidates that are drawn"
+
+
+def _beyond_beams(policy: "RuntimePolicy") -> Iterator[str]:
+    """What a beam would leave out without a word, of a fallback too."""
+    if Method.BEAM not in policy.kinds:
+        return
+    for field, neutral in PENALTIES.items():
+        if getattr(policy.sampling, field) not in (None, neutral):
+            yield f"sampling.{field} has no effect with {Method.BEAM}"
+    if policy.constraints.forbidden_terms:
+        yield f"constraints.forbidden_terms cannot be kept out with {Method.BEAM}"
+
+
+def _idle(policy: "RuntimePolicy") -> Iterator[str]:
+    """What matters only where an answer can be rejected, or chosen among others. What says less than the
+    default, as no retries, is admitted: there are none."""
+    held, optimization = policy.expanded(), policy.optimization
+    rejects = bool(held.constraints.masks or held.constraints.forbidden_terms or held.verifiers.enabled)
+    unsure = optimization.confidence_triggered_regeneration
+    method = policy.kinds[0]
+    if optimization.retry_on_failure > 1 and not (rejects or unsure):
+        yield "optimization.retry_on_failure has no effect where nothing can be rejected"
+    elif optimization.retry_on_failure > 1 and {*policy.kinds} == {method} and method in UNDRAWN:
+        yield f"optimization.retry_on_failure has no effect with {method}, whose rounds are all the same"
+    if policy.verifiers.max_retries > 1 and not rejects:
+        yield "verifiers.max_retries has no effect where nothing can be rejected"
+    several = policy.candidates > 1 or Method.ENSEMBLE in policy.kinds
+    if not policy.verifiers.rerank and not (several or unsure):
+        yield "verifiers.rerank has no effect on one candidate"
+    if not policy.objective.maximize and not rejects:
+        yield "objective.maximize has no effect where all answers score alike"
+
+
+def _homeless(constraints: "ConstraintControls") -> list[str]:
+    """Required fields that the schema has no place for."""
+    schema = constraints.json_schema or {}
+    properties = schema.get("properties", {})
+    if schema.get("additionalProperties") is not False or "patternProperties" in schema:
+        return []
+    known = properties if isinstance(properties, dict) else {}
+    return [name for name in constraints.required_fields if name not in known]
 
 
 def _counted(policy: "RuntimePolicy") -> str:

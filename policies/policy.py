@@ -128,7 +128,7 @@ class SamplingControls(Part):
     )
     beam_width: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] = 4
     speculative_steps: Annotated[int, Field(ge=1)] = Field(
-        default=4, description="a hint; an engine's own are fixed when it starts"
+        default=4, description="a hint; an engine's own are fixed when it starts, which a warning says"
     )
     draft_model: str | None = None
     ensemble_models: Annotated[list[str], Field(max_length=16)] = []

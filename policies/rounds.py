@@ -1,10 +1,11 @@
 """Which candidates a round of a policy asks for. Pure: from policy and number to sampling fields."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from policies.enforced import Enforced
-from policies.policy import RuntimePolicy
+from policies.policy import RuntimePolicy, SamplingControls
 from policies.sampling import (
     ENSEMBLE_SAMPLES,
     GREEDY_TEMPERATURE,
@@ -56,19 +57,30 @@ class Round:
         return replace(self, asked=asked, slots=slots)
 
 
-def plan_round(policy: RuntimePolicy, constraint: Enforced, number: int, method: str) -> Round:
+def plan_round(
+    policy: RuntimePolicy,
+    constraint: Enforced,
+    number: int,
+    method: str,
+    explicit: Collection[str] = (),
+) -> Round:
     """Round `number`, from 0, by `method`: each retry is a little cooler and narrower, down to a floor.
+
+    `explicit` are truncations that apply beside whatever draws, as the request itself gave them.
 
     A first round below the floor is retried at the floor, lest every round be the same. Candidates that could
     not differ, at temperature 0, are one.
     """
     kind = resolve(method)
     slots = tuple(_slot(policy, kind, number, slot) for slot in range(_count(policy, kind)))
-    asked = _asked(policy, constraint, kind, method, slots)
+    asked = _asked(policy, constraint, method, slots, explicit)
     if kind is Method.GUIDED and not constraint.constrained and constraint.checked:
         asked = replace(asked, method=None)  # guidance that is checked on the text; nothing is guided
-    scheduled = kind not in UNDRAWN and policy.sampling.adaptive_top_p_schedule
-    if scheduled:  # asked for beside a method that does not name it
+    drawn = kind not in UNDRAWN
+    # Asked for beside a method that does not name it:
+    if drawn and "top_k" in explicit:
+        asked = replace(asked, top_k=policy.sampling.top_k)
+    if drawn and (policy.sampling.adaptive_top_p_schedule or "top_p" in explicit):
         asked = replace(asked, top_p=slots[0].top_p)
     elif asked.top_p is None:
         slots = tuple(replace(slot, top_p=None) for slot in slots)
@@ -129,20 +141,31 @@ def _scheduled(schedule: list[float], index: int) -> float:
     return schedule[min(index, len(schedule) - 1)]
 
 
+def _hinted_steps(sampling: SamplingControls) -> int | None:
+    """The steps that a policy names itself."""
+    default: int = SamplingControls.model_fields["speculative_steps"].default
+    return None if sampling.speculative_steps == default else sampling.speculative_steps
+
+
 def _asked(
-    policy: RuntimePolicy, constraint: Enforced, kind: Method, method: str, slots: tuple[Slot, ...]
+    policy: RuntimePolicy,
+    constraint: Enforced,
+    method: str,
+    slots: tuple[Slot, ...],
+    explicit: Collection[str],
 ) -> Asked:
     """Each method gets the fields that it names. The policy's own, where it draws, also gets truncations that
-    others name; a fallback must not trip over them."""
-    sampling = policy.sampling
-    truncates = method == sampling.method and kind not in UNDRAWN
+    others name; a fallback gets of those what is `explicit`."""
+    sampling, kind = policy.sampling, resolve(method)
     count = len(slots)
 
     def of(owner: Method, value: Value | None) -> Value | None:
         return value if kind is owner else None
 
-    def truncation(owner: Method, value: float | None) -> float | None:
-        return value if truncates or kind is owner else None
+    def truncation(owner: Method, field: str) -> float | None:
+        value: float | None = getattr(sampling, field)
+        beside = kind not in UNDRAWN and (method == sampling.method or field in explicit)
+        return value if beside or kind is owner else None
 
     return own_fields(
         Asked(
@@ -150,8 +173,8 @@ def _asked(
             temperature=_warmest(slots),
             top_p=slots[0].top_p,
             top_k=sampling.top_k,
-            min_p=truncation(Method.MIN_P, sampling.min_p),
-            typical_p=truncation(Method.TYPICAL, sampling.typical_p),
+            min_p=truncation(Method.MIN_P, "min_p"),
+            typical_p=truncation(Method.TYPICAL, "typical_p"),
             ads_subset_size=of(Method.ADS, sampling.ads_subset_size),
             ads_beta=of(Method.ADS, sampling.ads_beta),
             beam_width=of(Method.BEAM, max(sampling.beam_width, count)),
@@ -159,6 +182,7 @@ def _asked(
             best_of=of(Method.ENSEMBLE, count // max(1, len(sampling.ensemble_models))),
             ensemble_models=tuple(sampling.ensemble_models) if kind is Method.ENSEMBLE else (),
             draft_model=of(Method.SPECULATIVE, sampling.draft_model),
+            speculative_steps=of(Method.SPECULATIVE, _hinted_steps(sampling)),
             constrained=constraint.constrained,
         )
     )

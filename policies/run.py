@@ -6,7 +6,8 @@ Everything outside is behind two protocols: `Generate` (the engine) and `Verify`
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from policies.vote import normalise
 CRITIQUE_TOKENS = 128
 PRUNING_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of a candidate's tokens: at each, the worse half ends
 _USUAL_TOKENS = 256  # where a request sets no limit
+_LEAST_TOKENS = 16  # of a candidate under a budget, unless the request has less
 
 
 class Kind(StrEnum):
@@ -78,6 +80,11 @@ class Ask:
     checkpoints: tuple[int, ...] = ()
     number: int = 0
 
+    @property
+    def alone(self) -> str | None:
+        """The model of the only candidate, where that is not the request's."""
+        return self.round.slots[0].model if len(self.round.slots) == 1 else None
+
 
 class MethodUnavailableError(Exception):
     """This engine cannot sample so; `reason` is what a client is told if nothing else can be tried."""
@@ -122,11 +129,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Round `round` follows, because of `trigger`."""
+    """Round `round` follows, because of `trigger`. `confidence` is the winner's, where it is known."""
 
     round: int
     trigger: str
     winner_score: float
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +144,29 @@ class Critique:
     kept: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call of round `round` that came to nothing once there was an answer, which stands."""
+
+    round: int
+    kind: Kind
+    message: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`stopped` is the budget that ended it, `unavailable` the methods that this engine does not have."""
+    """`ranked` are the trials that could win, the winner first; `stopped` is the budget that ended it, or
+    "error"; `unavailable` the methods that this engine does not have."""
 
     winner: Trial
     trials: tuple[Trial, ...]
-    retries: tuple[Retry, ...]
-    critiques: tuple[Critique, ...]
-    unavailable: tuple[str, ...]
+    ranked: tuple[Trial, ...]
+    retries: tuple[Retry, ...] = ()
+    critiques: tuple[Critique, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    unavailable: tuple[str, ...] = ()
     constraint: Enforced
-    stopped: str | None
+    stopped: str | None = None
     latency_ms: int
     tokens: int
     rounds: int
@@ -154,18 +174,23 @@ class Outcome:
 
 @dataclass(slots=True)
 class Runner:
-    """One run of `policy`. `clock` is in seconds."""
+    """One run of `policy`. `clock` is in seconds; `say` is what a client may be told of an error; `explicit`
+    is as in `plan_round`. `seeded`: another run is to end alike."""
 
     policy: RuntimePolicy
     generate: Generate
     verify: Verify
     max_tokens: int | None
     grammar_compiles: bool = True
+    explicit: Collection[str] = ()
+    seeded: bool = False
     clock: Callable[[], float] = time.perf_counter
+    say: Callable[[Exception], str] = str
     _constraint: Enforced = field(init=False)
     _trials: list[Trial] = field(default_factory=list)
     _retries: list[Retry] = field(default_factory=list)
     _critiques: list[Critique] = field(default_factory=list)
+    _failures: list[Failure] = field(default_factory=list)
     _unavailable: list[str] = field(default_factory=list)
     _mended: list[Trial] = field(default_factory=list)
     _line: list[str] = field(default_factory=list)
@@ -178,8 +203,11 @@ class Runner:
         self._constraint = enforced(self.policy, grammar_compiles=self.grammar_compiles)
 
     async def run(self) -> Outcome:
-        """At most 1 + retry_on_failure rounds, the winner over all of them. What the protocols raise passes
-        through, but for a method that is unavailable while another is in line."""
+        """At most 1 + retry_on_failure rounds, the winner over all of them.
+
+        What the protocols raise before there is an answer passes through, but for a method that is
+        unavailable while another is in line. Later it is noted, and the best so far is the outcome.
+        """
         self._started = self.clock()
         self._line = list(self.policy.methods)
         optimization = self.policy.optimization
@@ -187,22 +215,31 @@ class Runner:
         rounds = 1 + max(optimization.retry_on_failure, 1 if confident else 0)
         number = 0
         while True:
-            planned = await self._round(number)
+            planned: Round | None = None
+            with self._surviving(number, Kind.CANDIDATE):
+                planned = await self._round(number)
+            if planned is None:
+                break
             await self._repair(planned, number)
             number += 1
             if self._content() or number == rounds or not self._may_go_on():
                 break
             trigger = "confidence" if self._unsure() else "accepted=false"
-            self._retries.append(Retry(number, trigger, self.winner.verdict.score))
+            winner = self.winner
+            self._retries.append(Retry(number, trigger, winner.verdict.score, winner.confidence))
         for _ in range(optimization.self_revision_loops):
             if not self._may_go_on():
                 break
             await self._revise(number - 1)
+        winner = self.winner
+        others = (trial for trial in self._ranked() if trial is not winner)
         return Outcome(
-            winner=self.winner,
+            winner=winner,
             trials=tuple(self._trials),
+            ranked=(winner, *others),
             retries=tuple(self._retries),
             critiques=tuple(self._critiques),
+            failures=tuple(self._failures),
             unavailable=tuple(self._unavailable),
             constraint=self._constraint,
             stopped=self._stopped,
@@ -213,7 +250,10 @@ class Runner:
 
     @property
     def winner(self) -> Trial:
-        return self._revised or choose(self._trials, self.policy)
+        return self._revised or self._ranked()[0]
+
+    def _ranked(self) -> list[Trial]:
+        return ranked(self._trials, self.policy, seeded=self.seeded)
 
     def _content(self) -> bool:
         return self.winner.verdict.accepted and not self._unsure()
@@ -240,6 +280,20 @@ class Runner:
         left = None if budget is None else max(1, (budget - self._tokens) // count)
         return min((each for each in (self.max_tokens, left, most) if each is not None), default=None)
 
+    @contextmanager
+    def _surviving(self, number: int, kind: Kind) -> Iterator[None]:
+        """An error within costs no answer that is on record. A repair's may be followed by a round, others
+        by nothing."""
+        try:
+            yield
+        except Exception as error:
+            if not self._trials:
+                raise
+            cause = error.reason if isinstance(error, MethodUnavailableError) else error
+            self._failures.append(Failure(number, kind, self.say(cause)))
+            if kind is not Kind.REPAIR:
+                self._stopped = "error"
+
     async def _round(self, number: int) -> Round:
         """By the next method in line; one that this engine does not have makes way for the one after it, or
         at the end of the line for the one that sampled last."""
@@ -253,28 +307,60 @@ class Runner:
                     raise (error.reason if isinstance(error, MethodUnavailableError) else error) from None
                 self._unavailable.append(method)
 
+    def direct(self) -> Ask:
+        """The one call of a policy with nothing to judge, to be streamed as it is decoded."""
+        self._started = self.clock()
+        return self._ask(0, self.policy.sampling.method)
+
+    def directly(self, answer: Answer) -> Outcome:
+        """What `direct` came to."""
+        latency = round(1000 * (self.clock() - self._started))
+        trial = Trial(
+            answer=answer,
+            verdict=Verdict(),
+            kind=Kind.CANDIDATE,
+            method=self.policy.sampling.method,
+            round=0,
+            slot=0,
+            latency_ms=latency,
+        )
+        return Outcome(
+            winner=trial,
+            trials=(trial,),
+            ranked=(trial,),
+            constraint=self._constraint,
+            latency_ms=latency,
+            tokens=answer.tokens,
+            rounds=1,
+        )
+
     async def _sample(self, number: int, method: str) -> Round:
+        ask = self._ask(number, method)
+        await self._try(ask, Kind.CANDIDATE)
+        return ask.round
+
+    def _ask(self, number: int, method: str) -> Ask:
         optimization = self.policy.optimization
         constraint = self._constraint
-        planned = plan_round(self.policy, constraint, number, method)
+        planned = plan_round(self.policy, constraint, number, method, self.explicit)
         budget = self.policy.objective.token_budget
         if budget is not None:
-            planned = planned.first(max(1, budget - self._tokens))
+            planned = planned.first(affordable(budget - self._tokens, self.max_tokens))
         length = self._left(len(planned.slots))
         checkpoints: tuple[int, ...] = ()
         if optimization.branch_and_prune and planned.drawn and len(planned.slots) > 1:
             shares = {max(1, round((length or _USUAL_TOKENS) * share)) for share in PRUNING_SHARES}
             checkpoints = tuple(sorted(shares))
-        ask = Ask(
+        return Ask(
             round=planned,
             constraint=constraint,
             max_tokens=length,
-            scored=optimization.confidence_triggered_regeneration or planned.votes,
+            # Beams come in the order of their likelihood already.
+            scored=optimization.confidence_triggered_regeneration
+            or (planned.drawn and len(planned.slots) > 1),
             checkpoints=checkpoints,
             number=number,
         )
-        await self._try(ask, Kind.CANDIDATE)
-        return planned
 
     async def _try(self, ask: Ask, kind: Kind) -> Sequence[Trial]:
         """Generate and judge; what it came to is on record."""
@@ -314,7 +400,8 @@ class Runner:
                 return
             self._mended.append(rejected)
             turn = Turn(rejected.answer.text, repair_request(rejected))
-            await self._again(planned, number, Kind.REPAIR, turn)
+            with self._surviving(number, Kind.REPAIR):
+                await self._again(planned, number, Kind.REPAIR, turn)
 
     async def _again(self, planned: Round, number: int, kind: Kind, *turns: Turn) -> Trial:
         ask = Ask(
@@ -329,26 +416,37 @@ class Runner:
         return trial
 
     async def _revise(self, number: int) -> None:
-        """One pass of critique and revision over the winner; the revision has to be as good to be kept."""
+        """One pass of critique and revision over the winner; the revision has to be as good to be kept, and
+        as complete. None begins where it could not be as long."""
         before = self.winner
-        planned = plan_round(self.policy, self._constraint, number, before.method)
+        budget, most = self.policy.objective.token_budget, CRITIQUE_TOKENS
+        if budget is not None:
+            most = min(most, budget - self._tokens - before.answer.tokens)
+        if most < _LEAST_TOKENS:
+            self._stopped = "token_budget"
+            return
+        planned = plan_round(self.policy, self._constraint, number, before.method, self.explicit)
         asking = Ask(
             round=free(planned),
             constraint=None,
             turns=(Turn(before.answer.text, CRITIQUE_REQUEST),),
-            max_tokens=self._left(1, CRITIQUE_TOKENS),
+            max_tokens=self._left(1, most),
             number=number,
         )
-        (critique, *_) = await self.generate(asking)
-        self._tokens += critique.tokens
-        if not self._may_go_on():
-            self._critiques.append(Critique(critique.text, critique.tokens, kept=False))
+        critique: Answer | None = None
+        with self._surviving(number, Kind.REVISION):
+            (critique, *_) = await self.generate(asking)
+        if critique is None:
             return
-        turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
-        revised = await self._again(planned, number, Kind.REVISION, *turns)
-        kept = _merit(revised, self.policy) >= _merit(before, self.policy)
-        if kept:
-            self._revised = revised
+        self._tokens += critique.tokens
+        kept = False
+        if self._may_go_on():
+            turns = (Turn(before.answer.text, CRITIQUE_REQUEST), Turn(critique.text, REVISION_REQUEST))
+            with self._surviving(number, Kind.REVISION):
+                revised = await self._again(planned, number, Kind.REVISION, *turns)
+                complete = before.answer.cut or not revised.answer.cut
+                kept = complete and _merit(revised, self.policy) >= _merit(before, self.policy)
+                self._revised = revised if kept else self._revised
         self._critiques.append(Critique(critique.text, critique.tokens, kept))
 
 
@@ -360,17 +458,31 @@ REVISION_REQUEST = "Write the whole answer again with that mended. Give the answ
 _REASON_CHARACTERS = 1000
 
 
-def choose(trials: Sequence[Trial], policy: RuntimePolicy) -> Trial:
-    """Accepted ones first, then the most votes, the highest score, the greatest speed; the first of equals.
+def affordable(tokens: int, max_tokens: int | None) -> int:
+    """Candidates that so many tokens are enough for: a few with room rather than many cut at once."""
+    return max(1, tokens // min(max_tokens or _LEAST_TOKENS, _LEAST_TOKENS))
 
-    Without `rerank` the first that is accepted. What was pruned cannot win: a heat leaves one at least.
+
+def ranked(trials: Sequence[Trial], policy: RuntimePolicy, *, seeded: bool = False) -> list[Trial]:
+    """Accepted ones first, then the most votes, the highest score, the greatest speed; the likeliest of a
+    round, the first of equals. Under a seed the earlier round counts as the faster, lest time decide.
+
+    Without `rerank` the accepted ones in their order. What was pruned cannot win: a heat leaves one at least.
     """
     trials = [trial for trial in trials if trial.answer.pruned_at is None]
-    if not policy.verifiers.rerank:
-        first = next((trial for trial in trials if trial.verdict.accepted), None)
-        if first is not None:
-            return first
-    return max(trials, key=lambda trial: (*_worth(trial, policy), -trial.latency_ms, _likely(trial)))
+    best = sorted(
+        trials,
+        key=lambda trial: (
+            *_worth(trial, policy),
+            -trial.round if seeded else -trial.latency_ms,
+            _likely(trial),
+        ),
+        reverse=True,
+    )
+    if policy.verifiers.rerank:
+        return best
+    accepted = [trial for trial in trials if trial.verdict.accepted]
+    return accepted + [trial for trial in best if not trial.verdict.accepted]
 
 
 def _worth(trial: Trial, policy: RuntimePolicy) -> tuple[bool, int, float]:
@@ -385,8 +497,9 @@ def _merit(trial: Trial, policy: RuntimePolicy) -> tuple[bool, float]:
 
 
 def _likely(trial: Trial) -> float:
-    """What parts candidates of one round that are equal otherwise."""
-    return trial.answer.mean_logprob or 0.0
+    """What parts candidates of one round that are equal otherwise; one of unknown likelihood comes last."""
+    logprob = trial.answer.mean_logprob
+    return -math.inf if logprob is None else logprob
 
 
 def repair_request(rejected: Trial) -> str:

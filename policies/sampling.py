@@ -7,9 +7,10 @@ of the Axionic-native routes, whose client always sends `top_k` and `top_p`, to 
 names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
@@ -35,6 +36,11 @@ class Method(StrEnum):
 
 
 UNDRAWN = (Method.GREEDY, Method.BEAM)  # they draw nothing: every run of a seedless request is the same
+
+# With the values at which they do nothing. Beams do not apply them.
+PENALTIES: Mapping[str, float] = MappingProxyType(
+    {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+)
 
 ALIASES = {
     "adaptive-determinantal-sampling": Method.ADS,
@@ -80,6 +86,7 @@ class Asked:
     best_of: int | None = None
     ensemble_models: tuple[str, ...] = ()
     draft_model: str | None = None
+    speculative_steps: int | None = None
     constrained: bool = False
 
 
@@ -268,8 +275,10 @@ def _beam(drawn: Plan, asked: Asked, _engine: EngineFacts) -> Plan:
 
 def _speculative(drawn: Plan, asked: Asked, engine: EngineFacts) -> Plan:
     if engine.speculative:
-        hint = "the draft model is fixed when the engine starts; draft_model was not applied"
-        return replace(drawn, warning=hint if asked.draft_model else None)
+        hints = [name for name in ("draft_model", "speculative_steps") if getattr(asked, name)]
+        fixed = "the draft model and its steps are fixed when the engine starts"
+        told = f"{fixed}; {' and '.join(hints)} {'were' if len(hints) > 1 else 'was'} not applied"
+        return replace(drawn, warning=told if hints else None)
     ordinary = _infer(replace(asked, method=None))
     return replace(
         drawn,

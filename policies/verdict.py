@@ -111,11 +111,6 @@ def code_of(text: str) -> str:
     return (fenced[1] if fenced else text).strip()
 
 
-def has_literals(grammar: str) -> bool:
-    """Whether a text that is no grammar can still be checked as literals in order."""
-    return bool(literals(grammar))
-
-
 def _constraint(judged: Text, policy: RuntimePolicy, masked_grammar: bool) -> str | None:
     """The first that does not hold, in the reference's order."""
     constraints, text = policy.constraints, judged.text

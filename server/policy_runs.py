@@ -1,37 +1,40 @@
 """A policy over the served model: its rounds as requests, and the request it came with as their template."""
 
+import asyncio
 import functools
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 
-from policies.constraint import ConstraintError, from_grammar, from_json_schema, from_regex
+from policies.constraint import ConstraintError, from_grammar, from_json_schema, from_regex, is_guidance
 from policies.enforced import Enforced, enforced
 from policies.policy import RuntimePolicy, SamplingControls
-from policies.rounds import plan_round
 from policies.run import Answer, Ask, MethodUnavailableError, Outcome, Runner, Turn
 from policies.sampling import Choose, Plan, Slot
 from policies.steering import SteeringEntry
-from policies.verdict import has_literals
 from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported
 from server.judge import Judge
 from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
 from server.sandbox import Sandbox, SandboxOff
+from server.streams import Streamed
 from server.together import together
 from server.verification import Factual, Verification
 from server.vllm_pruning import Heat, current_heat
-from server.vllm_serving import Decodable, Decoded, Serving
+from server.vllm_serving import Decodable, Decoded, Serving, reported
 from server.vllm_wire import ChatRequest
 from server.wire import NativeSampling
 
 _SEEDS_APART = 4096  # between rounds: more than a round has candidates
 _YES_NO = ("yes", "no")
-_FACT_CHARACTERS = 8000
+_FACT_CHARACTERS = 8000  # at most, of the question and of the answer each
+_FACT_TOKENS = 128  # what stands around them
+_CHARACTERS_A_TOKEN = 3
+_WORD_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +67,14 @@ class PolicyRuns:
             compiles,
             owner=raw.state.principal.account_id,
         )
-        runner = Runner(policy, call.generate, verify, template.max_tokens, grammar_compiles=compiles)
-        outcome = await runner.run()
-        decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
-        POLICY_DECISIONS.labels(decision).inc()
-        POLICY_SECONDS.observe(outcome.latency_ms / 1000)
-        return outcome
+        return _counted(await _runner(call, verify, grammar_compiles=compiles).run())
 
-    async def stream(
-        self, policy: RuntimePolicy, template: Decodable, raw: Request
-    ) -> AsyncGenerator[str, None]:
-        """The events of a policy's only candidate as it is decoded. Raises SteersmanError."""
-        planned = plan_round(policy, enforced(policy), 0, policy.sampling.method)
-        POLICY_DECISIONS.labels("accepted").inc()
-        ask = Ask(round=planned, constraint=None, max_tokens=template.max_tokens)
-        decoded = await _Call(self.serving, policy, template, raw, "policy").stream(ask)
-        assert decoded.stream is not None
-        return decoded.stream
+    async def stream(self, policy: RuntimePolicy, template: Decodable, raw: Request) -> "Direct":
+        """The only candidate of a policy with nothing to judge, as it is decoded. Raises SteersmanError."""
+        call = _Call(self.serving, policy, template, raw, "policy")
+        verify = Verification(policy, self.judge, sandbox=None, factual=None, masked_grammar=True)
+        runner = _runner(call, verify, grammar_compiles=True)
+        return Direct(await call.stream(runner.direct()), runner)
 
     async def check(self, policy: RuntimePolicy, path: str = "policy") -> None:
         """Compile what decoding will be held to, so that what is stored can be run. Raises InvalidRequest."""
@@ -115,7 +109,7 @@ class PolicyRuns:
         except ConstraintError as error:
             raise InvalidRequest(error.reason, param=field) from error
         except InvalidRequest:
-            if not has_literals(grammar) or "::=" in grammar or grammar.lstrip().startswith("regex:"):
+            if not is_guidance(grammar):
                 raise
             return False
         return True
@@ -131,6 +125,35 @@ class PolicyRuns:
 
     def _factual(self, policy: RuntimePolicy, call: "_Call") -> Factual | None:
         return call.factual if "factuality" in policy.verifiers.enabled else None
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A stream of a policy's only candidate, and what it will have come to."""
+
+    decoded: Decoded
+    runner: Runner
+
+    def outcome(self, streamed: Streamed) -> Outcome:
+        plan = self.decoded.plan
+        answer = Answer(
+            text=streamed.text,
+            tokens=streamed.tokens,
+            method_used=plan.method_used,
+            finish_reason=streamed.finish_reason,
+            temperature=plan.temperature,
+            top_p=plan.top_p,
+            steering=streamed.steersman.get("steering"),
+            warning=plan.warning,
+        )
+        return _counted(self.runner.directly(answer))
+
+
+def _counted(outcome: Outcome) -> Outcome:
+    decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
+    POLICY_DECISIONS.labels(decision).inc()
+    POLICY_SECONDS.observe(outcome.latency_ms / 1000)
+    return outcome
 
 
 # What planning calls a field → where it stands in a policy.
@@ -153,6 +176,16 @@ class _Call:
     path: str
 
     async def generate(self, ask: Ask) -> Sequence[Answer]:
+        try:
+            return await self._answers(ask)
+        except Exception as error:
+            # vLLM makes an error of a cancellation; the run must not go on after it.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
+            raise
+
+    async def _answers(self, ask: Ask) -> Sequence[Answer]:
         planned = self._plan(ask)
         request = self._request(ask, planned)
         heat = Heat(len(ask.round.slots), ask.checkpoints) if ask.checkpoints else None
@@ -161,6 +194,8 @@ class _Call:
             decoded = await self.serving.decode(request, self.raw, planned, steering=self._steering())
         finally:
             current_heat.reset(token)
+        if ask.alone and self.template.model:  # answers carry the name that was asked for
+            decoded.response.model = self.template.model
         steering = decoded.steered.described() if decoded.steered else None
         plan = decoded.plan
         drawn = plan.slots or [Slot(plan.temperature, plan.top_p)] * len(decoded.response.choices)
@@ -186,7 +221,11 @@ class _Call:
             planned = self._plan(ask)
         except MethodUnavailableError as error:
             raise error.reason from None
-        return await self.serving.decode(self.template, self.raw, planned, steering=self._steering())
+        changes = self.template.counted()
+        if ask.max_tokens is not None:
+            changes["max_tokens"] = ask.max_tokens
+        request = self.template.model_copy(update=changes)
+        return await self.serving.decode(request, self.raw, planned, steering=self._steering())
 
     def _steering(self) -> dict[str, SteeringEntry] | None:
         """The policy's, unless the request has its own."""
@@ -217,9 +256,8 @@ class _Call:
 
     def _request(self, ask: Ask, planned: Plan) -> Decodable:
         """A copy of the template with what this call decides."""
-        alone = planned.candidates > 1
         changes: dict[str, Any] = {
-            "n": 1 if alone else ask.round.asked.n,
+            "n": 1 if planned.candidates > 1 else ask.round.asked.n,
             "stream": False,
             "stream_options": None,
             "return_token_ids": True,
@@ -227,6 +265,8 @@ class _Call:
         }
         if ask.max_tokens is not None:
             changes["max_tokens"] = ask.max_tokens
+        if ask.alone:
+            changes["model"] = ask.alone
         if self.template.seed is not None:
             changes["seed"] = self.template.seed + ask.number * _SEEDS_APART
         if ask.scored or ask.checkpoints:
@@ -237,28 +277,61 @@ class _Call:
         return request
 
     async def factual(self, answer: str) -> float:
-        """P(yes) of the served model, between the two words it may say; steered by nothing."""
+        """P(yes) of the served model, between the two words it may say; steered by nothing.
+
+        Raises SteersmanError.
+        """
+        most = max(1, min(_FACT_CHARACTERS, _CHARACTERS_A_TOKEN * (self._context - _FACT_TOKENS) // 2))
         question = (
-            f"Question:\n{_asked(self.template)[-_FACT_CHARACTERS:]}\n\nAnswer:\n{answer[:_FACT_CHARACTERS]}\n\n"
+            f"Question:\n{_asked(self.template)[-most:]}\n\nAnswer:\n{answer[:most]}\n\n"
             "Is every statement of the answer factually correct? Say yes or no."
         )
-        yes, no = await together([functools.partial(self._likelihood, question, word) for word in _YES_NO])
+        words = [functools.partial(self._likelihood, question, word) for word in _YES_NO]
+        try:
+            yes, no = await together(words)
+        except Exception as error:
+            raise reported(error) from error
         return 1 / (1 + math.exp(min(700.0, no - yes)))
+
+    @property
+    def _context(self) -> int:
+        return self.serving.models.max_model_len
 
     async def _likelihood(self, question: str, word: str) -> float:
         """Log-probability that the model says `word`, in nats, before any constraint."""
         sent = self.serving.prompted(
             question,
             self.template.model,
-            8,
+            _WORD_TOKENS,
             NativeSampling(),
             temperature=0.0,
             structured_outputs={"choice": [word]},
         )
-        sent = sent.model_copy(update=sent.scored())
+        # What no estimate of characters can promise: that it fits.
+        fits = {"truncate_prompt_tokens": max(1, self._context - _WORD_TOKENS), "truncation_side": "left"}
+        sent = sent.model_copy(update={**sent.scored(), **fits})
         decoded = await self.serving.decode(sent, self.raw)
         choice = decoded.response.choices[0]
         return _first_logprob(choice)
+
+
+def _runner(call: _Call, verify: Verification, *, grammar_compiles: bool) -> Runner:
+    return Runner(
+        call.policy,
+        call.generate,
+        verify,
+        call.template.max_tokens,
+        grammar_compiles=grammar_compiles,
+        explicit=_explicit(call.template),
+        seeded=call.template.seed is not None,
+        say=lambda error: reported(error).message,
+    )
+
+
+def _explicit(template: Decodable) -> list[str]:
+    """The truncations that a /v1 request says itself; of Axionic's routes none is in the template."""
+    names = ("top_k", "top_p", "min_p", "typical_p")
+    return [name for name in names if getattr(template, name) is not None]
 
 
 def _constrained(constraint: Enforced | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, JsonValue, model_validator
 
 from policies.policy import RuntimePolicy
-from policies.run import Outcome, Trial
+from policies.run import Outcome, Retry, Trial
 from policies.trials import MAX_AXES, MAX_TRIALS, MAX_VALUES
 from server.wire import MaxTokens, Seed, Strict
 
@@ -101,8 +101,10 @@ def run_response(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> dic
     return body
 
 
-def outcome_summary(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> dict[str, Any]:
-    """`steersman.policy` of an OpenAI response."""
+def outcome_summary(
+    policy: RuntimePolicy, outcome: Outcome, *, trace: bool, choices: int = 1
+) -> dict[str, Any]:
+    """`steersman.policy` of an OpenAI response with so many choices."""
     winner = outcome.winner
     summary: dict[str, Any] = {
         "id": policy.id,
@@ -115,6 +117,11 @@ def outcome_summary(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> 
         "constraints_ok": winner.verdict.constraints_ok,
         "verifier_ok": winner.verdict.verifier_ok,
     }
+    if choices > 1:
+        summary["choices"] = [
+            {"accepted": trial.verdict.accepted, "score": trial.verdict.score}
+            for trial in outcome.ranked[:choices]
+        ]
     if trace:
         summary["trace"] = traced(policy, outcome)
     return summary
@@ -126,10 +133,7 @@ def traced(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
     return {
         "policy_name": policy.name,
         "candidates": [_candidate(trial) for trial in outcome.trials],
-        "retry_events": [
-            {"round": retry.round, "trigger": retry.trigger, "winner_score": retry.winner_score}
-            for retry in outcome.retries
-        ],
+        "retry_events": [_retry(retry) for retry in outcome.retries],
         "selection": _candidate(outcome.winner),
         "rounds": outcome.rounds,
         "constraints": {
@@ -139,6 +143,10 @@ def traced(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
         "critiques": [
             {"text": critique.text, "tokens": critique.tokens, "kept": critique.kept}
             for critique in outcome.critiques
+        ],
+        "errors": [
+            {"round": failure.round, "kind": failure.kind, "message": failure.message}
+            for failure in outcome.failures
         ],
         "unavailable_methods": list(outcome.unavailable),
         "budgets": {
@@ -151,6 +159,11 @@ def traced(policy: RuntimePolicy, outcome: Outcome) -> dict[str, Any]:
             and outcome.latency_ms > objective.latency_budget_ms,
         },
     }
+
+
+def _retry(retry: Retry) -> dict[str, Any]:
+    event = {"round": retry.round, "trigger": retry.trigger, "winner_score": retry.winner_score}
+    return event if retry.confidence is None else {**event, "confidence": retry.confidence}
 
 
 def _candidate(trial: Trial) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.candidates import counts_prompt
@@ -112,6 +113,56 @@ async def ending_with(
                 yield event
     if held:
         yield held
+
+
+@dataclass(slots=True)
+class Streamed:
+    """What a stream of one choice came to; `steersman` is what its own end says."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    tokens: int = 0
+    steersman: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, chunk: Mapping[str, Any]) -> None:
+        for choice in chunk["choices"]:
+            self.text += (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
+        if chunk.get("usage"):
+            self.tokens = chunk["usage"]["completion_tokens"]
+        self.steersman |= chunk.get("steersman", {})
+
+
+async def concluded(
+    stream: AsyncGenerator[str, None],
+    tell: Callable[[Streamed], Mapping[str, Any]],
+    *,
+    include_usage: bool,
+) -> AsyncGenerator[str, None]:
+    """A stream of one choice that ends with its usage, with what `tell` makes of all of it under `steersman`
+    in its last event before `[DONE]`; one that failed has none. The usage stays where it was asked for."""
+    streamed, held = Streamed(), list[dict[str, Any]]()
+    async with aclosing(stream):
+        async for event in stream:
+            if held and event.startswith("data: [DONE]"):
+                told = {**streamed.steersman, **tell(streamed)}
+                *others, last = [each for each in held if each["choices"] or include_usage]
+                for each in others:
+                    yield sse(each)
+                yield sse({**last, "steersman": told})
+                held = []
+            chunk = _payload(event)
+            if chunk is None or "error" in chunk:
+                for each in held if chunk else ():
+                    yield sse(each)
+                held = [] if chunk else held
+                yield event
+                continue
+            streamed.take(chunk)
+            if streamed.finish_reason is None:
+                yield event
+            else:
+                held.append(chunk)
 
 
 async def interleave(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from policies.policy import RuntimePolicy
 from policies.verdict import Text, Verdict, code_of, judge
+from server.errors import SteersmanError
 from server.judge import Judge
 from server.metrics import VERIFIER_RUNS
 from server.sandbox import Ended, Ran, Sandbox
@@ -14,7 +15,7 @@ from server.together import together
 FACTUAL = 0.5  # P(yes) from which an answer counts as factual
 _REASON_CHARACTERS = 500
 
-# The probability, between 0 and 1, that an answer is factual.
+# The probability, between 0 and 1, that an answer is factual. Raises SteersmanError alone.
 Factual = Callable[[str], Awaitable[float]]
 
 
@@ -70,7 +71,10 @@ class Verification:
 
     async def _fact_checked(self, text: Text, verdict: Verdict) -> Verdict:
         assert self.factual is not None
-        yes = await self.factual(text.text)
+        try:
+            yes = await self.factual(text.text)
+        except SteersmanError as error:  # nothing was found true: as if it were not
+            return verdict.found("factuality", f"could not be judged: {error.message}")
         reason = None if yes >= FACTUAL else f"P(factual) is {yes:.2f}, below {FACTUAL:g}"
         return verdict.found("factuality", reason, yes)
 

@@ -64,8 +64,9 @@ class Heat:
 
         ranked = sorted(racing, key=mean, reverse=True)
         for slot in ranked[math.ceil(len(ranked) / 2) :]:
-            if slot not in self._done:  # what is complete costs nothing more
-                self.pruned[slot] = tokens
+            # What was complete by then costs nothing more; that it wrote on faster than others saves none.
+            if slot not in self._done or len(self._sums[slot]) > tokens:
+                self.pruned[slot] = len(self._sums[slot])
 
 
 current_heat: ContextVar[Heat | None] = ContextVar("current_heat", default=None)

@@ -37,7 +37,7 @@ from policies.constraint import (
     from_structural_tag,
     json_object,
 )
-from policies.sampling import GREEDY_TEMPERATURE, Asked, Plan
+from policies.sampling import GREEDY_TEMPERATURE, PENALTIES, Asked, Plan
 from policies.steering import JSON_PRESET
 from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs, TypicalArgs, fresh_group
 from server.errors import InvalidRequest
@@ -56,15 +56,7 @@ from server.wire import (
     TopP,
 )
 
-_NOT_FOR_BEAMS = (
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "bad_words",
-    "allowed_token_ids",
-    "min_tokens",
-)
+_ENGINE_FIELDS = ("logit_bias", "bad_words", "allowed_token_ids", "min_tokens")  # beams apply none
 _RESERVED_KEYS = processors.args.RESERVED_KEYS | steering.spec.RESERVED_KEYS
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
@@ -205,8 +197,8 @@ class Planned(AxionicFields, _VllmFields):
         return self
 
     def _refuse_beyond_beams(self) -> None:
-        for field in _NOT_FOR_BEAMS:
-            if getattr(self, field) not in (None, 0, [], {}, False):
+        for field in (*PENALTIES, *_ENGINE_FIELDS):
+            if getattr(self, field) not in (None, 0, [], {}, False, PENALTIES.get(field)):
                 raise InvalidRequest(f"beam search does not apply `{field}`", param=field)
         if self._forbidden:
             field = self._forbidden.field
@@ -240,6 +232,10 @@ class Planned(AxionicFields, _VllmFields):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def counted(self) -> dict[str, Any]:
+        """The changes that make a stream end with its usage."""
+        return {} if self.include_usage else {"stream_options": StreamOptions(include_usage=True)}
 
     @property
     def group(self) -> int:

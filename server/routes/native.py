@@ -14,10 +14,10 @@ from policies.sampling import own_fields
 from policies.steering import SteeringEntry
 from server.candidates import text_of
 from server.errors import InvalidRequest, SteersmanError
-from server.policy_requests import native_template, overridden
+from server.policy_requests import CONSTRAINTS, Own, native_template, overridden
 from server.policy_wire import outcome_summary
 from server.routes.body import JsonRoute
-from server.routes.openai import evidence
+from server.routes.evidence import evidence, outcome_evidence
 from server.streams import sse
 from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
 from server.wire import GenerateRequest, HostedModel, NativeSampling, SamplingRequest, SamplingResponse
@@ -114,11 +114,7 @@ async def sampling_generate(request: SamplingRequest, raw_request: Request) -> R
         return await _under_policy(request, raw_request)
     serving: Serving = raw_request.app.state.steersman.serving
     fields = request.params or NativeSampling()
-    constraints = {
-        name: value
-        for name in ("json_schema", "regex_pattern", "grammar")
-        if (value := getattr(request, name)) is not None
-    }
+    constraints = {name: value for name in CONSTRAINTS if (value := getattr(request, name)) is not None}
     method = request.method or ("guided-generation" if constraints else "top-k")
     asked = fields.asked(
         method,
@@ -148,22 +144,7 @@ async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
     if policy is None:
         policy = (await state.policies.get(raw.state.principal.account_id, request.policy_id)).policy
     params = request.params or NativeSampling()
-    given = params.model_dump(exclude_unset=True, exclude={"seed", "stop"})
-    own = {
-        "method": request.method,
-        "draft_model": request.draft_model,
-        "ensemble_models": request.ensemble_models,
-    }
-    given |= {name: value for name, value in own.items() if value is not None}
-    named = ("json_schema", "regex_pattern", "grammar")
-    constraints = [
-        (name, getattr(request, name), name) for name in named if getattr(request, name) is not None
-    ]
-    policy = policy.expanded()
-    if request.best_of_n is not None:
-        controls = policy.optimization.model_copy(update={"best_of_n": request.best_of_n})
-        policy = policy.model_copy(update={"optimization": controls})
-    policy = overridden(policy, given, constraints, params.stop or ())
+    policy = overridden(policy.expanded(), _own(request, params), params.stop or ())
     template = native_template(
         state.serving,
         request.prompt,
@@ -181,8 +162,23 @@ async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
         steering=dict(winner.steering) if winner.steering else None,
         policy=outcome_summary(policy, outcome, trace=False),
     )
-    headers = {"x-steersman-method": winner.method_used}
-    return JSONResponse(answer.model_dump(exclude_none=True), headers=headers)
+    return JSONResponse(answer.model_dump(exclude_none=True), headers=outcome_evidence(outcome))
+
+
+def _own(request: SamplingRequest, params: NativeSampling) -> list[Own]:
+    """What the request says beside its policy; null is nothing said."""
+    given = params.model_dump(exclude_none=True, exclude={"seed", "stop"})
+    fields = {name: f"sampling.{name}" for name in ("method", "draft_model", "ensemble_models")}
+    fields |= {name: f"constraints.{name}" for name in CONSTRAINTS}
+    fields["best_of_n"] = "optimization.best_of_n"
+    return [
+        *(Own(f"params.{name}", value, f"sampling.{name}") for name, value in given.items()),
+        *(
+            Own(name, getattr(request, name), place)
+            for name, place in fields.items()
+            if getattr(request, name) is not None
+        ),
+    ]
 
 
 @router.get("/models")

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from server.errors import InvalidRequest
 from server.routes import policy_answers
 from server.routes.body import JsonRoute
+from server.routes.evidence import evidence
 from server.vllm_responses import SteeredResponses, respond
 from server.vllm_serving import Decodable, Decoded, ServedModels, guarded
 from server.vllm_wire import ChatRequest, CompletionRequest
@@ -51,16 +52,6 @@ async def _answer(request: Decodable, raw: Request) -> Response:
     if decoded.steered is not None:
         content["steersman"]["steering"] = decoded.steered.described()
     return JSONResponse(content, headers=headers)
-
-
-def evidence(decoded: Decoded) -> dict[str, str]:
-    """What ran, as headers: the only place a stream has for it before its first token."""
-    headers = {"x-steersman-method": decoded.plan.method_used.value}
-    if decoded.plan.warning:
-        headers["x-steersman-warning"] = decoded.plan.warning
-    for name, value in decoded.steered.headers().items() if decoded.steered else ():
-        headers[name] = f"{headers[name]}; {value}" if name in headers else value
-    return headers
 
 
 @router.get("/v1/models/{model_id:path}")

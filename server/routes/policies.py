@@ -26,6 +26,7 @@ from server.policy_wire import (
     run_response,
 )
 from server.routes.body import JsonRoute
+from server.routes.evidence import outcome_evidence
 from server.together import together
 from server.vllm_serving import guarded, kept_alive, reported
 
@@ -190,7 +191,8 @@ async def run_stored_policy(policy_id: str, request: PolicyRunById, raw_request:
 
 async def _one(request: PolicyRunById, policy: RuntimePolicy, raw: Request) -> Response:
     outcome = await _run(policy, request.prompt, request, raw, "policy")
-    return JSONResponse(run_response(policy, outcome, trace=request.include_trace))
+    body = run_response(policy, outcome, trace=request.include_trace)
+    return JSONResponse(body, headers=outcome_evidence(outcome))
 
 
 async def _over(

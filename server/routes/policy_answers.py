@@ -13,7 +13,9 @@ from policies.run import Outcome
 from server import streams
 from server.errors import InvalidRequest
 from server.policy_requests import merged
+from server.policy_runs import Direct
 from server.policy_wire import outcome_summary
+from server.routes.evidence import evidence, outcome_evidence
 from server.vllm_serving import Decodable, kept_alive, reported
 
 _PATIENCE_SECONDS = 1.0
@@ -30,7 +32,8 @@ async def respond(request: Decodable, raw: Request) -> Response:
     policy, template = merged(request, given.expanded())
     if not request.stream:
         outcome = await state.policy_runs.run(policy, template, raw)
-        return JSONResponse(_body(policy, outcome, request))
+        return JSONResponse(_body(policy, outcome, request), headers=outcome_evidence(outcome))
+    headers: dict[str, str] = {}
     interval = state.serving.keep_alive
     if policy.judged:
         running = asyncio.create_task(state.policy_runs.run(policy, template, raw))
@@ -45,10 +48,19 @@ async def respond(request: Decodable, raw: Request) -> Response:
         events, interval = _judged(policy, running, request), state.serving.long_keep_alive
     else:
         direct = await state.policy_runs.stream(policy, template, raw)
-        accepted = {"id": policy.id, "name": policy.name, "accepted": True, "score": 1.0, "rounds": 1}
-        events = streams.ending_with(direct, {"policy": accepted})
+        headers = evidence(direct.decoded)
+        events = _told_at_the_end(direct, policy, request)
     alive = kept_alive(events, interval)
-    return StreamingResponse(alive, media_type="text/event-stream")
+    return StreamingResponse(alive, media_type="text/event-stream", headers=headers)
+
+
+def _told_at_the_end(direct: Direct, policy: RuntimePolicy, request: Decodable) -> AsyncGenerator[str, None]:
+    assert direct.decoded.stream is not None
+    return streams.concluded(
+        direct.decoded.stream,
+        lambda streamed: _told(policy, direct.outcome(streamed), request),
+        include_usage=request.include_usage,
+    )
 
 
 async def _judged(
@@ -70,9 +82,10 @@ async def _judged(
 
 
 def _answer(outcome: Outcome, request: Decodable) -> Any:
-    """The winner's response of vLLM's, with the tokens of all candidates as its usage."""
-    response, choice = outcome.winner.answer.source
-    dropped: dict[str, Any] = {"index": 0}
+    """The winner's response of vLLM's, with as many of the best as were asked for, and the tokens of all
+    candidates as its usage."""
+    response, _ = outcome.winner.answer.source
+    dropped: dict[str, Any] = {}
     if not request.return_token_ids:
         dropped["token_ids"] = None
     if not request.wants_logprobs:
@@ -83,7 +96,9 @@ def _answer(outcome: Outcome, request: Decodable) -> Any:
             "total_tokens": response.usage.prompt_tokens + outcome.tokens,
         }
     )
-    changes: dict[str, Any] = {"choices": [choice.model_copy(update=dropped)], "usage": usage}
+    best = [trial.answer.source[1] for trial in outcome.ranked[: request.n]]
+    choices = [choice.model_copy(update={**dropped, "index": index}) for index, choice in enumerate(best)]
+    changes: dict[str, Any] = {"choices": choices, "usage": usage}
     if not request.return_token_ids and hasattr(response, "prompt_token_ids"):
         changes["prompt_token_ids"] = None
     return response.model_copy(update=changes)
@@ -93,7 +108,7 @@ def _told(policy: RuntimePolicy, outcome: Outcome, request: Decodable) -> dict[s
     winner = outcome.winner.answer
     told: dict[str, Any] = {
         "method_used": winner.method_used,
-        "policy": outcome_summary(policy, outcome, trace=request.include_trace),
+        "policy": outcome_summary(policy, outcome, trace=request.include_trace, choices=request.n),
     }
     if winner.warning:
         told["warning"] = winner.warning

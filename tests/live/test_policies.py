@@ -135,7 +135,8 @@ def test_low_confidence_is_regenerated(run):
     """A winner whose tokens were less likely than the threshold is not the last word."""
     policy = {"optimization": {"confidence_triggered_regeneration": True, "confidence_threshold": 0.99}}
     answer = run(policy)
-    assert [event["trigger"] for event in answer["trace"]["retry_events"]] == ["confidence"]
+    (event,) = answer["trace"]["retry_events"]
+    assert (event["trigger"], 0 < event["confidence"] < 0.99) == ("confidence", True)
     assert all(0 < each["confidence"] <= 1 for each in candidates(answer))
     low = {**policy["optimization"], "confidence_threshold": 0.01}
     assert not run({"optimization": low})["trace"]["retry_events"]
@@ -238,13 +239,10 @@ def test_openai_streams_under_a_policy(oai, judged):
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_a_policy_cannot_do_is_a_status_of_its_own(ask, stream):
     """Streaming or not, a refusal that is known at once is no 200; it names the policy's field."""
-    policy = {
-        "sampling": {"method": "constrained-beam-search"},
-        "constraints": {"forbidden_terms": ["x"]},
-    }
+    policy = {"constraints": {"grammar": 'root ::= "a'}}
     refused = ask.post(CHAT, messages=[{"role": "user", "content": "Hi"}], policy=policy, stream=stream)
     assert refused.status_code == 400, refused.text
-    assert refused.json()["error"]["param"] == "policy.constraints.forbidden_terms"
+    assert refused.json()["error"]["param"] == "policy.constraints.grammar"
 
 
 def test_what_a_request_says_itself_wins(ask):
@@ -261,8 +259,38 @@ def test_what_a_request_says_itself_wins(ask):
     )
     assert clash.status_code == 400
     assert clash.json()["error"]["param"] == "regex_pattern"
-    several = ask.post(CHAT, messages=[{"role": "user", "content": "Hi"}], policy={}, n=2)
-    assert (several.status_code, several.json()["error"]["param"]) == (400, "n")
+    cold = ask.post(CHAT, messages=[{"role": "user", "content": "Hi"}], policy={}, n=2, temperature=0)
+    assert (cold.status_code, cold.json()["error"]["param"]) == (400, "n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_best_of_the_candidates_are_the_choices(oai, stream):
+    """`n` asks for so many candidates at least and answers with the best, index 0 the winner."""
+    answer = oai.chat.completions.create(
+        model="default",
+        messages=[{"role": "user", "content": PERSON}],
+        max_tokens=96,
+        n=2,
+        stream=stream,
+        extra_body={
+            "policy": {
+                "constraints": {"json_schema": SCHEMA},
+                "optimization": {"best_of_n": 3, "retry_on_failure": 0},
+            },
+            "include_trace": True,
+        },
+    )
+    if stream:
+        chunks = [chunk for chunk in answer if chunk.choices]
+        texts = {chunk.choices[0].index: chunk.choices[0].delta.content for chunk in chunks}
+        told = chunks[-1].model_extra["steersman"]["policy"]
+    else:
+        texts = {choice.index: choice.message.content for choice in answer.choices}
+        told = answer.model_extra["steersman"]["policy"]
+        spent = sum(each["tokens"] for each in told["trace"]["candidates"])
+        assert answer.usage.completion_tokens == spent
+    assert (set(texts), told["candidates"], len(told["choices"])) == ({0, 1}, 3, 2)
+    assert texts[0] == told["trace"]["selection"]["output"]
 
 
 def test_a_stored_policy_runs_everywhere(ask):

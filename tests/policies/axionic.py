@@ -66,7 +66,7 @@ shares = st.integers(1, 10).map(lambda value: value / 10)
 @st.composite
 def verifiers_for(draw, constraints):
     named = ["code_compile"]
-    if any(constraints.get(name) for name in ("json_mode", "required_fields", "json_schema")):
+    if constraints.get("json_mode"):
         named.append("syntax")
     named += [name for name, needs in NEEDS.items() if needs in constraints]
     enabled = draw(st.lists(st.sampled_from(named), unique=True))
@@ -88,10 +88,15 @@ def policies(draw):
             stop_sequences=st.just(["###"]),
         )
     )
+    if constraints.get("json_schema", {}).get("additionalProperties") is False:
+        wanted = constraints.get("required_fields", [])  # ours refuses those that have no place
+        constraints["required_fields"] = [name for name in wanted if name == "b"]
     verifiers = draw(verifiers_for(constraints))
     masks = any(constraints.get(name) for name in set(constraints) - {"forbidden_terms", "stop_sequences"})
     methods = [method for method in METHODS if masks or method != "guided-generation"]
     method = draw(st.sampled_from([*methods, "greedy"]))
+    if method == "constrained-beam-search":
+        constraints.pop("forbidden_terms", None)  # ours refuses what beams cannot hold to
     sampling = {"method": method, "top_p": draw(shares)}
     optimization = draw(
         optional(
@@ -100,7 +105,10 @@ def policies(draw):
             self_revision_loops=st.just(0),
         )
     )
-    optimization["retry_on_failure"] = draw(st.integers(0, 3))
+    rejects = masks or constraints.get("forbidden_terms") or verifiers["enabled"]
+    again = rejects or "confidence_triggered_regeneration" in optimization
+    undrawn = method in {"greedy", "constrained-beam-search"}
+    optimization["retry_on_failure"] = draw(st.integers(0, 3 if again and not undrawn else 1))
     if "confidence_triggered_regeneration" in optimization:
         optimization["confidence_threshold"] = draw(st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.9, 1.0]))
     if method != "greedy":

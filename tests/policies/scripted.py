@@ -7,6 +7,7 @@ from policies.verdict import Verdict, judge
 
 GOOD, BAD, WORSE = '{"ok": true}', "[]", "no json"
 JSON = {"json_mode": True}
+ANYTHING = {"regex_pattern": ""}  # a constraint, by which every text could be rejected
 UNREPAIRED = {"repair_on_failure": False}
 
 

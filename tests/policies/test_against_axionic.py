@@ -21,8 +21,10 @@ exactly so:
 - ADS is refused by the reference, and served.
 - Candidates that could not differ, at temperature 0, are one; greedy with several is refused by name.
 - Forbidden terms are found by case folding too ("STRASSE" has "straße").
-- A field without effect is refused by name (D14): a verifier without its constraint, an unknown method, a
-  schedule without its flag. The reference ignores it.
+- A field without effect is refused by name (D14): a verifier without its constraint (`syntax` without
+  `json_mode`), an unknown method, a schedule without its flag, forbidden terms beside beams, more than one
+  retry where nothing can be rejected or drawn, required fields that a closed schema lacks. The reference
+  ignores it.
 - Reasons of schemas and regexes are worded as the contract has them; the reference quotes the schema.
 - Latency is that of a batch, the same for its candidates; the reference times each alone. Scripts are timed
   by the round.

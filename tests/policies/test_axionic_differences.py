@@ -165,6 +165,10 @@ def test_a_default_top_p_narrows():
         {"sampling": {"ads_beta": 0.2}},
         {"optimization": {"confidence_threshold": 0.9}},
         {"constraints": {"json_mode": True, "grammar": "be brief"}},
+        {"sampling": {"method": "constrained-beam-search"}, "constraints": {"forbidden_terms": ["x"]}},
+        {"optimization": {"retry_on_failure": 2}},
+        {"sampling": {"method": "greedy"}, "constraints": JSON, "optimization": {"retry_on_failure": 2}},
+        {"constraints": {"required_fields": ["a"]}, "verifiers": {"enabled": ["syntax"]}},
     ],
 )
 def test_what_would_do_nothing_is_refused(policy):

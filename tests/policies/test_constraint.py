@@ -108,3 +108,19 @@ def test_limits_spare_ordinary_schemas():
     data = {"const": {"properties": {f"p{n}": 1 for n in range(600)}, "maxLength": 2**40}}
     for schema in (tree, wide, named, data, nested(constraint.MAX_NESTING - 1)):
         assert json.loads(from_json_schema(schema).spec) == schema
+
+
+@pytest.mark.parametrize(
+    ("text", "guides"),
+    [
+        ("say 'x'", True),
+        ('say "x"', True),
+        ("say '' or \"\"", False),
+        ("be brief", False),
+        ('root ::= "x"', False),
+        (" regex: 'x'", False),
+    ],
+)
+def test_guidance(text, guides):
+    """A text with something in quotes, which claims to be no grammar and no pattern."""
+    assert constraint.is_guidance(text) is guides

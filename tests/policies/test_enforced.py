@@ -167,7 +167,7 @@ def test_the_mask_and_the_judge_agree(given, good, bad):
 @pytest.mark.parametrize(
     "schema",
     [
-        {**SCHEMA, "additionalProperties": False},
+        {**SCHEMA, "additionalProperties": False, "patternProperties": {"^a": {}}},
         {"anyOf": [SCHEMA, {"type": "object"}]},
         {"properties": 5},
         {"required": "n"},

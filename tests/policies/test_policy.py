@@ -85,6 +85,7 @@ DEFAULTS = {
 
 ONE = {"sampling": {"method": "greedy"}}
 SCHEMA = {"type": "object"}
+CLOSED = {"properties": {"a": {}}, "additionalProperties": False}
 
 # Policies of which a field has no effect, beside the others or at all; the path that the refusal names.
 INEFFECTIVE = [
@@ -103,6 +104,20 @@ INEFFECTIVE = [
     ({"sampling": {"method": "greedy", "min_p": 0.1}}, "sampling.min_p"),
     ({"sampling": {"method": "beam-search", "min_p": 0.1}}, "sampling.min_p"),
     ({"sampling": {"method": "greedy", "typical_p": 0.9}}, "sampling.typical_p"),
+    ({"sampling": {"method": "beam-search", "presence_penalty": 0.1}}, "sampling.presence_penalty"),
+    ({"sampling": {"method": "beam-search", "frequency_penalty": -1}}, "sampling.frequency_penalty"),
+    ({"sampling": {"method": "beam-search", "repetition_penalty": 1.1}}, "sampling.repetition_penalty"),
+    (
+        {"sampling": {"method": "beam-search"}, "constraints": {"forbidden_terms": ["x"]}},
+        "constraints.forbidden_terms",
+    ),
+    (
+        {
+            "optimization": {"fallback_methods": ["top-p", "beam-search"]},
+            "constraints": {"forbidden_terms": ["x"]},
+        },
+        "constraints.forbidden_terms",
+    ),
     ({"sampling": {"ads_subset_size": 4}}, "sampling.ads_subset_size"),
     ({"sampling": {"ads_beta": 0.4}}, "sampling.ads_beta"),
     ({"sampling": {"beam_width": 8}}, "sampling.beam_width"),
@@ -140,6 +155,32 @@ INEFFECTIVE = [
     ({"optimization": {"confidence_threshold": 0.8}}, "optimization.confidence_threshold"),
     ({"optimization": {"fallback_methods": ["guided-generation"]}}, "optimization.fallback_methods"),
     ({"verifiers": {"enabled": ["syntax"]}}, "verifiers.enabled"),
+    ({"verifiers": {"enabled": ["syntax"]}, "constraints": {"json_schema": SCHEMA}}, "verifiers.enabled"),
+    ({"verifiers": {"enabled": ["syntax"]}, "constraints": {"required_fields": ["a"]}}, "verifiers.enabled"),
+    (
+        {"constraints": {"required_fields": ["a", "b"], "json_schema": CLOSED}},
+        "constraints.required_fields",
+    ),
+    ({"optimization": {"retry_on_failure": 2}}, "optimization.retry_on_failure"),
+    (
+        {
+            "sampling": {"method": "greedy"},
+            "constraints": {"json_mode": True},
+            "optimization": {"retry_on_failure": 2},
+        },
+        "optimization.retry_on_failure",
+    ),
+    (
+        {
+            "sampling": {"method": "beam-search"},
+            "constraints": {"json_mode": True},
+            "optimization": {"retry_on_failure": 2, "fallback_methods": ["constrained-beam-search"]},
+        },
+        "optimization.retry_on_failure",
+    ),
+    ({"verifiers": {"max_retries": 2}}, "verifiers.max_retries"),
+    ({"verifiers": {"rerank": False}, "constraints": {"json_mode": True}}, "verifiers.rerank"),
+    ({"objective": {"maximize": False}, "optimization": {"best_of_n": 2}}, "objective.maximize"),
     ({"verifiers": {"enabled": ["json_schema"]}, "constraints": {"json_mode": True}}, "verifiers.enabled"),
     ({"verifiers": {"enabled": ["regex"]}, "constraints": {"grammar": "'a'"}}, "verifiers.enabled"),
     ({"verifiers": {"enabled": ["regex"]}, "steering": {"preset": "json_compliance"}}, "verifiers.enabled"),
@@ -231,6 +272,44 @@ def test_what_would_have_no_effect(plain, path):
     assert path in {named, named.rsplit(".", 1)[0]} or (named in {"", group} and field in error["msg"])
 
 
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"optimization": {"retry_on_failure": 0}},
+        {"verifiers": {"max_retries": 0}},
+        {"optimization": {"retry_on_failure": 2}, "constraints": {"forbidden_terms": ["x"]}},
+        {"optimization": {"retry_on_failure": 2}, "steering": {"preset": "truthfulness"}},
+        {"optimization": {"retry_on_failure": 2, "confidence_triggered_regeneration": True}},
+        {
+            "sampling": {"method": "greedy"},
+            "constraints": {"json_mode": True},
+            "optimization": {"retry_on_failure": 2, "fallback_methods": ["top-p"]},
+        },
+        {"verifiers": {"max_retries": 2}, "steering": {"preset": "json_compliance"}},
+        {"verifiers": {"rerank": False}, "sampling": {"method": "ensemble-sampling"}},
+        {"verifiers": {"rerank": False}, "optimization": {"best_of_n": 2}},
+        {"objective": {"maximize": False}, "verifiers": {"enabled": ["factuality"]}},
+        {"constraints": {"required_fields": ["a"], "json_schema": CLOSED}},
+        {
+            "constraints": {
+                "required_fields": ["b"],
+                "json_schema": {**CLOSED, "patternProperties": {"^b": {}}},
+            }
+        },
+    ],
+)
+def test_what_can_matter(plain):
+    """Where something can be rejected or chosen, what to do then is admitted; so is doing less than the
+    default."""
+    assert RuntimePolicy.model_validate(plain)
+
+
+def test_penalties_that_do_nothing():
+    """A penalty at its neutral value is none, with beams too."""
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
+    assert RuntimePolicy.model_validate({"sampling": {"method": "beam-search", **neutral}})
+
+
 EFFECTIVE_BY_A_FALLBACK = [
     {"ads_subset_size": 4, "ads_beta": 0.4},
     {"beam_width": 8},
@@ -283,7 +362,7 @@ def test_faults_of_a_policy_with_an_unknown_method():
     ("plain", "judged"),
     [
         ({}, False),
-        ({"sampling": {"method": "ads"}, "optimization": {"retry_on_failure": 3}}, False),
+        ({"sampling": {"method": "ads"}, "optimization": {"retry_on_failure": 1}}, False),
         ({"constraints": {"stop_sequences": ["x"]}}, False),
         ({"steering": {"preset": "tone_control"}}, False),
         ({"constraints": {"json_mode": True}}, True),

@@ -297,3 +297,17 @@ def test_rounds_that_vary():
     assert not planned(policy(best_of_n=3)).varies
     assert planned(policy({"diversity_strength": 1}, best_of_n=3)).varies
     assert planned(policy({"method": "ensemble-sampling", "ensemble_models": ["a"]})).varies
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_request_says_itself_applies_beside_any_method_that_draws(method):
+    """Truncations of the request go along with every method that draws, a fallback too; those of the policy
+    only with the methods that name them."""
+    given = policy(
+        {"top_k": 5, "top_p": 0.5, "min_p": 0.2}, {"regex_pattern": "a"}, fallback_methods=[method]
+    )
+    explicit = ("top_k", "top_p", "min_p")
+    found = plan_round(given, enforced(given), 0, method, explicit)
+    told = plan(found.asked, EngineFacts())
+    assert (told.top_k, told.top_p, told.min_p) == ((5, 0.5, 0.2) if found.drawn else (None, None, None))
+    assert {slot.top_p for slot in found.slots} == {0.5 if found.drawn else None}

@@ -11,6 +11,7 @@ from policies.policy import RuntimePolicy
 from policies.run import Answer, Kind, Runner
 from policies.verdict import Verdict
 from tests.policies.scripted import (
+    ANYTHING,
     BAD,
     GOOD,
     JSON,
@@ -89,7 +90,11 @@ async def test_nothing_to_judge_is_one_round():
 async def test_the_winner_of_a_round(answers, maximize, winner):
     """Accepted before rejected, then the higher score (the lower one where it is to be minimised), then the
     first."""
-    given = unrepaired(objective={"maximize": maximize}, optimization={"best_of_n": 2, "retry_on_failure": 0})
+    given = unrepaired(
+        constraints=ANYTHING,
+        objective={"maximize": maximize},
+        optimization={"best_of_n": 2, "retry_on_failure": 0},
+    )
     outcome = await run(given, Engine(list(answers)), scoring(**answers))
     assert outcome.winner.answer.text == winner
 
@@ -103,6 +108,28 @@ async def test_speed_decides_among_equals():
     assert outcome.latency_ms == 700
 
 
+async def test_time_decides_nothing_under_a_seed():
+    """Then the earlier round wins among equals, and in a round the likelier one, then the first."""
+    texts = [Answer(WORSE, 1, "top-k", "stop", mean_logprob=value) for value in (-2.0, -1.0, -1.0)]
+    engine = Engine(texts, [WORSE], [WORSE] * 3, seconds=[0.5, 0.1, 0.2])
+    given = policy(constraints=JSON, optimization={"best_of_n": 3})
+    outcome = await run(given, engine, seeded=True)
+    found = [(trial.kind, trial.round, trial.slot) for trial in outcome.ranked]
+    assert found[:3] == [("candidate", 0, 1), ("candidate", 0, 2), ("candidate", 0, 0)]
+    assert found[3] == ("repair", 0, 0)
+
+
+async def test_all_that_could_win_are_ranked():
+    """The winner first, then the others by the same order, over all rounds; what was pruned is left out."""
+    verify = scoring(a=failing(broken="x"), b=failing("regex", broken="x"), c=failing("syntax", broken="x"))
+    pruned = Answer("p", 1, "top-k", None, pruned_at=1)
+    engine = Engine(["b", "c", pruned], ["c", "a", "b"], ["b", "d", "b"])
+    given = unrepaired(constraints=ANYTHING, optimization={"best_of_n": 3, "retry_on_failure": 2})
+    outcome = await run(given, engine, verify)
+    assert [trial.answer.text for trial in outcome.ranked] == ["d", "a", "b", "b", "b", "b", "c", "c"]
+    assert outcome.ranked[0] is outcome.winner
+
+
 async def test_without_rerank_the_first_accepted_wins():
     """Candidates count in their order, not by their score; where none is accepted the score decides again."""
     verify = scoring(a=failing(broken="x"), b=failing("regex"), c=failing("syntax"))
@@ -113,6 +140,8 @@ async def test_without_rerank_the_first_accepted_wins():
     assert (await run(given, Engine(["a", "c"]), verify)).winner.answer.text == "c"
     reranked = given.model_copy(update={"verifiers": given.verifiers.model_copy(update={"rerank": True})})
     assert (await run(reranked, Engine(["a", "b", "d"]), verify)).winner.answer.text == "d"
+    ranked = (await run(given, Engine(["a", "b", "d"]), verify)).ranked
+    assert [trial.answer.text for trial in ranked] == ["b", "d", "a"]
 
 
 async def test_likelihood_decides_among_equals_of_a_round():
@@ -123,8 +152,26 @@ async def test_likelihood_decides_among_equals_of_a_round():
     assert (await run(policy(optimization={"best_of_n": 2}), Engine(texts))).winner.answer.text == "b"
 
 
-async def test_errors_pass_through():
-    """What generation or judging raises, the caller sees."""
+@pytest.mark.parametrize(
+    ("method", "count", "scored"),
+    [
+        ("top-k", 1, False),
+        ("top-k", 2, True),
+        ("ads", 3, True),
+        ("ensemble-sampling", 1, True),
+        ("beam-search", 3, False),
+    ],
+)
+async def test_likelihood_is_asked_for_where_it_can_decide(method, count, scored):
+    """Several candidates that are drawn come with their log-probabilities; one alone, or beams, which have
+    that order, without."""
+    engine = Engine([GOOD] * 5)
+    await run(policy(sampling={"method": method, "num_candidates": count}), engine)
+    assert engine.asks[0].scored is scored
+
+
+async def test_errors_of_the_first_round_pass_through():
+    """What generation or judging raises before there is an answer, the caller sees."""
 
     async def broken(_given):
         raise ConnectionError("engine gone")
@@ -133,6 +180,53 @@ async def test_errors_pass_through():
         await Runner(RuntimePolicy(), broken, broken, 8).run()
     with pytest.raises(ConnectionError, match="engine gone"):
         await run(RuntimePolicy(), Engine(["a"]), broken)
+
+
+@pytest.mark.parametrize(
+    ("lost", "made", "failed", "stopped"),
+    [
+        (1, ["candidate", "candidate"], (0, "repair"), None),
+        (2, ["candidate", "repair"], (1, "candidate"), "error"),
+        (3, ["candidate", "repair", "candidate"], (1, "revision"), "error"),
+        (4, ["candidate", "repair", "candidate"], (1, "revision"), "error"),
+    ],
+)
+async def test_a_later_error_costs_no_answer(lost, made, failed, stopped):
+    """Where a repair, a round, a critique or a revision fails, the best so far is the outcome, which tells
+    the error; a failed repair is followed by the next round, all else by nothing."""
+
+    class Failing(Engine):
+        async def __call__(self, ask):
+            if self.calls == lost:
+                self.calls += 1
+                raise ConnectionError("engine gone")
+            self.calls += 1
+            return await super().__call__(ask)
+
+    engine = Failing([WORSE])
+    engine.calls = 0
+    given = policy(
+        constraints=JSON, optimization={"retry_on_failure": 1, "self_revision_loops": 1 if lost > 2 else 0}
+    )
+    outcome = await run(given, engine)
+    assert [trial.kind for trial in outcome.trials] == made
+    assert (outcome.winner, outcome.stopped) == (outcome.trials[0], stopped)
+    (told,) = outcome.failures
+    assert (told.round, told.kind, told.message) == (*failed, "engine gone")
+    assert len(outcome.critiques) == (lost == 4)
+
+
+async def test_a_later_error_of_judging_costs_no_answer():
+    """A repair that cannot be judged is left out, its tokens are counted."""
+
+    async def verify(texts):
+        if texts[0].text == GOOD:
+            raise ConnectionError("no judge")
+        return [failing("syntax") for _ in texts]
+
+    outcome = await run(policy(optimization={"retry_on_failure": 0}), Engine([WORSE], [GOOD]), verify)
+    assert ([trial.answer.text for trial in outcome.trials], outcome.tokens) == ([WORSE], 6)
+    assert [told.message for told in outcome.failures] == ["no judge"]
 
 
 async def test_a_cut_text_is_told_to_the_judge():
@@ -199,6 +293,7 @@ async def test_low_confidence_is_regenerated(likely, threshold, rounds):
     outcome = await run(given, engine)
     assert outcome.rounds == rounds
     assert [event.trigger for event in outcome.retries] == ["confidence"] * (rounds - 1)
+    assert [event.confidence for event in outcome.retries] == [pytest.approx(likely)] * (rounds - 1)
     assert all(ask.scored for ask in engine.asks)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from policies.run import CRITIQUE_REQUEST, CRITIQUE_TOKENS, Kind
+from policies.run import CRITIQUE_REQUEST, CRITIQUE_TOKENS, Answer, Kind
 from policies.verdict import Verdict
 from tests.policies.scripted import (
+    ANYTHING,
     BAD,
     GOOD,
     JSON,
@@ -72,7 +73,11 @@ async def test_a_better_repair_is_repaired_in_turn(max_retries, repaired):
         d=failing("regex", broken="x"),
     )
     engine = Engine(["a"], ["b"], ["c"], ["d"])
-    given = policy(verifiers={"max_retries": max_retries}, optimization={"retry_on_failure": 0})
+    given = policy(
+        constraints=ANYTHING,
+        verifiers={"max_retries": max_retries},
+        optimization={"retry_on_failure": 0},
+    )
     await run(given, engine, verify)
     assert [ask.turns[0].answer for ask in engine.asks[1:]] == repaired
 
@@ -146,6 +151,36 @@ async def test_votes_do_not_hold_a_revision_back():
     engine = Engine(["a"] * 5, ["hm"], ["b"])
     outcome = await run(revising(sampling={"method": "ensemble-sampling"}), engine)
     assert (outcome.winner.answer.text, outcome.winner.votes) == ("b", 0)
+
+
+def long(text, finish="stop", tokens=40):
+    return Answer(text, tokens, "top-k", finish)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [("stop", "stop", True), ("stop", "length", False), ("length", "length", True), ("length", "stop", True)],
+)
+async def test_a_revision_that_is_cut_replaces_no_complete_answer(before, after, kept):
+    """As good by its verdict, it is kept only where the answer before was cut too."""
+    engine = Engine([long("a", before)], ["hm"], [long("b", after)])
+    outcome = await run(revising(), engine)
+    assert (outcome.winner.answer.text, outcome.critiques[0].kept) == ("b" if kept else "a", kept)
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls", "stopped"), [(95, 1, "token_budget"), (96, 3, None), (120, 3, None)]
+)
+async def test_a_revision_needs_room(budget, calls, stopped):
+    """It begins only where it may be as long as the answer before it, with 16 tokens for the critique at
+    least; the critique leaves it that."""
+    engine = Engine([long("a")], [long("hm", tokens=16)], [long("b")])
+    outcome = await run(revising(objective={"token_budget": budget}), engine)
+    assert (len(engine.asks), outcome.stopped) == (calls, stopped)
+    assert outcome.winner.answer.text == ("a" if calls == 1 else "b")
+    if calls > 1:
+        assert engine.asks[1].max_tokens == budget - 80
+        assert engine.asks[2].max_tokens >= 40
 
 
 @pytest.mark.parametrize(

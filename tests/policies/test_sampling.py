@@ -241,11 +241,13 @@ def test_speculation_on_an_ordinary_engine():
 
 
 def test_speculation_on_a_speculative_engine():
-    """With one it speculates, and says that a request's own draft model was not applied."""
+    """With one it speculates, and says that a request's own draft model and steps were not applied."""
     assert plan(Asked(method="ssd"), SPECULATIVE).warning is None
     planned = plan(Asked(method="ssd", draft_model="d"), SPECULATIVE)
     assert planned.method_used is Method.SPECULATIVE
     assert "draft_model was not applied" in planned.warning
+    planned = plan(Asked(method="ssd", draft_model="d", speculative_steps=6), SPECULATIVE)
+    assert "draft_model and speculative_steps were not applied" in planned.warning
 
 
 @pytest.mark.parametrize(

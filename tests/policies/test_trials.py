@@ -27,6 +27,7 @@ def outcome(accepted=True, failed=(), latency=10, tokens=5):
     return Outcome(
         winner=winner,
         trials=(winner,),
+        ranked=(winner,),
         retries=(),
         critiques=(),
         unavailable=(),
@@ -82,13 +83,13 @@ def test_the_grid_in_its_order():
     """method, temperature, top_p, best_of_n, then other paths in the order given; the last axis fastest."""
     space = {
         "verifiers.rerank": [True, False],
-        "optimization.best_of_n": [1, 2],
+        "optimization.best_of_n": [2, 3],
         "sampling.temperature": [0.1, 0.9],
         "sampling.method": ["top-p", "min-p"],
         "sampling.top_p": [0.5],
         "sampling.top_k": [3, 4],
     }
-    expected = itertools.product(["top-p", "min-p"], [0.1, 0.9], [0.5], [1, 2], [True, False], [3, 4])
+    expected = itertools.product(["top-p", "min-p"], [0.1, 0.9], [0.5], [2, 3], [True, False], [3, 4])
     found = grid({"name": "base"}, space, MAX_TRIALS).tried
     assert [
         (

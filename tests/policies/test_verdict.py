@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.policy import RuntimePolicy
-from policies.verdict import PENALTIES, Text, Verdict, code_of, has_literals
+from policies.verdict import PENALTIES, Text, Verdict, code_of
 from policies.verdict import judge as judge_text
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -38,10 +38,8 @@ def test_without_constraints_every_text_passes(text, cut):
         ("no", {"json_mode": True}, [], 1 - 0.7 - 1, False, False),
         ("no", {"json_mode": True}, ["syntax"], 1 - 0.7 - 1, False, False),
         ("no", {"json_schema": SCHEMA}, [], 1 - 1, False, True),
-        ("no", {"json_schema": SCHEMA}, ["syntax"], 1 - 1, False, True),
         ('{"n": "x"}', {"json_schema": SCHEMA}, ["json_schema"], 1 - 0.7 - 1, False, False),
         ("[1]", {"required_fields": ["a"]}, [], 1 - 1, False, True),
-        ("[1]", {"required_fields": ["a"]}, ["syntax"], 1 - 1, False, True),
         ("{}", {"json_mode": True, "required_fields": ["a"]}, ["syntax"], 1 - 1, False, True),
         ("a banana", {"forbidden_terms": ["BAN"]}, [], 1 - 1, False, True),
         ("x = (", {}, ["code_compile"], 1 - 0.8, True, False),
@@ -221,13 +219,6 @@ def test_a_grammar_beside_json_did_not_mask():
     assert judge('{"b": "a"}', given).broken == "grammar mismatch"
     call = '{"tool_name": "t", "arguments": {}}'
     assert judge(call, policy("tool_args", grammar="'z'")).broken == "grammar mismatch"
-
-
-def test_has_literals():
-    """Empty quotes hold nothing to look for."""
-    assert has_literals("say 'x'")
-    assert has_literals('say "x"')
-    assert not has_literals("say '' or \"\"")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from server.routes.policies import router
 from server.sandbox import SandboxOff
 from tests.server.steering_app import SignedIn
 
+APPLIED = {"dose": 0.5, "fingerprint": "f"}
+
 
 class Template(SimpleNamespace):
     """The request that rounds are copied from, with nothing of its own."""
 
     seed, max_tokens, prompt = None, 8, "p"
+    top_k = top_p = min_p = typical_p = None
 
     def model_copy(self, update):
         return Template(**{**vars(self), **update})
@@ -42,7 +45,7 @@ class Serving:
         self.steering = steering
         choice = SimpleNamespace(text="yes", finish_reason="stop")
         response = SimpleNamespace(choices=[choice], usage=SimpleNamespace(completion_tokens=1))
-        described = SimpleNamespace(described=lambda: {"dose": 0.5}) if steering else None
+        described = SimpleNamespace(described=lambda: APPLIED) if steering else None
         return SimpleNamespace(response=response, steered=described, plan=planned)
 
 
@@ -70,4 +73,4 @@ async def test_a_policy_steers_under_its_own_path(steering, entries):
         response = await client.post("/policies/run", json=body)
     expected = {path: SteeringEntry.model_validate(entry) for path, entry in entries.items()}
     assert (serving.steering or {}) == expected
-    assert response.json().get("steering") == ({"dose": 0.5} if entries else None)
+    assert response.json().get("steering") == (APPLIED if entries else None)

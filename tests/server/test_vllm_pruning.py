@@ -56,6 +56,16 @@ def test_what_is_complete_stays():
     assert not heat.pruned
 
 
+def test_speed_saves_nobody():
+    """One that finished beyond the checkpoint before a slower one reached it is out as any other."""
+    for fast_first in (True, False):
+        heat = Heat(2, (2,))
+        fast = ([-5.0] * 4, True) if fast_first else ([-5.0] * 2, False)
+        heat.goes_on(0, fast[0], finished=fast[1])
+        heat.goes_on(1, [-1.0] * 2, finished=False)
+        assert heat.pruned == {0: len(fast[0])}
+
+
 def test_nobody_waits_for_one_that_failed():
     """A candidate that is gone does not hold up the checkpoint of the others."""
     heat = Heat(4, (1,))
