@@ -36,6 +36,18 @@ async def test_verdicts_are_those_of_the_pure_function(process):
     assert await process(texts, given) == [judge(text, given) for text in texts]
 
 
+async def test_what_takes_effect_elsewhere_is_no_fault(process):
+    """Of a policy that is sound as a whole only the groups that judge are sent, and those are judged by."""
+    given = RuntimePolicy.model_validate(
+        {
+            "constraints": {"json_mode": True, "json_schema": {"type": "object"}},
+            "verifiers": {"enabled": ["syntax"], "rerank": False, "max_retries": 3},
+            "optimization": {"best_of_n": 3},
+        }
+    )
+    assert await process([Text("{}"), Text("no")], given) == [judge(Text(t), given) for t in ("{}", "no")]
+
+
 async def test_a_catastrophic_regex_is_a_rejection_in_time(process):
     """Backtracking without end rejects within the limit, the loop stays free, and the next job is served."""
     bomb = policy(regex_pattern="^(a+)+b$")
