@@ -1,10 +1,11 @@
 """Steersman with and without steering beside stock vLLM on this machine: output tokens/s, alternating runs.
 
-    python tests/bench/steering_speed.py [--rounds 5] [--concurrency 1 8 32] [--compile] [--markdown FILE]
+    python tests/bench/steering_speed.py [--rounds 3] [--concurrency 1 8 32] [--compile] [--markdown FILE]
 
-Both servers run at once and take turns. `idle`: no request is steered. `one vector`: all requests share one,
-at one layer. `32 vectors`: 32 different ones, each at eight layers. Also how long it takes to register a
-vector, and to make one from 100 pairs while requests are served.
+Both servers run at once and take turns, half of the time with ours started first and half with stock,
+since of two alike the first is slower. `--rounds` are of each half. `idle`: no request is steered. `one
+vector`: all requests share one, at one layer. `32 vectors`: 32 different ones, each at eight layers.
+Also how long it takes to register a vector, and to make one from 100 pairs while requests are served.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from serve import INPUT_TOKENS, OUTPUT_TOKENS, REPO, Served, _embedded, _machine
 
 WIDTH_KEY, LAYERS = "hidden_size", 8
 PROMPTS = {1: 3, 8: 16, 32: 64}  # concurrency → requests of one run
+# (case, concurrency) → tokens/s of stock and of ours, round by round
+Measured = dict[tuple[str, int], list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,26 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, nargs="+", default=sorted(PROMPTS))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--markdown", type=Path, help="also append the tables to this file")
     args = parser.parse_args()
     model = args.model or _embedded()
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        servers(model, Path(scratch), args.compile) as (ours, stock),
-    ):
-        config = json.loads((model / "config.json").read_text())
-        vectors = [_register(ours, config, seed) for seed in range(32)]
-        lines = asyncio.run(_measure(ours, stock, config, vectors, args))
+    config = json.loads((model / "config.json").read_text())
+    halves, making = list[Measured](), list[str]()
+    for ours_first in (True, False):
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            servers(model, Path(scratch), args.compile, ours_first=ours_first) as (ours, stock),
+        ):
+            vectors = [_register(ours, config, seed) for seed in range(32)]
+            halves.append(asyncio.run(_measure(ours, stock, config, _cases(config, vectors), args)))
+            if not ours_first:
+                making = asyncio.run(_making(ours, config, vectors))
     mode = "compiled" if args.compile else "eager"
-    lines = [f"## Steering, {mode}: {datetime.now(UTC):%Y-%m-%d}, {_machine()}, {model.name}\n", *lines]
+    title = f"## Steering, {mode}: {datetime.now(UTC):%Y-%m-%d}, {_machine()}, {model.name}\n"
+    lines = [title, *_table(_cases(config, [""]), halves), "", *making]
     print("\n".join(lines))
     if args.markdown:
         with args.markdown.open("a") as out:
@@ -73,33 +81,46 @@ def _cases(config: dict[str, Any], vectors: Sequence[str]) -> list[Case]:
 
 
 async def _measure(
-    ours: Served, stock: Served, config: dict[str, Any], vectors: Sequence[str], args: argparse.Namespace
-) -> list[str]:
-    rows = [
-        "| case | concurrent | stock tok/s | Steersman tok/s | ratio | bound |",
-        "|---|---|---|---|---|---|",
-    ]
+    ours: Served, stock: Served, config: dict[str, Any], cases: Sequence[Case], args: argparse.Namespace
+) -> Measured:
     for concurrency in args.concurrency:  # once for warming up
         for served in (stock, ours):
             await _load(served, [{}], concurrency, config, 0)
     seeds = itertools.count(1)  # no prompt comes twice, so that none is found in a prefix cache
-    for case in _cases(config, vectors):
+    measured: Measured = {}
+    for case in cases:
         for concurrency in args.concurrency:
-            pairs = []
+            pairs = measured[case.name, concurrency] = []
             for number, seed in zip(range(args.rounds), seeds, strict=False):
                 turns = [(stock, [{}]), (ours, case.bodies)]
                 speeds = {}
                 for served, bodies in turns if number % 2 else reversed(turns):
                     speeds[served.name] = await _load(served, bodies, concurrency, config, seed)
                 pairs.append((speeds[stock.name], speeds[ours.name]))
-            ratios = [mine / theirs for theirs, mine in pairs]
-            spread = f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f}–{max(ratios):.3f})"
-            medians = [f"{statistics.median(column):.1f}" for column in zip(*pairs, strict=True)]
-            rows.append(
-                f"| {case.name} | {concurrency} | {' | '.join(medians)} | {spread} | ≥ {case.bound} |"
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
-    return [*rows, "", *(await _making(ours, config, vectors))]
+            print(case.name, concurrency, f"{_ratio(pairs):.3f}", file=sys.stderr, flush=True)
+    return measured
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return statistics.median(mine / theirs for theirs, mine in pairs)
+
+
+def _table(cases: Sequence[Case], halves: Sequence[Measured]) -> list[str]:
+    """The ratio is the geometric mean of two medians, which stand behind it: ours first, then stock first."""
+    rows = [
+        "| case | concurrent | stock tok/s | Steersman tok/s | ratio | bound |",
+        "|---|---|---|---|---|---|",
+    ]
+    bounds = {case.name: case.bound for case in cases}
+    for name, concurrency in halves[0]:
+        pairs = [half[name, concurrency] for half in halves]
+        ratios = [_ratio(each) for each in pairs]
+        medians = [
+            f"{statistics.median(column):.1f}" for column in zip(*itertools.chain(*pairs), strict=True)
+        ]
+        ratio = f"**{statistics.geometric_mean(ratios):.3f}** ({', '.join(f'{each:.3f}' for each in ratios)})"
+        rows.append(f"| {name} | {concurrency} | {' | '.join(medians)} | {ratio} | ≥ {bounds[name]} |")
+    return rows
 
 
 async def _load(
