@@ -59,7 +59,7 @@ def native_template(
     steering: Mapping[str, Any] = MappingProxyType({}),
 ) -> Decodable:
     """Of Axionic's policy routes: a prompt, and nothing beside the policy."""
-    named = model if model not in (None, "default") else policy.model.model
+    named = _named(model, policy)
     sent = serving.prompted(prompt, named, max_tokens, NativeSampling(seed=seed), **steering)
     return _settled(sent, policy)
 
@@ -90,7 +90,7 @@ def merged(request: Decodable, policy: RuntimePolicy) -> tuple[RuntimePolicy, De
         "policy": None,
         "policy_id": None,
     }
-    model = request.model if request.model not in (None, "default") else policy.model.model
+    model = _named(request.model, policy)
     longest = getattr(request, "max_completion_tokens", None)
     if longest is not None:  # one name for it, or the budgets would set the other
         changes |= {"max_tokens": longest, "max_completion_tokens": None}
@@ -119,6 +119,12 @@ def _needs_text(policy: RuntimePolicy) -> str | None:
         (Method.ENSEMBLE in policy.kinds, f"it is text that {Method.ENSEMBLE} votes on"),
     )
     return next((reason for given, reason in needs if given), None)
+
+
+def _named(model: str | None, policy: RuntimePolicy) -> str | None:
+    """The model that the request names, or else the policy; "default" is what neither means to change."""
+    own = policy.model.model
+    return own if model in (None, "default") and own != "default" else model
 
 
 def _longest(request: Decodable) -> int | None:

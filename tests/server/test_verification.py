@@ -44,21 +44,26 @@ def texts(*words):
 
 
 async def test_a_failure_ends_what_the_others_do():
-    """Where one text cannot be tested, the tests and questions of its siblings end with it."""
+    """Where one text cannot be tested, the tests of its siblings end with it."""
     sandbox = Scripted()
     verify = Verification(TESTED, None, sandbox, None, masked_grammar=True)
     with pytest.raises(Unavailable):
         await verify(texts("wait", "fail", "wait"))
     assert sandbox.left == 2
 
+
+async def test_an_opinion_that_cannot_be_had_rejects():
+    """Where the model cannot be asked about one text, that one is rejected with the reason, the others not."""
+    sandbox = Scripted()
+
     async def factual(answer):
         ran = await sandbox.run(answer, 1)
         return float(ran.ended is Ended.PASSED)
 
     verify = Verification(FACTUAL, None, None, factual, masked_grammar=True)
-    with pytest.raises(Unavailable):
-        await verify(texts("wait", "fail"))
-    assert sandbox.left == 3
+    unasked, asked = await verify(texts("fail", "pass"))
+    assert unasked.reason == "factuality_verifier: could not be judged: no sandbox"
+    assert (unasked.accepted, asked.accepted) == (False, True)
 
 
 async def test_every_text_has_its_verdict():

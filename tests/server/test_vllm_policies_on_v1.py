@@ -55,6 +55,15 @@ async def test_truncations_of_a_request_apply():
     assert asked == [(9, 0.5), (5, 0.4), (0, 0.4)]
 
 
+async def test_a_model_that_nobody_names():
+    """The engine is asked as without a policy; a name in either is the one that it is asked for."""
+    engine = Engine(always("text"))
+    await answered(engine, policy={}, model=None)
+    await answered(engine, policy={}, model="default")
+    await answered(engine, policy={"model": {"model": "base"}}, model=None)
+    assert [request.model for request in engine.requests] == [None, "default", "base"]
+
+
 async def test_a_request_may_ask_for_beams():
     """use_beam_search stands for the method, and is refused beside another one."""
     engine = Engine(always("text"))
