@@ -56,12 +56,11 @@ async def test_truncations_of_a_request_apply():
 
 
 async def test_a_model_that_nobody_names():
-    """The engine is asked as without a policy; a name in either is the one that it is asked for."""
+    """An answer carries the name that was asked for, or the served one where neither asks for any."""
     engine = Engine(always("text"))
-    await answered(engine, policy={}, model=None)
-    await answered(engine, policy={}, model="default")
-    await answered(engine, policy={"model": {"model": "base"}}, model=None)
-    assert [request.model for request in engine.requests] == [None, "default", "base"]
+    asked = ({}, {"model": "default"}, {"policy": {"model": {"model": "base"}}})
+    answers = [await answered(engine, **{"policy": {}, **body}) for body in asked]
+    assert [answer["model"] for answer in answers] == ["base", "default", "base"]
 
 
 async def test_a_request_may_ask_for_beams():
