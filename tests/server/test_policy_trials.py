@@ -34,11 +34,8 @@ def outcome(text: str) -> Outcome:
     return Outcome(
         winner=winner,
         trials=(winner,),
-        retries=(),
-        critiques=(),
-        unavailable=(),
+        ranked=(winner,),
         constraint=Enforced(),
-        stopped=None,
         latency_ms=1,
         tokens=2,
         rounds=1,

@@ -279,7 +279,7 @@ async def test_busy_code_ends_in_time(sandbox):
 async def test_cpu_time_is_bounded_by_itself(sandbox):
     """CPU time has its own limit, which ignoring the kernel's warning does not lift."""
     code = "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
-    ran = await sandbox._run(code, 60.0, 1)
+    ran = await sandbox._run(code, 60.0, 1, "")
     assert ran.ended == Ended.TIMED_OUT
     assert ran.seconds < 59
 
