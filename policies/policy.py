@@ -278,19 +278,25 @@ class OptimizationControls(Part):
         return self
 
 
+def _shared(group: type[Part]) -> Any:
+    """One default for all policies: it is frozen, and pydantic would copy or make one for each."""
+    default = group()
+    return Field(default_factory=lambda: default)
+
+
 class RuntimePolicy(Part):
     id: str | None = None
     name: str | None = None
     description: str | None = None
     metadata: dict[str, JsonValue] = {}
-    model: ModelTarget = ModelTarget()
-    task_profile: TaskProfile = TaskProfile()
-    objective: Objective = Objective()
-    sampling: SamplingControls = SamplingControls()
-    steering: SteeringControls = SteeringControls()
-    constraints: ConstraintControls = ConstraintControls()
-    verifiers: VerifierControls = VerifierControls()
-    optimization: OptimizationControls = OptimizationControls()
+    model: ModelTarget = _shared(ModelTarget)
+    task_profile: TaskProfile = _shared(TaskProfile)
+    objective: Objective = _shared(Objective)
+    sampling: SamplingControls = _shared(SamplingControls)
+    steering: SteeringControls = _shared(SteeringControls)
+    constraints: ConstraintControls = _shared(ConstraintControls)
+    verifiers: VerifierControls = _shared(VerifierControls)
+    optimization: OptimizationControls = _shared(OptimizationControls)
 
     @model_validator(mode="after")
     def _effective(self) -> Self:

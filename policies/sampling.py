@@ -139,14 +139,16 @@ class Plan:
     warning: str | None = None
 
 
+_KNOWN = {method.value: method for method in Method if method is not Method.MULTINOMIAL} | ALIASES
+
+
 def resolve(name: str) -> Method:
     """The method called `name`. Raises PlanError that lists the known names."""
-    known = {method.value: method for method in Method if method is not Method.MULTINOMIAL} | ALIASES
     try:
-        return known[name.lower().replace("_", "-")]
+        return _KNOWN[name.lower().replace("_", "-")]
     except KeyError:
         raise PlanError(
-            "sampling_method", f"unknown sampling method '{name}'; known methods: {', '.join(known)}"
+            "sampling_method", f"unknown sampling method '{name}'; known methods: {', '.join(_KNOWN)}"
         ) from None
 
 
