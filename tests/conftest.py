@@ -13,11 +13,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from server import embedded
 from server.settings import Settings
 
 START_SECONDS = 240
+
+# How long an example takes says what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

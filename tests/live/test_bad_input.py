@@ -382,7 +382,7 @@ FIELDS = {
 
 
 @given(data=st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_in_any_field_is_answered(client, data):
     """Arbitrary JSON values in the structured fields of every route: never a 5xx but 501."""
     path = data.draw(st.sampled_from(list(FIELDS)))

@@ -52,7 +52,7 @@ from tests.policies.axionic import (
 )
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, suppress_health_check=list(HealthCheck))
 @given(policies(), st.lists(st.sampled_from(TEXTS), min_size=1, max_size=9))
 def test_the_same_outcome(policy, texts):
     """Winner, candidates with their scores and verdicts, and retry events are those of the SDK's runner, and
@@ -78,7 +78,7 @@ def test_the_same_outcome(policy, texts):
     event(f"winner of a later round: {outcome.winner.round > 0}")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     optional(
         **{

@@ -152,7 +152,7 @@ def reasons(given_):
     return [part for part, holds in found.items() if holds]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(METHODS), alone)
 def test_inline_policies(method, arguments):
     """What generate() makes of its arguments is admitted and can be planned, unless one of them would do

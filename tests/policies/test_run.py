@@ -331,7 +331,7 @@ async def test_a_repair_that_is_accepted_but_unsure_is_followed_by_a_round():
 actions = st.lists(st.sampled_from([GOOD, BAD, WORSE]), min_size=1, max_size=30)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     actions,
     st.integers(1, 3),

@@ -40,7 +40,7 @@ async def test_a_critique_at_the_end_of_the_budget_is_told():
     assert (outcome.winner.answer.text, outcome.stopped) == ("a", "latency_budget_ms")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 200),
     st.none() | st.integers(1, 50),

@@ -115,7 +115,7 @@ def test_more_ties_than_columns(width):
 
 
 @given(st.lists(st.sampled_from([NEG, -1.0, 0.0, 0.25, 4.0]), min_size=1, max_size=90), st.integers(1, 32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_beta_zero_is_top_m_on_rows_of_few_values(row, m):
     """Rows full of ties, shorter and longer than the pool's columns, obey the same rule."""
     z = torch.tensor([row])
@@ -168,7 +168,7 @@ def test_counting_is_the_identity_kernel():
     assert torch.allclose(h[pool.keep], (1 / (1 + 4.0 * count))[pool.keep], atol=2e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 20))
 def test_saying_more_never_makes_a_token_newer(seed, extra):
     """Adding tokens to A lowers or keeps every h, and h ≥ 1 / (1 + γ(N+1))."""

@@ -176,7 +176,7 @@ def test_every_character_is_found_in_every_case():
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     terms=st.lists(
         st.text(LETTERS, min_size=1, max_size=4)

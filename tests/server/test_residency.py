@@ -5,7 +5,7 @@ import gc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import InvalidRequest, SteersmanError, Unavailable
@@ -260,7 +260,6 @@ uses = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(uses, st.sets(st.integers(0, 5), max_size=2), st.sampled_from([0.0, 5.0]))
 def test_any_use_leaves_the_table_whole(plan, broken, wait):
     """However requests come, fail, leave and are forgotten: held vectors are resident, and in the end the

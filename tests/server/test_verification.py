@@ -53,7 +53,7 @@ async def test_a_failure_ends_what_the_others_do():
 
 
 async def test_an_opinion_that_cannot_be_had_rejects():
-    """Where the model cannot be asked about one text, that one is rejected with the reason, the others not."""
+    """Where the model cannot be asked about one text, that one alone is rejected, with the reason."""
     sandbox = Scripted()
 
     async def factual(answer):

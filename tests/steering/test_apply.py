@@ -107,7 +107,7 @@ def random_requests(seed):
     return requests
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seeds, st.booleans())
 def test_random_batches(seed, residual):
     """Several terms per request and layer, gated or not, over any ranges, agree with the formulas."""
@@ -137,7 +137,7 @@ def test_states_of_another_type_than_the_models():
     torch.testing.assert_close(found, scene.run(hidden, None), rtol=2**-6, atol=2**-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seeds)
 def test_neighbours_do_not_matter(seed):
     """A request comes out of a batch as it comes out alone."""

@@ -74,7 +74,7 @@ class Run:
             np.testing.assert_allclose(capture.norms()[number], norms, rtol=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(chunks(), spans(), st.permutations(range(LAYERS)), st.integers(1, LAYERS), st.booleans())
 def test_exact_over_any_chunks(pieces, wanted, order, count, residual):
     """Means and mean lengths are those of the states, however the prompt is cut, in the order of the spec."""
@@ -84,7 +84,7 @@ def test_exact_over_any_chunks(pieces, wanted, order, count, residual):
     run.check(run.batch.captured("id"), run.states)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(chunks(), chunks(), st.integers(0, 7))
 def test_exact_over_a_preemption(first, second, ran):
     """States that are computed again are not read again, wherever the request was stopped."""

@@ -410,7 +410,7 @@ def test_damaged_files_never_crash(format, seed):
             assert str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(
         st.sampled_from(["1", "layers.1", "blocks.2.hook_resid_pre", "x", "3"]),

@@ -147,7 +147,7 @@ class Engine:
                     request.steered.add(position)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seeds)
 def test_exactly_the_tokens_that_the_positions_say(seed):
     """Over chunks, preemptions, drafts, moves, arrivals and ends; the evidence counts what was steered."""

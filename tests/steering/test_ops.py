@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steering import ops
@@ -40,7 +40,6 @@ def rows(function, x):
     return [function(row) for row in x.astype(np.float64)]
 
 
-@settings(deadline=None)
 @given(seeds, strengths)
 def test_add(seed, strength):
     """x + s v."""
@@ -50,7 +49,6 @@ def test_add(seed, strength):
     close(found, rows(lambda row: changed(term, row, layer), x))
 
 
-@settings(deadline=None)
 @given(seeds, strengths)
 def test_norm_preserving_add(seed, strength):
     """The sum at the length that the state had."""
@@ -70,7 +68,6 @@ def test_norm_preserving_add_keeps_a_state_whose_sum_vanishes():
     assert torch.isfinite(found).all()
 
 
-@settings(deadline=None)
 @given(
     seeds,
     strengths,
@@ -97,7 +94,6 @@ def test_clamp_without_bounds_changes_nothing():
     assert torch.equal(ops.clamp(tensor(x), unit, 1.0, *infinite), tensor(x))
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_projecting_out_leaves_no_component(seed):
     """A clamp to [0, 0] removes the direction and nothing else."""
@@ -113,7 +109,6 @@ def latents(layer):
     return ops.Latents(*(tensor(getattr(layer.units, name)) for name in Units.__dataclass_fields__))
 
 
-@settings(deadline=None)
 @given(seeds, strengths)
 def test_units(seed, strength):
     """Each latent's activation is shifted and the difference written back; one that sleeps on adds none."""
@@ -138,7 +133,6 @@ def test_units_at_strength_zero_change_nothing():
 
 
 @pytest.mark.parametrize("kind", GateKind)
-@settings(deadline=None)
 @given(
     seeds,
     st.floats(-1, 1, width=32, allow_subnormal=False),

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steering.spec import (
@@ -48,7 +48,6 @@ specs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(specs)
 def test_a_spec_survives_its_text(spec):
     """What is encoded decodes to the same, fingerprint and salt included."""
@@ -132,7 +131,6 @@ def test_the_salt_knows_the_prompts_length_where_it_matters(range_, matters):
     assert (spec.cache_salt(None, 10) != spec.cache_salt(None, 11)) is matters
 
 
-@settings(deadline=None)
 @given(tokens, st.integers(1, 30))
 def test_an_interval_holds_the_positions_that_the_fields_say(range_, prompt_tokens):
     """Phase, start and end, negative ones from the prompt's end, agree with a look at each position."""
