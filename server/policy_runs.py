@@ -289,7 +289,7 @@ class _Call:
         words = [functools.partial(self._likelihood, question, word) for word in _YES_NO]
         try:
             yes, no = await together(words)
-        except Exception as error:
+        except Exception as error:  # as `Factual` promises, SteersmanError alone
             raise reported(error) from error
         return 1 / (1 + math.exp(min(700.0, no - yes)))
 
