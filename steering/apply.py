@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from steering import ops
-from steering.layout import Layout, Reading, Stretch
+from steering.layout import Layout, Reading, Sighting, Stretch
 from steering.program import Change, GateLine
 from steering.spec import CaptureSpec, GateKind, Operation
+from steering.watch import Watching
 
 _SHORT = 8  # longer stretches run by themselves: their one line need not be copied per token
 
@@ -52,6 +53,22 @@ class _Changes:
 Step = _Addition | _Changes
 
 
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """Tokens `index` are scored by one detector, each for the watching beside it."""
+
+    index: Index
+    detector: ops.Detected
+    watchings: tuple[Watching, ...]
+
+    def __call__(self, hidden: Tensor, residual: Tensor | None) -> None:
+        x = hidden[self.index].float()
+        if residual is not None:
+            x = x + residual[self.index].float()
+        for watching, score in zip(self.watchings, ops.detect(x, self.detector).tolist(), strict=True):
+            watching.take(score)
+
+
 class TorchPass:
     """Called with what leaves each block; does nothing where the layout has nothing there."""
 
@@ -60,13 +77,15 @@ class TorchPass:
         self.steps: dict[int, tuple[Step, ...]] = {}
         self._before: dict[int, tuple[Reading, ...]] = {}
         self._after: dict[int, tuple[Reading, ...]] = {}
+        self._sights: dict[int, tuple[_Sight, ...]] = {}
         self.live: frozenset[int] = frozenset()
 
     def take(self, layout: Layout) -> None:
         self.steps = _steps(layout.stretches, self._bank, self._dtype)
         self._before = _by_layer([r for r in layout.readings if not r.capture.spec.after])
         self._after = _by_layer([r for r in layout.readings if r.capture.spec.after])
-        self.live = frozenset([*self.steps, *self._before, *self._after])
+        self._sights = _sights(layout.sightings, self._bank)
+        self.live = frozenset([*self.steps, *self._before, *self._after, *self._sights])
 
     def collect(self) -> None:
         """Nothing is left to move: states were added as they were read."""
@@ -84,6 +103,8 @@ class TorchPass:
             return
         for reading in self._before.get(layer, ()):
             _read(reading, hidden, residual, layer)
+        for sight in self._sights.get(layer, ()):
+            sight(hidden, residual)
         for step in self.steps.get(layer, ()):
             step(hidden, residual)
         for reading in self._after.get(layer, ()):
@@ -103,6 +124,27 @@ def _read(reading: Reading, hidden: Tensor, residual: Tensor | None, layer: int)
     total = x.sum(dim=0, dtype=torch.float64).cpu().numpy()
     norms = float(x.norm(dim=-1).sum())
     reading.capture.add(reading.span, layer, total, norms, reading.end - reading.start)
+
+
+def _sights(sightings: Sequence[Sighting], bank: Tensor) -> dict[int, tuple[_Sight, ...]]:
+    groups: dict[tuple[int, int], list[Sighting]] = {}
+    for sighting in sightings:
+        watching = sighting.watching
+        groups.setdefault((watching.watch.layer, id(watching.detector)), []).append(sighting)
+    found: dict[int, list[_Sight]] = {}
+    for (layer, _), group in groups.items():
+        found.setdefault(layer, []).append(_sight(group, bank))
+    return {layer: tuple(sights) for layer, sights in found.items()}
+
+
+def _sight(group: Sequence[Sighting], bank: Tensor) -> _Sight:
+    own = group[0].watching.detector
+    numbers = (own.bias, own.threshold, own.gain, own.shift, own.weight, own.offset, own.scaling)
+    return _Sight(
+        _index([(sighting.start, sighting.end) for sighting in group], bank.device),
+        ops.Detected(bank[own.read], *numbers),
+        tuple(each.watching for each in group for _ in range(each.start, each.end)),
+    )
 
 
 Group = list[tuple[Stretch, tuple[Change, ...]]]
@@ -151,14 +193,17 @@ class _Indices:
         key = tuple(stretch.start for stretch, _ in group)
         index = self._known.get(key)
         if index is None:
-            index = self._known[key] = self._made([stretch for stretch, _ in group])
+            spans = [(stretch.start, stretch.end) for stretch, _ in group]
+            index = self._known[key] = _index(spans, self._device)
         return index
 
-    def _made(self, stretches: Sequence[Stretch]) -> Index:
-        tokens = [token for stretch in stretches for token in range(stretch.start, stretch.end)]
-        if tokens[-1] - tokens[0] == len(tokens) - 1:  # they do not overlap, and stand in order
-            return slice(tokens[0], tokens[0] + len(tokens))
-        return torch.tensor(tokens, device=self._device)
+
+def _index(spans: Sequence[tuple[int, int]], device: torch.device) -> Index:
+    """Of the tokens of `spans`, which do not overlap and stand in order."""
+    tokens = [token for start, end in spans for token in range(start, end)]
+    if tokens[-1] - tokens[0] == len(tokens) - 1:
+        return slice(tokens[0], tokens[0] + len(tokens))
+    return torch.tensor(tokens, device=device)
 
 
 def _change(column: Sequence[Change], bank: Tensor) -> Function:

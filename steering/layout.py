@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.capture import Capture
-from steering.program import NotResident, Program, Segment, segments
+from steering.program import NotResident, Program, Segment, detector, segments
 from steering.spec import CaptureSpec, SteeringSpec
 from steering.table import VectorTable
+from steering.watch import Watching
 
 Counts = NDArray[np.integer]
 
@@ -27,11 +28,13 @@ class Evidence:
     """What was done for one request: input tokens steered in each phase, or why it could not be.
 
     A position counts once, however often it is computed; what the last step drafted in vain counts too.
+    `watchings` are those of the spec's watches, in order, of each engine request behind it.
     """
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
     problem: str | None = None
+    watchings: tuple[Watching, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,24 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """Tokens `[start, end)` of the batch are the next ones that `watching` scores."""
+
+    start: int
+    end: int
+    watching: Watching
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """One forward pass: `stretches` do not overlap and stand in the batch's order."""
 
     stretches: tuple[Stretch, ...] = ()
     readings: tuple[Reading, ...] = ()
+    sightings: tuple[Sighting, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.stretches or self.readings)
+        return bool(self.stretches or self.readings or self.sightings)
 
 
 @dataclass(slots=True)
@@ -72,7 +85,21 @@ class _Steered:
     prompt_tokens: int
     evidence: Evidence
     vectors: tuple[str, ...]
+    spec: SteeringSpec
+    watchings: tuple[Watching, ...] = ()
     seen: int = 0
+    fired: int = 0  # watches whose terms are among the segments
+
+    @property
+    def due(self) -> bool:
+        """Whether a watch's terms must join the segments."""
+        return self.fired < sum(each.since is not None for each in self.watchings)
+
+    def update(self, table: VectorTable) -> None:
+        if self.due:
+            since = [each.since for each in self.watchings]
+            self.segments = segments(self.spec, table, self.prompt_tokens, since)
+            self.fired = len(since) - since.count(None)
 
     def count(self, end: int) -> None:
         """All positions below `end` are computed."""
@@ -93,13 +120,14 @@ class _Steady:
     high: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     reached: Counts = field(default_factory=lambda: np.zeros(0, np.int32))  # the furthest end so far
     steered: list[tuple[int, _Steered]] = field(default_factory=list)  # by row
+    watched: list[_Steered] = field(default_factory=list)  # those of them that may change
 
     def goes_on(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
         if len(scheduled) != len(self.scheduled) or requests != self.requests:
             return False
         ends = computed + scheduled
         same = np.array_equal(scheduled, self.scheduled) and bool((computed >= self.low).all())
-        if not same or (ends > self.high).any():
+        if not same or (ends > self.high).any() or any(steered.due for steered in self.watched):
             return False
         np.maximum(self.reached, ends, out=self.reached)
         return True
@@ -134,10 +162,15 @@ class Batch:
             self._traces.setdefault(spec.trace, []).append(evidence)
         try:
             found = segments(spec, self._table, prompt_tokens)
+            segments(spec, self._table, prompt_tokens, [0] * len(spec.watches))  # what may have to act later
+            watchings = tuple(
+                Watching(watch, detector(watch, self._table), prompt_tokens) for watch in spec.watches
+            )
         except NotResident as error:
             evidence.problem = str(error)
             return
-        self._steered[request] = _Steered(found, prompt_tokens, evidence, spec.vectors)
+        evidence.watchings = watchings
+        self._steered[request] = _Steered(found, prompt_tokens, evidence, spec.vectors, spec, watchings)
 
     def capture(self, request: str, spec: CaptureSpec) -> None:
         while len(self._done) >= _MAX_RESULTS:  # of requests that were aborted, whose states nobody asks for
@@ -187,6 +220,10 @@ class Batch:
         self._steady.settle()
         return {trace: _total(self._traces.pop(trace, ())) for trace in traces}
 
+    def watched(self, traces: Sequence[str]) -> dict[str, tuple[Watching, ...]]:
+        """How far the requests of each trace have drifted until now; they may go on."""
+        return {trace: _total(self._traces.get(trace, ())).watchings for trace in traces}
+
     def captured(self, identity: str) -> Capture | None:
         return self._done.pop(identity, None)
 
@@ -202,6 +239,7 @@ class Batch:
     def _rebuild(self, requests: list[str], scheduled: Counts, computed: Counts) -> None:
         stretches: list[Stretch] = []
         readings: list[Reading] = []
+        sightings: list[Sighting] = []
         steady = _Steady(requests, scheduled, reached=computed + scheduled)
         steady.low = np.zeros(len(requests), np.int64)
         steady.high = np.full(len(requests), _FAR, np.int64)
@@ -210,16 +248,22 @@ class Batch:
             first, count = int(computed[row]), int(scheduled[row])
             steered = self._steered.get(request)
             if steered is not None:
+                steered.update(self._table)
+                sightings += _sightings(steered, first, first + count, offset - first)
                 stretches += _stretches(steered, first, first + count, offset - first)
                 steered.seen = max(steered.seen, first)
                 steady.steered.append((row, steered))
                 steady.low[row], steady.high[row] = first, _next_cut(steered, first)
+                if steered.watchings:
+                    steady.watched.append(steered)
+                    if count > 1:  # of these some may have been scored before
+                        steady.low[row] = _FAR
             capture = self._captures.get(request)
             if capture is not None:
                 readings += _readings(capture, first, count, offset)
                 steady.low[row] = _FAR  # never the same step twice
             offset += count
-        self._steady, self.layout = steady, Layout(tuple(stretches), tuple(readings))
+        self._steady, self.layout = steady, Layout(tuple(stretches), tuple(readings), tuple(sightings))
 
 
 def _stretches(steered: _Steered, first: int, end: int, shift: int) -> list[Stretch]:
@@ -229,6 +273,15 @@ def _stretches(steered: _Steered, first: int, end: int, shift: int) -> list[Stre
         low, high = _overlap(segment, first, end)
         if low < high:
             found.append(Stretch(low + shift, high + shift, segment.program))
+    return found
+
+
+def _sightings(steered: _Steered, first: int, end: int, shift: int) -> list[Sighting]:
+    found = []
+    for watching in steered.watchings:
+        low = max(first, watching.next)
+        if low < end:
+            found.append(Sighting(low + shift, end + shift, watching))
     return found
 
 
@@ -260,4 +313,5 @@ def _total(parts: Sequence[Evidence]) -> Evidence:
         sum(part.prompt_tokens for part in parts),
         sum(part.generated_tokens for part in parts),
         problems[0] if problems else (None if parts else NEVER_SEEN),
+        tuple(watching for part in parts for watching in part.watchings),
     )

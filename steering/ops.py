@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steering.vector import Scaling
+
 Scalar = Tensor | float
 
 
@@ -48,6 +50,37 @@ def units(x: Tensor, latents: Latents, strength: Scalar) -> Tensor:
     before = _active(a, latents.threshold)
     after = _active(a + strength * latents.offset, latents.threshold)
     return x + (after - before) @ latents.write
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """As `steering.vector.Detector`: `read` is `[latents, hidden]`, the tensors after it `[latents]`."""
+
+    read: Tensor
+    bias: Tensor
+    threshold: Tensor
+    gain: Tensor
+    shift: Tensor
+    weight: Tensor
+    offset: float
+    scaling: Scaling
+
+
+def detect(x: Tensor, detector: Detected) -> Tensor:
+    """Scores `[tokens]`."""
+    a = _scaled(x, detector.scaling) @ detector.read.T + detector.bias
+    latents = torch.where(a > detector.threshold, torch.relu(a * detector.gain + detector.shift), 0.0)
+    return latents @ detector.weight + detector.offset
+
+
+def _scaled(x: Tensor, scaling: Scaling) -> Tensor:
+    """As `steering.sae.encode.normalised`, which the worker does without."""
+    if scaling is Scaling.NONE:
+        return x
+    if scaling is Scaling.CONSTANT_NORM:
+        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-30))
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.std(dim=-1, keepdim=True) + 1e-5)
 
 
 def _active(a: Tensor, threshold: Tensor) -> Tensor:

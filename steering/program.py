@@ -1,10 +1,11 @@
 """A request's spec as the worker runs it: per stretch of tokens, the changes at each layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from steering.spec import Gate, GateKind, Operation, SteeringSpec, Term
-from steering.table import Resident, ResidentLayer, UnitLines, VectorTable
+from steering.spec import Gate, GateKind, Operation, SteeringSpec, Term, Watch
+from steering.table import DetectorLines, Resident, ResidentLayer, UnitLines, VectorTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +60,40 @@ class NotResident(Exception):
     """A spec names a vector, or a part of one, that is not in the table."""
 
 
-def segments(spec: SteeringSpec, table: VectorTable, prompt_tokens: int) -> tuple[Segment, ...]:
-    """The stretches in which something happens, in order. Raises NotResident."""
-    intervals = [term.tokens.interval(prompt_tokens) for term in spec.terms]
+def segments(
+    spec: SteeringSpec, table: VectorTable, prompt_tokens: int, fired: Sequence[int | None] = ()
+) -> tuple[Segment, ...]:
+    """The stretches in which something happens, in order. Raises NotResident.
+
+    `fired` has, for each of the spec's watches, the position from which its terms act, if they do.
+    """
+    terms, intervals = list(spec.terms), [term.tokens.interval(prompt_tokens) for term in spec.terms]
+    for watch, since in zip(spec.watches, fired, strict=False):
+        if since is not None:
+            terms += watch.terms
+            intervals += [_since(since, term.tokens.interval(prompt_tokens)) for term in watch.terms]
     cuts = sorted({cut for interval in intervals for cut in interval})
     found = []
     for low, high in pairwise(cuts):
         active = [
-            term
-            for term, (start, end) in zip(spec.terms, intervals, strict=True)
-            if start <= low and high <= end
+            term for term, (start, end) in zip(terms, intervals, strict=True) if start <= low and high <= end
         ]
         if active:
             found.append(Segment(low, high, _program(active, table)))
     return tuple(found)
+
+
+def _since(position: int, interval: tuple[float, float]) -> tuple[float, float]:
+    low, high = interval
+    return max(low, position), max(high, position)
+
+
+def detector(watch: Watch, table: VectorTable) -> DetectorLines:
+    """What `watch` reads. Raises NotResident."""
+    lines = _layer(_resident(table, watch.vector), watch.layer, watch.vector).detector
+    if lines is None:
+        raise NotResident(f"vector {watch.vector} has no detector at layer {watch.layer}")
+    return lines
 
 
 def _program(terms: list[Term], table: VectorTable) -> Program:

@@ -26,6 +26,7 @@ DEFAULT_ROWS: Final = 2048
 SCHEMA_VERSION: Final = 1  # of the custom op and this wire form; salts vLLM's compile cache
 MAX_TERMS: Final = 16
 MAX_RANGES: Final = 4
+MAX_WATCHES: Final = 8
 MAX_SPANS: Final = 512
 CAPTURE_LINES: Final = 64  # for each layer: so many spans of states can a GPU hold at once
 
@@ -125,6 +126,21 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Score what leaves block `layer` for each generated token, before steering, by the detector `vector`.
+
+    `vector` is a digest. Once the scores' drift (see `steering.watch`) exceeds `threshold`, `terms` act on
+    all tokens from the next one on; without terms it is only told.
+    """
+
+    vector: str
+    layer: int
+    threshold: float
+    smoothing: float
+    terms: tuple[Term, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SteeringSpec:
     """All terms of one request, in the order in which they act within a layer. `trace` names its evidence.
 
@@ -135,15 +151,22 @@ class SteeringSpec:
     terms: tuple[Term, ...]
     trace: str = ""
     prompt_tokens: int | None = None
+    watches: tuple[Watch, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.terms) > MAX_TERMS:
+        terms = self._all_terms
+        if len(terms) > MAX_TERMS:
+            raise SpecError("steering", f"at most {MAX_TERMS} vectors act on one request, not {len(terms)}")
+        if len(self.watches) > MAX_WATCHES:
             raise SpecError(
-                "steering", f"at most {MAX_TERMS} vectors act on one request, not {len(self.terms)}"
+                "behavior_names", f"at most {MAX_WATCHES} behaviors are watched, not {len(self.watches)}"
             )
-        if len({term.tokens for term in self.terms}) > MAX_RANGES:
+        if len({term.tokens for term in terms}) > MAX_RANGES:
             raise SpecError("steering", f"at most {MAX_RANGES} different token ranges per request")
-        for term in self.terms:
+        for watch in self.watches:
+            if not math.isfinite(watch.threshold) or not 0 < watch.smoothing <= 1:
+                raise SpecError("threshold", "must be a finite number, and smoothing between 0 and 1")
+        for term in terms:
             if not math.isfinite(term.strength):
                 raise SpecError("strength", "must be a finite number")
             if not term.low <= term.high:
@@ -154,12 +177,28 @@ class SteeringSpec:
     @property
     def vectors(self) -> tuple[str, ...]:
         """The digests that must be resident, each once."""
-        gates = [term.gate.vector for term in self.terms if term.gate]
-        return tuple(dict.fromkeys([*(term.vector for term in self.terms), *gates]))
+        terms = self._all_terms
+        gates = [term.gate.vector for term in terms if term.gate]
+        detectors = [watch.vector for watch in self.watches]
+        return tuple(dict.fromkeys([*(term.vector for term in terms), *gates, *detectors]))
+
+    @property
+    def acts(self) -> bool:
+        """Whether states may change; else it only watches, if it does anything."""
+        return bool(self._all_terms)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the worker has nothing to do for it."""
+        return not self.terms and not self.watches
+
+    @property
+    def _all_terms(self) -> tuple[Term, ...]:
+        return (*self.terms, *(term for watch in self.watches for term in watch.terms))
 
     def fingerprint(self) -> str:
         """SHA-256 over what decides the states: the same for the same effect, whoever asks for it."""
-        return _fingerprint(self.terms)
+        return _fingerprint(self.terms, tuple(watch for watch in self.watches if watch.terms))
 
     def cache_salt(self, callers: str | None, prompt_tokens: int = 0) -> str:
         """Separates the prefix-cache blocks of this request from all that are steered otherwise, or not.
@@ -167,15 +206,15 @@ class SteeringSpec:
         Where the prompt's length decides what is steered, prompts of other lengths are otherwise too: one
         request's generated text is part of the next one's prompt.
         """
-        relative = any(term.tokens.relative for term in self.terms)
+        relative = any(term.tokens.relative for term in self.terms) or any(w.terms for w in self.watches)
         length = prompt_tokens if relative else ""
         parts = f"{self.fingerprint()}\n{length}\n{callers or ''}"
         return SALT_PREFIX + hashlib.sha256(parts.encode()).hexdigest()
 
     def encode(self) -> str:
-        terms = [{name: _finite(value) for name, value in asdict(term).items()} for term in self.terms]
-        parts = {"terms": terms, "trace": self.trace, "prompt_tokens": self.prompt_tokens}
-        return json.dumps(parts, separators=(",", ":"))
+        watches = [asdict(watch) | {"terms": _plain(watch.terms)} for watch in self.watches]
+        parts = {"terms": _plain(self.terms), "trace": self.trace, "prompt_tokens": self.prompt_tokens}
+        return json.dumps(parts | ({"watches": watches} if watches else {}), separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str) -> "SteeringSpec":
@@ -183,7 +222,8 @@ class SteeringSpec:
         try:
             data = json.loads(text)
             terms = tuple(_term(item) for item in data["terms"])
-            return cls(terms, str(data.get("trace", "")), _whole(data.get("prompt_tokens")))
+            watches = tuple(_watch(item) for item in data.get("watches", ()))
+            return cls(terms, str(data.get("trace", "")), _whole(data.get("prompt_tokens")), watches)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, SpecError):
                 raise
@@ -191,9 +231,15 @@ class SteeringSpec:
 
 
 @lru_cache(maxsize=256)  # a request asks for it with its salt, its headers and its evidence
-def _fingerprint(terms: tuple[Term, ...]) -> str:
-    text = json.dumps([SCHEMA_VERSION, [asdict(term) for term in terms]], sort_keys=True, default=str)
+def _fingerprint(terms: tuple[Term, ...], watches: tuple[Watch, ...]) -> str:
+    parts: list[Any] = [SCHEMA_VERSION, [asdict(term) for term in terms]]
+    parts += [[asdict(watch) for watch in watches]] if watches else []
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(terms: tuple[Term, ...]) -> list[dict[str, object]]:
+    return [{name: _finite(value) for name, value in asdict(term).items()} for term in terms]
 
 
 def _finite(value: object) -> object:
@@ -227,6 +273,16 @@ def _term(item: dict[str, Any]) -> Term:
             Phase(tokens.get("phase", "all")), _whole(tokens.get("start")), _whole(tokens.get("end"))
         ),
         gate=_gate(gate) if gate else None,
+    )
+
+
+def _watch(item: dict[str, Any]) -> Watch:
+    return Watch(
+        vector=str(item["vector"]),
+        layer=int(item["layer"]),
+        threshold=float(item["threshold"]),
+        smoothing=float(item["smoothing"]),
+        terms=tuple(_term(each) for each in item.get("terms", ())),
     )
 
 

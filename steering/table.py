@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steering.vector import Array, Layer, SteeringVector, VectorError, tensors
+from steering.vector import Array, Detector, Layer, Scaling, SteeringVector, Units, VectorError, tensors
 
 
 class TableFull(Exception):
@@ -32,6 +33,20 @@ class UnitLines:
     threshold: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectorLines:
+    """Lines `[latents]` of what a detector reads, and its numbers as in `steering.vector.Detector`."""
+
+    read: Tensor
+    bias: Tensor
+    threshold: Tensor
+    gain: Tensor
+    shift: Tensor
+    weight: Tensor
+    offset: float
+    scaling: Scaling
+
+
 @dataclass(frozen=True, slots=True)
 class ResidentLayer:
     """`direction` is a line; `norm` its length."""
@@ -40,6 +55,7 @@ class ResidentLayer:
     norm: float
     probe: ProbeLine | None
     units: UnitLines | None
+    detector: DetectorLines | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +136,21 @@ class VectorTable:
         stacked = torch.from_numpy(np.stack(rows)).to(self.bank.device)
         self.bank[torch.tensor(taken, device=self.bank.device)] = stacked
         norm = float(np.linalg.norm(layer.direction.astype(np.float64)))
-        used = 1
-        probe = units = None
+        rest = iter(taken[1:])
+        probe, units, detector = None, None, None
         if layer.probe:
-            probe = ProbeLine(taken[1], layer.probe.bias, layer.probe.slope)
-            used = 2
+            probe = ProbeLine(next(rest), layer.probe.bias, layer.probe.slope)
         if layer.units:
             count = len(layer.units.bias)
-            scalars = [torch.from_numpy(part.copy()).to(self.bank.device) for part in _scalars(layer)]
-            read, write = taken[used : used + count], taken[used + count :]
+            read, write = list(islice(rest, count)), list(islice(rest, count))
+            scalars = self._numbers(layer.units, "bias", "offset", "threshold")
             units = UnitLines(torch.tensor(read), torch.tensor(write), *scalars)
-        return ResidentLayer(taken[0], norm, probe, units)
+        if layer.detector:
+            own = layer.detector
+            numbers = self._numbers(own, "bias", "threshold", "gain", "shift", "weight")
+            detector = DetectorLines(torch.tensor(list(rest)), *numbers, own.offset, own.scaling)
+        return ResidentLayer(taken[0], norm, probe, units, detector)
 
-
-def _scalars(layer: Layer) -> tuple[Array, ...]:
-    assert layer.units
-    return layer.units.bias, layer.units.offset, layer.units.threshold
+    def _numbers(self, part: Units | Detector, *names: str) -> list[Tensor]:
+        arrays: list[Array] = [getattr(part, name) for name in names]
+        return [torch.from_numpy(array.copy()).to(self.bank.device) for array in arrays]

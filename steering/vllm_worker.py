@@ -11,6 +11,7 @@ from itertools import islice
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import CompilationMode, VllmConfig
@@ -33,6 +34,7 @@ from steering.spec import (
 )
 from steering.table import TableFull, VectorTable
 from steering.vector import VectorError
+from steering.watch import Watching
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as VllmWorker
@@ -100,11 +102,22 @@ class SteeringWorker(VllmWorker):
                 self._steering.table.unload(digest, owner, self._steering.batch.vectors)
 
     def steersman_evidence(self, traces: list[str]) -> dict[str, list[Any]]:
-        """Prompt tokens, generated tokens and problem by trace."""
+        """Prompt tokens, generated tokens, problem and what `steersman_watched` gives by trace."""
         if self._steering is None:
-            return {trace: [0, 0, self._unsteerable] for trace in traces}
+            return {trace: [0, 0, self._unsteerable, []] for trace in traces}
         found = self._steering.batch.evidence(traces)
-        return {t: [e.prompt_tokens, e.generated_tokens, e.problem] for t, e in found.items()}
+        return {
+            trace: [e.prompt_tokens, e.generated_tokens, e.problem, _watched(e.watchings)]
+            for trace, e in found.items()
+        }
+
+    def steersman_watched(self, traces: list[str]) -> dict[str, list[Any]]:
+        """By trace, for each watch: float32 bytes of the scores until now, and how many of the generated
+        tokens had one when its terms began to act, or None."""
+        if self._steering is None:
+            return {}
+        found = self._steering.batch.watched(traces)
+        return {trace: _watched(watchings) for trace, watchings in found.items()}
 
     def steersman_captured(self, identity: str) -> list[Any] | None:
         """Shape, means and mean norms as float32 bytes; a number alone counts the states that are missing."""
@@ -125,6 +138,16 @@ class SteeringWorker(VllmWorker):
         batch, table = self._steering.batch, self._steering.table
         table.sweep(batch.vectors)
         return {"free_lines": table.free_lines, "vectors": len(table), **batch.held()}
+
+
+def _watched(watchings: Sequence[Watching]) -> list[Any]:
+    return [
+        [
+            np.array(each.scores, np.float32).tobytes(),
+            None if each.since is None else each.since - each.prompt_tokens,
+        ]
+        for each in watchings
+    ]
 
 
 class _Steering:
@@ -177,6 +200,7 @@ class _Steering:
             "width": self.width,
             "fingerprint": self._fingerprint,
             "rows": self.table.lines,
+            "watches": isinstance(self.passing, TorchPass),
         }
 
     def _hook(self, runner: Any) -> None:
@@ -213,6 +237,8 @@ class _Steering:
         try:
             if STEERING_KEY in extra:
                 spec = SteeringSpec.decode(extra[STEERING_KEY])
+                if spec.watches and not isinstance(self.passing, TorchPass):
+                    raise SpecError(STEERING_KEY, "behaviors are watched on CPUs alone")
                 self.batch.admit(new.req_id, spec, spec.prompt_tokens or _length(new))
             if CAPTURE_KEY in extra:
                 self._capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))
