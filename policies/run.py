@@ -48,6 +48,7 @@ class Answer:
     mean_logprob: float | None = None
     pruned_at: int | None = None
     steering: Mapping[str, Any] | None = None
+    behaviors: Sequence[Mapping[str, Any]] | None = None
     warning: str | None = None
     source: Any = None
 

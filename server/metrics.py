@@ -30,6 +30,15 @@ STEERING_TOKENS = Counter(
 STEERING_ROWS = Gauge(
     "steersman_steering_rows_used", "Lines of the engine's vector table in use.", multiprocess_mode="livesum"
 )
+DRIFT = Histogram(
+    "steersman_sae_drift_score",
+    "The highest drift of each watched answer: 1 is a standard deviation of texts without the behavior.",
+    ["behavior"],
+    buckets=(0, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8),
+)
+BEHAVIOR_CORRECTIONS = Counter(
+    "steersman_behavior_corrections", "Corrections switched on, by what led to them.", ["behavior", "mode"]
+)
 POLICY_DECISIONS = Counter("steersman_policy_decisions", "Policies run, by how they ended.", ["outcome"])
 POLICY_SECONDS = Histogram(
     "steersman_policy_duration_seconds",

@@ -144,6 +144,7 @@ class Direct:
             temperature=plan.temperature,
             top_p=plan.top_p,
             steering=streamed.steersman.get("steering"),
+            behaviors=streamed.steersman.get("behaviors"),
             warning=plan.warning,
         )
         return _counted(self.runner.directly(answer))
@@ -196,7 +197,7 @@ class _Call:
             current_heat.reset(token)
         if ask.alone and self.template.model:  # answers carry the name that was asked for
             decoded.response.model = self.template.model
-        steering = decoded.steered.described() if decoded.steered else None
+        told = decoded.steered.told() if decoded.steered else {}
         plan = decoded.plan
         drawn = plan.slots or [Slot(plan.temperature, plan.top_p)] * len(decoded.response.choices)
         return [
@@ -209,7 +210,8 @@ class _Call:
                 finish_reason=choice.finish_reason,
                 mean_logprob=mean_logprob(choice) if ask.scored or heat else None,
                 pruned_at=heat.pruned.get(slot) if heat else None,
-                steering=steering,
+                steering=told.get("steering"),
+                behaviors=told.get("behaviors"),
                 warning=plan.warning,
                 source=(decoded.response, choice),
             )

@@ -96,6 +96,8 @@ def run_response(policy: RuntimePolicy, outcome: Outcome, *, trace: bool) -> dic
     }
     if winner.answer.steering:
         body["steering"] = dict(winner.answer.steering)
+    if winner.answer.behaviors:
+        body["behaviors"] = list(winner.answer.behaviors)
     if trace:
         body["trace"] = traced(policy, outcome)
     return body
@@ -193,6 +195,7 @@ def _candidate(trial: Trial) -> dict[str, Any]:
         "votes": trial.votes or None,
         "measured": dict(verdict.measured) or None,
         "steering": dict(answer.steering) if answer.steering else None,
+        "behaviors": list(answer.behaviors) if answer.behaviors else None,
         "warning": answer.warning,
     }
     return described | {name: value for name, value in more.items() if value is not None}

@@ -5,7 +5,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from policies.steering import Material, SteeringEntry, known_preset, term
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
+from server.monitor import Drift, Mode, Scores, Watched, drifts
 from server.residency import Lease, Residency
 from server.vectors import VectorRecord, Vectors, misfit, require_model
 from steering.files import read_flat
-from steering.spec import Gate, GateKind, Operation, SpecError, SteeringSpec, Term
+from steering.spec import Gate, GateKind, Operation, SpecError, SteeringSpec, Term, Watch
 from steering.vector import SteeringVector, VectorError
 
 _CACHED_BYTES = 256 * 1024 * 1024
@@ -41,14 +42,16 @@ class SteeredModel:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Input tokens that the worker steered, by phase."""
+    """Input tokens that the worker steered, by phase, and the scores of what it watched (see `drifts`)."""
 
     prompt_tokens: int
     generated_tokens: int
+    scores: tuple[Scores, ...] = ()
 
 
 class Engine(Protocol):
     async def evidence(self, trace: str) -> Counted: ...
+    async def watched(self, trace: str) -> tuple[Scores, ...]: ...
     def forget(self, trace: str) -> None: ...
 
 
@@ -96,13 +99,15 @@ class Applied:
     dose: float
     warning: str | None
     engine: Engine
+    watched: tuple[Watched, ...] = ()
+    before: Mapping[str, Drift] = field(default_factory=dict)  # of an answer that was dropped, by behaviour
     lease: Lease | None = None
     counted: Counted | None = None
     asked: bool = False
 
     async def count(self) -> None:
         """Have the worker say what it did. Raises Unavailable where it did nothing."""
-        if not self.spec.terms:
+        if self.spec.idle:
             return
         self.asked = True
         self.counted = counted = await self.engine.evidence(self.spec.trace)
@@ -110,9 +115,20 @@ class Applied:
         STEERING_TOKENS.labels("generated").inc(counted.generated_tokens)
         for vector in self.vectors:
             STEERING_REQUESTS.labels(vector.term.operation.value).inc()
+        for each in self.drifts:
+            each.observe()
+
+    async def scores(self) -> tuple[Scores, ...]:
+        """Of what was generated until now."""
+        return await self.engine.watched(self.spec.trace)
+
+    @property
+    def drifts(self) -> tuple[Drift, ...]:
+        """Once it is counted."""
+        return drifts(self.watched, self.counted.scores if self.counted else (), self.before)
 
     def release(self) -> None:
-        if self.spec.terms and not self.asked:  # the client left: nobody wants to know what was done
+        if not self.spec.idle and not self.asked:  # the client left: nobody wants to know what was done
             self.asked = True
             self.engine.forget(self.spec.trace)
         if self.lease is not None:
@@ -120,8 +136,20 @@ class Applied:
 
     def headers(self) -> dict[str, str]:
         """What is known before the first token."""
-        headers = {"x-steersman-steering": self.spec.fingerprint()}
+        headers = {"x-steersman-steering": self.spec.fingerprint()} if self._steers else {}
         return headers | ({"x-steersman-warning": self.warning} if self.warning else {})
+
+    @property
+    def _steers(self) -> bool:
+        """A request that is only watched says nothing of steering."""
+        return self.spec.acts or not self.watched
+
+    def told(self) -> dict[str, Any]:
+        """What an answer says under `steersman`."""
+        told: dict[str, Any] = {"steering": self.described()} if self._steers else {}
+        if self.watched:
+            told["behaviors"] = [each.described() for each in self.drifts]
+        return told
 
     def described(self) -> dict[str, Any]:
         counted = self.counted or Counted(0, 0)
@@ -169,13 +197,18 @@ class Steering:
         self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
         self._cached_bytes = 0
 
-    async def apply(self, entries: Mapping[str, SteeringEntry], account_id: str) -> Applied:
+    async def apply(
+        self,
+        entries: Mapping[str, SteeringEntry],
+        account_id: str,
+        watched: Sequence[Watched] = (),
+    ) -> Applied:
         """Resolve, check and load; the caller must `release` what it gets. `entries` are by their paths in
         the request, which errors name.
 
         Raises InvalidRequest, NotFound, Conflict, Unavailable.
         """
-        applied, vectors = await self._resolved(entries, account_id)
+        applied, vectors = await self._resolved(entries, account_id, watched)
         if vectors:
             applied.lease = await self._residency.hold(vectors)
         return applied
@@ -192,9 +225,29 @@ class Steering:
         return record, await self._vector(record)
 
     async def _resolved(
-        self, entries: Mapping[str, SteeringEntry], account_id: str
+        self,
+        entries: Mapping[str, SteeringEntry],
+        account_id: str,
+        watched: Sequence[Watched] = (),
     ) -> tuple[Applied, list[SteeringVector]]:
         """With the vectors that must be in the engine."""
+        found, vectors = await self._terms(entries, account_id)
+        later: list[list[tuple[_Found, Term]]] = []
+        for each in watched:
+            terms: list[tuple[_Found, Term]] = []
+            if each.correction is not None and (each.always or each.mode is Mode.ONLINE):
+                terms, more = await self._terms({each.path: each.correction}, account_id)
+                vectors += more
+            if each.always:
+                found, terms = found + terms, []
+            later.append(terms)
+            vectors.append(each.detector)
+        field = field_of(entries) if entries or not watched else watched[0].path
+        return self._dosed(found, watched, later, field), vectors
+
+    async def _terms(
+        self, entries: Mapping[str, SteeringEntry], account_id: str
+    ) -> tuple[list[tuple[_Found, Term]], list[SteeringVector]]:
         found: list[tuple[_Found, Term]] = []
         vectors: list[SteeringVector] = []
         for path, entry in entries.items():
@@ -209,7 +262,7 @@ class Steering:
             if made.strength != 0:
                 found.append((own, made))
                 vectors += [own.vector, *([tested.vector] if tested else [])]
-        return self._dosed(found, field_of(entries)), vectors
+        return found, vectors
 
     async def _find(self, entry: SteeringEntry, account_id: str, path: str) -> _Found:
         if entry.vector_id is not None:
@@ -245,15 +298,33 @@ class Steering:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1].blob)
         return cached
 
-    def _dosed(self, found: Sequence[tuple[_Found, Term]], field: str) -> Applied:
+    def _dosed(
+        self,
+        found: Sequence[tuple[_Found, Term]],
+        watched: Sequence[Watched],
+        later: Sequence[Sequence[tuple[_Found, Term]]],
+        field: str,
+    ) -> Applied:
+        """The dose is that of all terms, also of those which act `later`."""
+        watches = tuple(
+            Watch(
+                each.detector.digest,
+                each.layer,
+                each.threshold,
+                each.smoothing,
+                tuple(made for _, made in terms),
+            )
+            for each, terms in zip(watched, later, strict=True)
+        )
+        terms = tuple(made for _, made in found)
         try:
-            spec = SteeringSpec(tuple(made for _, made in found), secrets.token_hex(8))
+            spec = SteeringSpec(terms, secrets.token_hex(8), watches=watches)
         except SpecError as error:
             raise InvalidRequest(str(error), param=field) from error
         norms = self.model.norms
         shifts: dict[int, NDArray[np.float32]] = {}
         vectors = []
-        for own, made in found:
+        for own, made in [*found, *(pair for terms in later for pair in terms)]:
             doses = {layer: _dose(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
             vectors.append(AppliedVector(own.id, own.name, made, doses))
             if made.operation is not Operation.CLAMP:
@@ -272,7 +343,8 @@ class Steering:
         warning = None
         if dose > self._safe_dose:
             warning = f"relative dose {dose:.2f} is above {self._safe_dose:g}: the text may degrade"
-        return Applied(spec, tuple(vectors), dose, warning, self._engine)
+        applied = tuple(vectors[: len(found)])
+        return Applied(spec, applied, dose, warning, self._engine, tuple(watched))
 
 
 def _material(vector: SteeringVector) -> Material:

@@ -43,7 +43,7 @@ class Steered(Protocol):
     async def count(self) -> None:
         """Raises SteersmanError where the engine did not apply it."""
 
-    def described(self) -> dict[str, Any]: ...
+    def told(self) -> dict[str, Any]: ...
     def release(self) -> None: ...
 
 
@@ -85,7 +85,7 @@ async def _evidence(held: str, steered: Steered) -> list[str]:
         return [held, failed(error)]
     chunk = _payload(held)
     assert chunk is not None
-    return [sse({**chunk, "steersman": {**chunk.get("steersman", {}), "steering": steered.described()}})]
+    return [sse({**chunk, "steersman": {**chunk.get("steersman", {}), **steered.told()}})]
 
 
 def failed(error: SteersmanError) -> str:

@@ -57,7 +57,10 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
             )
     if entries and request.background:
         raise InvalidRequest("a steered response cannot run in the background", param="background")
-    steered = await serving.steer(entries, raw)
+    watched = await serving.watched(None, raw)
+    if watched and request.background:
+        raise InvalidRequest("a watched response cannot run in the background", param="background")
+    steered = await serving.steer(entries, raw, watched)
     with during(steered) as kept:
         result = await handler.create_responses(request, raw)
         if isinstance(result, ErrorResponse):
@@ -71,7 +74,7 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
         content = result.model_dump(mode="json", by_alias=True)
         if steered is not None:
             await steered.count()
-            content["steersman"] = {"steering": steered.described()}
+            content["steersman"] = steered.told()
         return JSONResponse(content, headers=headers)
 
 
@@ -85,7 +88,7 @@ async def _events(events: AsyncGenerator[Any, None], steered: Applied | None) ->
                 payload = event.model_dump(mode="json", by_alias=True)
                 if steered is not None and event.type in _LAST:
                     await steered.count()
-                    payload["response"]["steersman"] = {"steering": steered.described()}
+                    payload["response"]["steersman"] = steered.told()
                 yield _event(event.type, payload)
     except SteersmanError as error:
         yield _event("error", {"type": "error", "code": str(int(error.status)), "message": error.message})

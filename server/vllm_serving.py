@@ -5,11 +5,12 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 `create_completion`. A request with nothing of ours in it reaches vLLM unchanged.
 """
 
+import asyncio
 import functools
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from server import candidates, streams
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
+from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.steering import Applied, Steering, field_of
 from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
@@ -36,6 +38,7 @@ from server.wire import HostedModel, NativeSampling
 
 Decodable = ChatRequest | CompletionRequest
 _LONG_KEEP_ALIVE = 15.0  # seconds
+LOOK_SECONDS = 0.1  # between looks at how far an answer has drifted
 _RANK = "x-data-parallel-rank"
 kept_alive = with_sse_keep_alive
 
@@ -136,6 +139,8 @@ class Serving:
     keep_alive: float  # seconds between comments in an idle stream; 0: none
     steering: Steering | None
     unsteerable: str | None = None  # why there is no `steering`
+    monitor: Monitor | None = None
+    unwatchable: str | None = None  # why there is no `monitor`
     prompt_logprobs_kill: bool = False
     ranks: int = 1  # data-parallel engines behind this process
 
@@ -151,8 +156,10 @@ class Serving:
         planned: Plan | None = None,
         *,
         steering: Mapping[str, SteeringEntry] | None = None,
+        watched: Sequence[Watched] | None = None,
     ) -> Decoded:
-        """`steering` stands for the request's own, as its client's paths name it.
+        """`steering` stands for the request's own, as its client's paths name it. So does `watched`, which is
+        not judged here: whoever gives it generates again.
 
         Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`.
         """
@@ -180,7 +187,12 @@ class Serving:
         entries = {
             path: entry for path, entry in named.items() if (entry.preset or "").lower() != JSON_PRESET
         }
-        steered = await self.steer(entries, raw)
+        if watched is None:
+            watched = await self.watched(request.watch(), raw)
+            if any(each.mode is Mode.REGENERATE for each in watched):
+                return await self._judged(request, raw, Decoded(planned, model), entries, watched)
+        _require_watchable(planned, watched)
+        steered = await self.steer(entries, raw, watched)
         with during(steered) as kept:
             result = await self._run(request, raw, planned)
             if hasattr(result, "choices"):
@@ -195,14 +207,71 @@ class Serving:
         kept_alive = with_sse_keep_alive(stream, self.keep_alive)
         return Decoded(planned, model, stream=kept_alive, steered=steered)
 
-    async def steer(self, entries: Mapping[str, SteeringEntry], raw: Request) -> Applied | None:
-        """Load what `entries` name. Raises NotSupported where this model cannot be steered."""
-        if not entries:
+    async def _judged(
+        self,
+        request: Decodable,
+        raw: Request,
+        decoded: Decoded,
+        entries: Mapping[str, SteeringEntry],
+        watched: Sequence[Watched],
+    ) -> Decoded:
+        """The answer, or where it drifts another one, corrected from its start; streamed when it is known."""
+        require_one_answer(request, decoded.plan)
+        whole = request.model_copy(update={"stream": False, "stream_options": None})
+        steered = await self.steer(entries, raw, watched)
+        assert steered is not None
+        with during(steered):
+            response = await self._until_drift(whole.model_copy(), raw, decoded.plan, steered)
+            await steered.count()
+        again = corrected(steered.drifts)
+        if again is not None:
+            before = {each.watched.id: each for each in steered.drifts}
+            steered = await self.steer(entries, raw, again)
+            assert steered is not None
+            steered.before = before
+            with during(steered):
+                response = await self._run(whole, raw, decoded.plan)
+                await steered.count()
+        response.model = decoded.model
+        if not request.stream:
+            return replace(decoded, response=response, steered=steered)
+        stream = streams.as_stream(response, include_usage=request.include_usage)
+        return replace(decoded, stream=streams.ending_with(stream, steered.told()), steered=steered)
+
+    async def _until_drift(self, request: Decodable, raw: Request, planned: Plan, steered: Applied) -> Any:
+        """The response; None where it drifted before its end, and the rest was not generated."""
+        run = asyncio.ensure_future(self._run(request, raw, planned))
+        try:
+            while True:
+                await asyncio.wait([run], timeout=LOOK_SECONDS)
+                if run.done():
+                    return run.result()
+                if corrected(drifts(steered.watched, await steered.scores())) is not None:
+                    return None
+        finally:
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+
+    async def watched(self, asked: WatchList | None, raw: Request) -> Sequence[Watched]:
+        """What this request names, and what the server watches everywhere. Raises NotSupported where nothing
+        can be watched."""
+        if self.monitor is None:
+            if asked is not None:
+                field = "behavior_names" if asked.names else "force_steering"
+                raise NotSupported(f"behaviors are not watched here: {self.unwatchable}", param=field)
+            return ()
+        return await self.monitor.watched(asked, raw.state.principal.account_id)
+
+    async def steer(
+        self, entries: Mapping[str, SteeringEntry], raw: Request, watched: Sequence[Watched] = ()
+    ) -> Applied | None:
+        """Load what `entries` and `watched` name. Raises NotSupported where this model cannot be steered."""
+        if not entries and not watched:
             return None
         if self.steering is None:
             problem = f"steering is not available here: {self.unsteerable}"
             raise NotSupported(problem, param=field_of(entries))
-        return await self.steering.apply(entries, raw.state.principal.account_id)
+        return await self.steering.apply(entries, raw.state.principal.account_id, watched)
 
     def plan(self, asked: Asked, names: Mapping[str, str] = MappingProxyType({})) -> Plan:
         """Raises InvalidRequest and NotSupported; `names` says what the request calls a field of Asked."""
@@ -326,6 +395,20 @@ class Serving:
     def _answering(self, name: str | None) -> str:
         """The name vLLM puts into its answers: an adapter's own, else the first served one."""
         return name if name and name in self.models.serving.lora_requests else self.models.default
+
+
+def _require_watchable(planned: Plan, watched: Sequence[Watched]) -> None:
+    if watched and planned.beam_width:
+        raise NotSupported("the behaviors of beams are not watched", param=watched[0].path)
+
+
+def require_one_answer(request: Decodable, planned: Plan) -> None:
+    """Raises InvalidRequest for a request of which no single answer can be generated again."""
+    if planned.beam_width or planned.candidates > 1 or request.n > 1 or len(request.prompts()) > 1:
+        raise InvalidRequest(
+            "one answer to one prompt can be generated again; use mode online or monitor here",
+            param="behavior_mode",
+        )
 
 
 async def _renamed(stream: AsyncIterator[str], model: str) -> AsyncGenerator[str, None]:

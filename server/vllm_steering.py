@@ -18,6 +18,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.errors import NotSupported, SteersmanError, Unavailable
+from server.monitor import Scores
 from server.steering import Applied, Counted
 from steering.layout import NEVER_SEEN
 from steering.spec import CAPTURE_KEY, RESERVED_KEYS, SALT_PREFIX, STEERING_KEY, CaptureSpec, SteeringSpec
@@ -42,12 +43,13 @@ def steered(generate: Generate) -> Generate:
     ) -> AsyncGenerator[RequestOutput, None]:
         _refuse_own(prompt, params)
         spec = current_spec.get()
-        if spec is not None and spec.terms:
+        if spec is not None and not spec.idle:
             end = prompt_end.get()
             spec = replace(spec, prompt_tokens=end)
-            tokens = prompt["prompt_token_ids" if "prompt_token_ids" in prompt else "prompt_embeds"]
-            salt = spec.cache_salt(prompt.get("cache_salt"), end or len(tokens))
-            prompt = {**prompt, "cache_salt": salt}
+            if spec.acts:
+                tokens = prompt["prompt_token_ids" if "prompt_token_ids" in prompt else "prompt_embeds"]
+                salt = spec.cache_salt(prompt.get("cache_salt"), end or len(tokens))
+                prompt = {**prompt, "cache_salt": salt}
             params = params.clone()
             params.extra_args = {**(params.extra_args or {}), STEERING_KEY: spec.encode()}
         return generate(prompt, params, request_id, *args, **kwargs)
@@ -101,8 +103,8 @@ class SteeringEngine:
     def __init__(self, client: Any, generate: Generate) -> None:
         self._client, self._generate = client, generate
         self._owner = secrets.token_hex(8)  # of this process: others share the table
-        self._asked: dict[str, asyncio.Future[list[Any]]] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._evidence = _Asking(self._everywhere, "steersman_evidence", _added)
+        self._watched = _Asking(self._everywhere, "steersman_watched", _joined)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def facts(self) -> Mapping[str, Any]:
@@ -134,37 +136,19 @@ class SteeringEngine:
 
         Requests that end while one RPC is on its way share the next.
         """
-        prompt, generated, problem = await self._asked_for(trace)
+        prompt, generated, problem, watched = await self._evidence.asked_for(trace)
         if problem:
             raise Unavailable(f"the request ran unsteered: {problem}", retry_after=1)
-        return Counted(prompt, generated)
+        return Counted(prompt, generated, _scores(watched))
+
+    async def watched(self, trace: str) -> tuple[Scores, ...]:
+        """The scores of a request that still runs. Requests that ask at once share an RPC."""
+        return _scores(await self._watched.asked_for(trace))
 
     def forget(self, trace: str) -> None:
         """Have the worker drop the evidence of a request that was aborted."""
         with suppress(RuntimeError):  # the loop has ended, and so does the engine
-            self._asked_for(trace).add_done_callback(_noted)
-
-    def _asked_for(self, trace: str) -> "asyncio.Future[list[Any]]":
-        future = self._asked.setdefault(trace, asyncio.get_running_loop().create_future())
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-        return future
-
-    async def _ask(self) -> None:
-        while self._asked:
-            asked, self._asked = self._asked, {}
-            try:
-                # Every data-parallel engine is asked: the request ran on one of them.
-                replies = await self._everywhere("steersman_evidence", list(asked))
-                found = {trace: _added([ranks[0][trace] for ranks in replies]) for trace in asked}
-            except Exception as error:  # noqa: BLE001  # whoever waits raises it
-                for future in asked.values():
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for trace, future in asked.items():
-                if not future.done():
-                    future.set_result(found[trace])
+            self._evidence.asked_for(trace).add_done_callback(_noted)
 
     async def capture(
         self, tokens: Sequence[int], spans: Sequence[tuple[int, int]], layers: Sequence[int]
@@ -243,10 +227,10 @@ class SteeringEngine:
                 async for output in outputs:
                     last = output
         except BaseException:
-            if spec is not None and spec.terms:
+            if spec is not None and not spec.idle:
                 self.forget(spec.trace)
             raise
-        if spec is not None and spec.terms:
+        if spec is not None and not spec.idle:
             await self.evidence(spec.trace)
         return last
 
@@ -275,6 +259,44 @@ class SteeringEngine:
         task.add_done_callback(_noted)
 
 
+class _Asking:
+    """One RPC for all traces that are asked about while the one before is on its way.
+
+    Every data-parallel engine is asked, the request ran on one of them: `joined` makes one of their answers.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Coroutine[Any, Any, list[list[Any]]]],
+        method: str,
+        joined: Callable[[Sequence[list[Any]]], list[Any]],
+    ) -> None:
+        self._call, self._method, self._joined = call, method, joined
+        self._asked: dict[str, asyncio.Future[list[Any]]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    def asked_for(self, trace: str) -> "asyncio.Future[list[Any]]":
+        future = self._asked.setdefault(trace, asyncio.get_running_loop().create_future())
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return future
+
+    async def _ask(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            try:
+                replies = await self._call(self._method, list(asked))
+                found = {trace: self._joined([ranks[0][trace] for ranks in replies]) for trace in asked}
+            except Exception as error:  # noqa: BLE001  # whoever waits raises it
+                for future in asked.values():
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for trace, future in asked.items():
+                if not future.done():
+                    future.set_result(found[trace])
+
+
 @contextmanager
 def _engine_there() -> Iterator[None]:
     """What is asked of an engine that stops can be asked again of the next one."""
@@ -293,7 +315,16 @@ def _added(parts: Sequence[list[Any]]) -> list[Any]:
     """Over engines: those that never saw the request do not count; where another failed, so did the whole."""
     known = [part for part in parts if part[2] != NEVER_SEEN] or list(parts)
     problem = next((part[2] for part in known if part[2]), None)
-    return [sum(part[0] for part in known), sum(part[1] for part in known), problem]
+    prompt, generated = (sum(part[column] for part in known) for column in (0, 1))
+    return [prompt, generated, problem, _joined([part[3] for part in known])]
+
+
+def _joined(parts: Sequence[list[Any]]) -> list[Any]:
+    return [each for part in parts for each in part]
+
+
+def _scores(watched: Sequence[list[Any]]) -> tuple[Scores, ...]:
+    return tuple(Scores(np.frombuffer(values, np.float32), fired) for values, fired in watched)
 
 
 def _noted(done: "asyncio.Future[Any]") -> None:

@@ -1,5 +1,6 @@
 """Request and response models that need no engine: Axionic's fields on /v1, and its native routes."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -9,7 +10,8 @@ from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked, known_metho
 from policies.steering import Flat, SteeringEntry, Strength
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
 from server.errors import InvalidRequest
-from steering.spec import MAX_TERMS
+from server.monitor import Mode, WatchList
+from steering.spec import MAX_TERMS, MAX_WATCHES
 
 INT32_MAX = 2**31 - 1
 _T = TypeVar("_T")
@@ -99,7 +101,33 @@ def _entry(path: str, name: str, source: Any, strength_path: str, strength: floa
         raise InvalidRequest(message, param=strength_path if "strength" in first["loc"] else path) from error
 
 
-class AxionicFields(SteeringFields):
+Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=MAX_WATCHES)]
+
+
+class WatchFields(BaseModel):
+    """Which behaviours a request is watched for, by name or id, and what their drift leads to."""
+
+    behavior_names: Names | None = None
+    force_steering: Names | None = Field(default=None, description="corrected from the first token on")
+    behavior_mode: Mode | None = Field(default=None, description="what drift above the threshold leads to")
+
+    def watch(self, mode: Mode = Mode.ONLINE) -> WatchList | None:
+        """`mode` is the route's own. Raises InvalidRequest for a mode without a behaviour."""
+        if not self.behavior_names and self.behavior_mode is not None:
+            raise InvalidRequest("there is no behavior to watch: give behavior_names", param="behavior_mode")
+        if not self.behavior_names and not self.force_steering:
+            return None
+        return WatchList(
+            tuple(self.behavior_names or ()), tuple(self.force_steering or ()), self.behavior_mode or mode
+        )
+
+    def watch_fields(self) -> dict[str, Any]:
+        """What was given, for a request of another kind."""
+        given = self.model_fields_set & WatchFields.model_fields.keys()
+        return {name: getattr(self, name) for name in given}
+
+
+class AxionicFields(SteeringFields, WatchFields):
     """What Axionic's /v1 routes take beside OpenAI's and vLLM's fields."""
 
     sampling_method: MethodName | None = Field(
@@ -170,6 +198,16 @@ class GenerateRequest(NativeSampling, SteeringFields):
     stream: bool | None = Field(default=None, description="true: SSE; absent: as the Accept header says")
 
 
+class WatchedRequest(NativeSampling, WatchFields):
+    """POST /sae/generate. Unless `behavior_mode` says otherwise, a drifting answer is generated again."""
+
+    prompt: str = Field(min_length=1)
+    model: str | None = None
+    max_new_tokens: MaxTokens = 50
+    sampling_method: MethodName = "top-k"
+    stream: bool | None = Field(default=None, description="true: SSE; absent: as the Accept header says")
+
+
 class SamplingRequest(Strict, SteeringFields):
     """POST /sampling/generate."""
 
@@ -192,6 +230,7 @@ class SamplingResponse(BaseModel):
     output: str
     method_used: str
     steering: dict[str, Any] | None = None
+    behaviors: list[Mapping[str, Any]] | None = None
     policy: dict[str, Any] | None = None
 
 

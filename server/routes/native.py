@@ -66,7 +66,7 @@ def _result(decoded: Decoded) -> dict[str, Any]:
 def _final(decoded: Decoded, text: str) -> dict[str, Any]:
     result: dict[str, Any] = {"output": text, "text": text, "method_used": decoded.plan.method_used}
     if decoded.steered is not None:
-        result["steering"] = decoded.steered.described()
+        result |= decoded.steered.told()
     return result
 
 
@@ -130,7 +130,7 @@ async def sampling_generate(request: SamplingRequest, raw_request: Request) -> R
     answer = SamplingResponse(
         output=text_of(decoded.response.choices[0]),
         method_used=decoded.plan.method_used,
-        steering=decoded.steered.described() if decoded.steered else None,
+        **(decoded.steered.told() if decoded.steered else {}),
     )
     return JSONResponse(answer.model_dump(exclude_none=True), headers=evidence(decoded))
 
@@ -160,6 +160,7 @@ async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
         output=winner.text,
         method_used=winner.method_used,
         steering=dict(winner.steering) if winner.steering else None,
+        behaviors=list(winner.behaviors) if winner.behaviors else None,
         policy=outcome_summary(policy, outcome, trace=False),
     )
     return JSONResponse(answer.model_dump(exclude_none=True), headers=outcome_evidence(outcome))

@@ -50,7 +50,7 @@ async def _answer(request: Decodable, raw: Request) -> Response:
     if decoded.plan.warning:
         content["steersman"]["warning"] = decoded.plan.warning
     if decoded.steered is not None:
-        content["steersman"]["steering"] = decoded.steered.described()
+        content["steersman"] |= decoded.steered.told()
     return JSONResponse(content, headers=headers)
 
 

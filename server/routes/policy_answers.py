@@ -114,6 +114,8 @@ def _told(policy: RuntimePolicy, outcome: Outcome, request: Decodable) -> dict[s
         told["warning"] = winner.warning
     if winner.steering:
         told["steering"] = dict(winner.steering)
+    if winner.behaviors:
+        told["behaviors"] = list(winner.behaviors)
     return told
 
 

@@ -104,6 +104,7 @@ class EngineProcess:
 
 
 def _out(value):
+    """As JSON can hold it."""
     return {"hex": value.hex()} if isinstance(value, bytes) else value
 
 
@@ -189,8 +190,7 @@ class _Engine:
         return counters["stats"]["unique_graphs"]
 
     def rpc(self, method, arguments):
-        answers = self.llm.collective_rpc(method, args=tuple(_in(value) for value in arguments))
-        return [[_out(v) for v in answer] if isinstance(answer, list) else answer for answer in answers]
+        return self.llm.collective_rpc(method, args=tuple(_in(value) for value in arguments))
 
 
 def _inspected(model):
@@ -234,7 +234,7 @@ def main():
         except Exception as error:  # noqa: BLE001  # whatever it is, the test is told
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer, default=_out), file=answers, flush=True)
     engine.stop()
 
 
