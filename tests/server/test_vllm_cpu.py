@@ -37,6 +37,17 @@ def executor(tmp_path, machine):
     return found
 
 
+@pytest.mark.parametrize(
+    ("capability", "flags", "dtype"),
+    [("AVX2", (), "float32"), ("AVX512", (), "auto"), ("AVX2", ("--dtype", "bfloat16"), "bfloat16")],
+)
+def test_a_cpu_without_bfloat16_computes_in_float32(tmp_path, machine, monkeypatch, capability, flags, dtype):
+    monkeypatch.setattr(vllm_cpu.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    args = _parse(["model", *flags])
+    _complete(args, Settings(tmp_path, "sqlite://"))
+    assert args.dtype == dtype
+
+
 def test_one_worker_runs_in_the_engines_process(executor):
     """Its short name would not do: vLLM turns it back into the one of several processes."""
     assert executor() == vllm_cpu.IN_ENGINE

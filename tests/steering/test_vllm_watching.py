@@ -1,4 +1,4 @@
-"""Watching in a running engine: a tiny model's scores against Transformers' states, and what drift sets off."""
+"""Watching in a running engine: scores against the states of Transformers, and what drift sets off."""
 
 import numpy as np
 import pytest
