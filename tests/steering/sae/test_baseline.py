@@ -60,7 +60,7 @@ def peaks(made, rows):
 @pytest.fixture(scope="module", params=Scoring)
 def made(request):
     options = Options(scoring=request.param, latents=6)
-    positive, negative = texts(100, 1, shows=True), texts(100, 2, shows=False)
+    positive, negative = texts(300, 1, shows=True), texts(300, 2, shows=False)
     return made_of(positive, negative, options, density=DENSITY)
 
 
@@ -86,14 +86,14 @@ def test_evidence_is_what_new_texts_show(made):
     assert (below > made.threshold).mean() == pytest.approx(0.05, abs=0.04)
     assert evidence.false_positive_rate == pytest.approx((below > made.threshold).mean(), abs=0.04)
     assert evidence.true_positive_rate == pytest.approx((above > made.threshold).mean(), abs=0.1)
-    assert (evidence.positive, evidence.negative, evidence.neutral) == (100, 100, 0)
+    assert (evidence.positive, evidence.negative, evidence.neutral) == (300, 300, 0)
 
 
 def test_the_threshold_is_of_peaks_and_not_of_means():
     """Texts whose tokens vary more have the same means and higher peaks: their threshold is higher."""
     positive, negative = texts(100, 1, shows=True), texts(100, 2, shows=False)
     even = made_of(positive, negative, density=DENSITY, noise=0.0)
-    uneven = made_of(positive, negative, density=DENSITY, noise=12.0)
+    uneven = made_of(positive, negative, density=DENSITY, noise=24.0)
     assert (even.latents, even.weights, even.bias) == (uneven.latents, uneven.weights, uneven.bias)
     assert even.evidence.auroc == uneven.evidence.auroc
     assert uneven.threshold > even.threshold + 0.5
@@ -132,7 +132,7 @@ def test_tokens_are_asked_for_once_and_for_few_latents():
 
 def test_scores_are_in_deviations_of_texts_without_the_behaviour(made):
     """And linear: a text's score is the mean of its tokens' scores."""
-    negative = texts(100, 2, shows=False)[:, made.latents]
+    negative = texts(300, 2, shows=False)[:, made.latents]
     scores = made.scores(negative)
     assert scores.mean() == pytest.approx(0, abs=1e-9)
     assert scores.std(ddof=1) == pytest.approx(1)
