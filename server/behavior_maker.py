@@ -84,6 +84,7 @@ class BehaviorMaker:
         vectors: Vectors,
         saes: Saes,
         trainer: Trainer,
+        *,
         stored: StoredVectors,
         engine: Engine,
         residency: Residency,
@@ -99,8 +100,8 @@ class BehaviorMaker:
     ) -> BehaviorRecord:
         """Seconds to a minute. Whoever leaves does not stop it, and may ask again for the same meanwhile.
 
-        Raises InvalidRequest for examples that cannot be learnt from, NotFound and Conflict for a vector or an
-        autoencoder that is not there or of another model, Conflict for a name that is taken.
+        Raises InvalidRequest for examples that cannot be learnt from, NotFound and Conflict for a vector or
+        an autoencoder that is not there or of another model, Conflict for a name that is taken.
         """
         key, asked = (account_id, name), (description, examples)
         making = self._making.get(key)
@@ -223,8 +224,8 @@ class BehaviorMaker:
             return await self._saes.get(None)
         except NotFound as error:
             raise Conflict(
-                f"There is no sparse autoencoder for {self._trainer.model.name!r}, in whose latents behaviours"
-                " are told: `steersman sae train` makes one (`make sae` for the embedded model).",
+                f"There is no sparse autoencoder for {self._trainer.model.name!r}, in whose latents"
+                " behaviours are told: `steersman sae train` makes one (`make sae` for the embedded model).",
                 param="sae",
                 code="no_sae",
             ) from error

@@ -1,4 +1,4 @@
-"""Request and response models of behaviours, by Axionic's names: the union of its API and its documentation."""
+"""Request and response models of behaviours, by the names of Axionic's API and of its documentation."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -26,8 +26,8 @@ Prompts = Annotated[list[Annotated[str, Field(max_length=32_768)]], Field(max_le
 class BehaviorRequest(Strict):
     """POST /behaviors/create. Lists of equal length: answer i of both kinds is to prompt i.
 
-    Positive answers show the behaviour. Without prompts the answers stand alone. `steering_vector_id` names a
-    vector that points towards the behaviour and is subtracted; without it one is made.
+    Positive answers show the behaviour. Without prompts answers stand alone. `steering_vector_id` names
+    a vector that points towards the behaviour and is subtracted; without it one is made.
     """
 
     behavior_name: Name

@@ -142,7 +142,7 @@ class Behaviors:
         self._detectors: OrderedDict[str, SteeringVector] = OrderedDict()
 
     async def add(self, new: NewBehavior) -> BehaviorRecord:
-        """Raises Conflict for a name that is taken or an account that is full, NotFound for an unknown one."""
+        """Raises Conflict for a name that is taken or a full account, NotFound for an unknown one."""
         now = datetime.now(UTC)
         values = await asyncio.to_thread(_values, new.calibrated)
         values |= {
@@ -196,7 +196,9 @@ class Behaviors:
             found[record.id] = record
         return list(found.values())
 
-    async def list(self, account_id: str, *, limit: int | None = None, offset: int = 0) -> Sequence[BehaviorRecord]:
+    async def list(
+        self, account_id: str, *, limit: int | None = None, offset: int = 0
+    ) -> Sequence[BehaviorRecord]:
         """Of all models, newest first."""
         query = (
             select(*_COLUMNS)
@@ -239,7 +241,7 @@ class Behaviors:
         return await self._changed(account_id, behavior_id, {"name": name})
 
     async def recalibrate(self, account_id: str, behavior_id: str, calibrated: Calibrated) -> BehaviorRecord:
-        """Raises NotFound where it was deleted meanwhile, and Conflict where its name is taken on that model."""
+        """Raises NotFound where it was deleted meanwhile, Conflict where its name is taken on that model."""
         return await self._changed(account_id, behavior_id, await asyncio.to_thread(_values, calibrated))
 
     async def delete(self, account_id: str, behavior_id: str) -> None:

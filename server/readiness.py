@@ -87,8 +87,8 @@ def _readiness(record: BehaviorRecord, vector: VectorRecord | None, model: Steer
         missing.append(
             Missing(
                 Part.STRENGTH,
-                "neutral text bears no strength of its steering vector; make the behaviour from more examples,"
-                " or give it another vector",
+                "neutral text bears no strength of its steering vector; make the behaviour from more"
+                " examples, or give it another vector",
             )
         )
     return Readiness(tuple(missing))

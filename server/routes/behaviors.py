@@ -104,11 +104,11 @@ async def observe_behaviors(
 async def recompute_baselines(
     principal: Caller, state: Shared, body: RecomputeBaselinesRequest
 ) -> RecomputeBaselinesResponse:
-    """Move behaviours to the served model, or calibrate them anew on it, from the pairs they were made from."""
+    """Move behaviours to the served model, or calibrate them anew on it, from their own pairs."""
     maker, names = state.behavior_maker, ["default", *state.models.bases]
     if body.model_id not in names:
         raise NotFound(
-            f"This server serves {names[1]!r} and no model {body.model_id!r}: baselines are of the served model.",
+            f"This server serves {names[1]!r} and no model {body.model_id!r}, and baselines are its own.",
             param="model_id",
         )
     results = await maker.recompute(principal.account_id, body.behavior_ids)

@@ -165,7 +165,7 @@ def calibrate(
     positive, negative, neutral = _checked(positive, negative, neutral)
     allowed = _sparse(positive.shape[1], density, options)
     made = _Score.of(positive, negative, allowed, options)
-    held = _held_out(positive, negative, neutral, tokens, allowed, options)
+    held = _held_out((positive, negative, neutral), tokens, allowed, options)
     false_alarms, hits = _rates(held, options)
     threshold = threshold_for(np.concatenate([fold.without for fold in held]), options.false_positives)
     return Baseline(
@@ -273,20 +273,16 @@ class _Fold:
 
 
 def _held_out(
-    positive: Wide,
-    negative: Wide,
-    neutral: Wide,
-    tokens: TokenLatents,
-    allowed: NDArray[np.bool_],
-    options: Options,
+    classes: tuple[Wide, Wide, Wide], tokens: TokenLatents, allowed: NDArray[np.bool_], options: Options
 ) -> list[_Fold]:
+    positive, negative, _ = classes
     folds = min(options.folds, len(positive) // 2, len(negative) // 2)
-    first, second, third = (np.arange(len(rows)) % folds for rows in (positive, negative, neutral))
+    first, second, third = (np.arange(len(rows)) % folds for rows in classes)
     made = [
         _Score.of(positive[first != fold], negative[second != fold], allowed, options)
         for fold in range(folds)
     ]
-    texts = _Tokens.of(tokens, made, len(positive) + len(negative) + len(neutral))
+    texts = _Tokens.of(tokens, made, sum(map(len, classes)))
     each = np.concatenate([first, second, third])
     ends = np.cumsum([len(positive), len(negative)])
     peaks = np.array([made[fold].peak(texts.rows[text], texts.latents) for text, fold in enumerate(each)])

@@ -39,9 +39,7 @@ def given(*classes, noise=2.0):
 def made_of(positive, negative, options=None, *, neutral=None, density=None, noise=2.0):
     classes = (positive, negative) if neutral is None else (positive, negative, neutral)
     tokens = given(*classes, noise=noise)
-    return calibrate(
-        positive, negative, "digest", options, tokens=tokens, neutral=neutral, density=density
-    )
+    return calibrate(positive, negative, "digest", options, tokens=tokens, neutral=neutral, density=density)
 
 
 def peak(scores):
