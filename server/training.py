@@ -15,7 +15,7 @@ from server.errors import InvalidRequest
 from server.steering import SteeredModel
 from server.together import together
 from server.vectors import NewVector
-from steering.spec import MAX_SPANS, SpecError, checked_layers, default_layers
+from steering.spec import CAPTURE_LINES, SpecError, checked_layers, default_layers
 from steering.train import few_shot, perceptron, sparse
 from steering.train.caa import caa
 from steering.train.method import METHODS, States, checked
@@ -260,10 +260,10 @@ class Trainer:
     def at_once(self, lines: int) -> int:
         """Texts in the engine at once, of which each takes so many of its capture lines.
 
-        GPUs have MAX_SPANS of them per layer (`GraphPass`), and those of a text that has ended are free a
+        GPUs have CAPTURE_LINES of them per layer (`GraphPass`), and those of a text that has ended are free a
         step later: half of them are counted on.
         """
-        mine = MAX_SPANS * self.model.layers // (2 * self.processes)
+        mine = CAPTURE_LINES * self.model.layers // (2 * self.processes)
         return max(1, min(_CONCURRENT, mine // lines))
 
     async def _optimised(self, request: TrainRequest, layers: tuple[int, ...], progress: Progress) -> Trained:
@@ -376,7 +376,7 @@ def _positions(answer: Answer) -> range:
 def _single(answer: Answer) -> list[tuple[int, int]]:
     """Spans of one position each, spread over the answer."""
     positions = _positions(answer)
-    kept = min(len(positions), _TOKENS_PER_TEXT, MAX_SPANS)
+    kept = min(len(positions), _TOKENS_PER_TEXT)
     chosen = np.linspace(0, len(positions) - 1, kept).round().astype(int).tolist()
     return [(positions[index], positions[index] + 1) for index in chosen]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from steering.capture import Capture
 from steering.layout import Layout, Reading
 from steering.program import Change, GateLine, Program
-from steering.spec import MAX_RANGES, MAX_SPANS, MAX_TERMS, CaptureSpec, GateKind, Operation
+from steering.spec import CAPTURE_LINES, MAX_RANGES, MAX_TERMS, CaptureSpec, GateKind, Operation
 from steering.table import UnitLines
 
 PROGRAMS: Final = 2 * MAX_RANGES - 1  # so many stretches may the ranges of one request cut its tokens into
@@ -37,9 +37,9 @@ class GraphPass:
     **Capacity.** Each of `max_requests` runs at most `PROGRAMS` programs in one step, of at most MAX_TERMS
     changes per layer, of which all its programs share MAX_TERMS; latents fill the bank before their buffer.
     So no steering that `spec` allows overflows. Captures may: each takes a line of `capture_lines` for every
-    span and layer until its request is gone; by default there are as many as the largest one takes. Admit one
-    only where `free_capture_lines` has room for it; `take` raises CapacityError otherwise, as it does for
-    batches above `max_tokens`.
+    span and layer until its request is gone, of CAPTURE_LINES for each layer by default. Admit one only where
+    `free_capture_lines` has room for it; `take` raises CapacityError otherwise, as it does for batches above
+    `max_tokens`.
 
     **Early exit.** A token with neither program nor reading at the layer is left untouched, bit for bit: its
     program returns after two to five loads. Where Python runs, a layer that the layout leaves alone
@@ -68,7 +68,7 @@ class GraphPass:
     ) -> None:
         self._bank, self._layers, self._max_tokens = bank, layers, max_tokens
         self._programs = _Programs(bank, layers, min(PROGRAMS * max_requests, max_tokens), max_requests)
-        self._captures = _Captures(bank, layers, capture_lines or MAX_SPANS * layers)
+        self._captures = _Captures(bank, layers, capture_lines or CAPTURE_LINES * layers)
         self._slot_of_token = _TokenMap(max_tokens, bank.device)
         self._reading_of_token = _TokenMap(max_tokens, bank.device)
         self._copied = torch.cuda.Event() if bank.device.type == "cuda" else None

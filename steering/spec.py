@@ -26,7 +26,8 @@ DEFAULT_ROWS: Final = 2048
 SCHEMA_VERSION: Final = 1  # of the custom op and this wire form; salts vLLM's compile cache
 MAX_TERMS: Final = 16
 MAX_RANGES: Final = 4
-MAX_SPANS: Final = 64
+MAX_SPANS: Final = 512
+CAPTURE_LINES: Final = 64  # for each layer: so many spans of states can a GPU hold at once
 
 
 def additional_config(rows: int = DEFAULT_ROWS) -> dict[str, Any]:

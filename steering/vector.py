@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +42,32 @@ class Units:
     threshold: Array
 
 
+class Scaling(IntEnum):
+    """What is done to a state before it is read, as `steering.sae.encode.Normalisation` says it."""
+
+    NONE = 0
+    CONSTANT_NORM = 1
+    LAYER_NORM = 2
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A score of a state: Σ weight act(a) + offset, with a = scaled(x)·read + bias; `read` is
+    `[latents, hidden]`, the arrays after it `[latents]`.
+
+    act(a) = max(gain a + shift, 0) where a > threshold, else 0.
+    """
+
+    read: Array
+    bias: Array
+    threshold: Array
+    gain: Array
+    shift: Array
+    weight: Array
+    offset: float
+    scaling: Scaling = Scaling.NONE
+
+
 @dataclass(frozen=True)
 class Layer:
     """What a vector holds for one decoder block; `direction` is `[hidden]`."""
@@ -48,6 +75,7 @@ class Layer:
     direction: Array
     probe: Probe | None = None
     units: Units | None = None
+    detector: Detector | None = None
 
 
 @dataclass(frozen=True)
@@ -115,21 +143,23 @@ class SteeringVector:
 
 
 _INDEX = re.compile("0|[1-9][0-9]{0,3}")  # one spelling each, or two tensors would be one
-_PARTS = {
-    "direction",
-    *(f"probe.{name}" for name in ("weight", "bias", "slope")),
-    *(f"units.{name}" for name in ("read", "write", "bias", "offset", "threshold")),
+_GROUPS = {
+    name: tuple(kind.__dataclass_fields__)
+    for name, kind in (("probe", Probe), ("units", Units), ("detector", Detector))
 }
+_SCALARS = {"probe.bias", "probe.slope", "detector.offset", "detector.scaling"}
+_PARTS = {"direction", *(f"{group}.{name}" for group, names in _GROUPS.items() for name in names)}
+_PER_LATENT = ("bias", "threshold", "gain", "shift", "weight")
+# As wide as the residual stream.
+_WIDE = {"probe.weight", "units.read", "units.write", "detector.read"}
 
 
 def _flat(layer: Layer) -> dict[str, Array]:
     flat = {"direction": layer.direction}
-    if layer.probe:
-        flat["probe.weight"] = layer.probe.weight
-        flat["probe.bias"] = np.array([layer.probe.bias], np.float32)
-        flat["probe.slope"] = np.array([layer.probe.slope], np.float32)
-    if layer.units:
-        flat |= {f"units.{name}": getattr(layer.units, name) for name in Units.__dataclass_fields__}
+    for group, names in _GROUPS.items():
+        part = getattr(layer, group)
+        if part is not None:
+            flat |= {f"{group}.{name}": np.atleast_1d(np.float32(getattr(part, name))) for name in names}
     return flat
 
 
@@ -140,26 +170,45 @@ def tensors(layer: Layer) -> list[Array]:
         lines.append(layer.probe.weight)
     if layer.units:
         lines += [*layer.units.read, *layer.units.write]
+    if layer.detector:
+        lines += [*layer.detector.read]
     return lines
 
 
 def _layer(index: int, parts: dict[str, Array]) -> Layer:
     if "direction" not in parts:
         raise VectorError(f"layer {index} has no direction")
-    names = {"probe": ("weight", "bias", "slope"), "units": tuple(Units.__dataclass_fields__)}
-    for group, wanted in names.items():
-        given = [name for name in wanted if f"{group}.{name}" in parts]
-        if given and len(given) != len(wanted):
+    found: dict[str, dict[str, Array]] = {}
+    for group, names in _GROUPS.items():
+        given = [name for name in names if f"{group}.{name}" in parts]
+        if given and len(given) != len(names):
             raise VectorError(f"layer {index}: {group} is incomplete")
-    probe = units = None
-    if "probe.weight" in parts:
-        bias, slope = parts["probe.bias"], parts["probe.slope"]
-        if bias.size != 1 or slope.size != 1:
-            raise VectorError(f"layer {index}: probe.bias and probe.slope are single numbers")
-        probe = Probe(parts["probe.weight"], float(bias.reshape(-1)[0]), float(slope.reshape(-1)[0]))
-    if "units.read" in parts:
-        units = Units(**{name: parts[f"units.{name}"] for name in Units.__dataclass_fields__})
-    return Layer(parts["direction"], probe, units)
+        if given:
+            found[group] = {name: parts[f"{group}.{name}"] for name in names}
+    for name in _SCALARS & parts.keys():
+        if parts[name].size != 1:
+            raise VectorError(f"layer {index}: {name} is a single number")
+    return Layer(
+        parts["direction"],
+        _probe(**found["probe"]) if "probe" in found else None,
+        Units(**found["units"]) if "units" in found else None,
+        _detector(index, **found["detector"]) if "detector" in found else None,
+    )
+
+
+def _probe(weight: Array, bias: Array, slope: Array) -> Probe:
+    return Probe(weight, _number(bias), _number(slope))
+
+
+def _detector(index: int, offset: Array, scaling: Array, **arrays: Array) -> Detector:
+    known = {float(kind): kind for kind in Scaling}
+    if _number(scaling) not in known:
+        raise VectorError(f"layer {index}: detector.scaling is one of {', '.join(map(str, known))}")
+    return Detector(**arrays, offset=_number(offset), scaling=known[_number(scaling)])
+
+
+def _number(array: Array) -> float:
+    return float(array.reshape(-1)[0])
 
 
 def _check(index: int, layer: Layer) -> None:
@@ -167,7 +216,7 @@ def _check(index: int, layer: Layer) -> None:
     for name, value in _flat(layer).items():
         if not np.isfinite(value).all():
             raise VectorError(f"layer {index}: {name} holds a value that is not a finite number")
-        if value.shape[-1] != width and name in {"probe.weight", "units.read", "units.write"}:
+        if value.shape[-1] != width and name in _WIDE:
             raise VectorError(f"layer {index}: {name} is {value.shape[-1]} wide, the direction {width}")
     if not np.linalg.norm(layer.direction.astype(np.float64)) > 0:
         raise VectorError(f"layer {index}: the direction is zero")
@@ -175,3 +224,7 @@ def _check(index: int, layer: Layer) -> None:
         count = layer.units.read.shape[0]
         if any(len(getattr(layer.units, name)) != count for name in Units.__dataclass_fields__):
             raise VectorError(f"layer {index}: units differ in number")
+    if layer.detector:
+        shapes = {getattr(layer.detector, name).shape for name in _PER_LATENT}
+        if layer.detector.read.ndim != 2 or shapes != {layer.detector.read.shape[:1]}:
+            raise VectorError(f"layer {index}: the latents of detector differ in number")
