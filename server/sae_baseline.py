@@ -12,12 +12,11 @@ import torch
 from server.calibration import NEUTRAL_TOKENS
 from server.errors import InvalidRequest
 from server.together import together
-from server.token_states import token_states
+from server.token_states import MOST, token_states
 from server.training import Trainer
 from steering.sae.baseline import Baseline, BaselineError, Options, calibrate
 from steering.sae.detector import detector_of
 from steering.sae.sae import SparseAutoencoder
-from steering.spec import MAX_SPANS
 from steering.train.pairs import Answer, EncodedPair
 from steering.vector import Array, SteeringVector
 
@@ -85,7 +84,7 @@ class BaselineReader:
             for text, wanted in zip(texts, positions, strict=True)
         ]
         longest = max(map(len, positions))
-        return await together(calls, self.trainer.at_once(min(longest, MAX_SPANS)))
+        return await together(calls, self.trainer.at_once(min(longest, MOST)))
 
 
 def _require_memory(positions: Sequence[range], sae: SparseAutoencoder, pairs: int) -> None:

@@ -230,7 +230,7 @@ class _Score:
         """The highest drift of a text whose tokens have these values `[tokens, latents]` of ascending
         `latents`."""
         own = tokens[:, np.searchsorted(latents, self.latents)]
-        return float(drift(np.asarray(own @ self.weights + self.bias, np.float32)).max())
+        return float(drift(own @ self.weights + self.bias).max())
 
 
 def _differences(positive: Wide, negative: Wide) -> tuple[Wide, Wide]:
