@@ -45,8 +45,8 @@ class BehaviorRequest(Strict):
         count = len(self.positive_answers)
         if not self.negative_answers:
             raise InvalidRequest(
-                "a behaviour is told from answers that do not show it: give one for each positive answer (POST"
-                " /steering/generate-pairs writes answers of both kinds)",
+                "a behaviour is told from answers that do not show it: give one for each positive answer"
+                " (POST /steering/generate-pairs writes answers of both kinds)",
                 param="negative_answers",
             )
         for field in ("negative_answers", "prompts"):

@@ -1,4 +1,4 @@
-"""A maker of behaviours on fakes: tokens are characters, whose states an autoencoder of eight latents reads."""
+"""A maker of behaviours on fakes: tokens are characters, whose states eight latents read."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -71,11 +71,12 @@ class Engine:
         self.resident: set[str] = set()
         self.strengths: list[float] = []
         self.cost = lambda strength: 0.0
-        self.go = asyncio.Event()
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
         self.go.set()
 
     async def capture(self, tokens, spans, layers):
         self.captured.append((tuple(tokens), list(spans), tuple(layers)))
+        self.begun.set()
         await self.go.wait()
         rows = [np.mean([state(tokens[p], p) for p in range(*span)], axis=0) for span in spans]
         means = np.stack([np.stack([row] * len(layers)) for row in rows]).astype(np.float32)

@@ -245,8 +245,7 @@ async def test_whoever_leaves_does_not_stop_it(world):
     """The behaviour is stored, and whoever asks for the same meanwhile waits for the same."""
     world.engine.go.clear()
     first = asyncio.create_task(world.create())
-    while not world.engine.captured:
-        await asyncio.sleep(0.01)
+    await world.engine.begun.wait()
     again = asyncio.create_task(world.create())
     await asyncio.sleep(0)
     first.cancel()
@@ -278,8 +277,7 @@ async def test_a_name_that_is_taken_meanwhile(world):
     """By another process: the one that comes late is refused, and the vector it made is gone."""
     world.engine.go.clear()
     late = asyncio.create_task(world.create())
-    while not world.engine.captured:
-        await asyncio.sleep(0.01)
+    await world.engine.begun.wait()
     await world.behaviors.add(new())
     world.engine.go.set()
     with pytest.raises(Conflict, match="already"):
@@ -291,8 +289,7 @@ async def test_one_is_made_at_a_time(world):
     """Of many that are asked for, the others hold no states meanwhile."""
     world.engine.go.clear()
     asked = [asyncio.create_task(world.create(name, PAIRS[:4])) for name in ("one", "two")]
-    while not world.engine.captured:
-        await asyncio.sleep(0.01)
+    await world.engine.begun.wait()
     await asyncio.sleep(0.05)
     assert len({tokens for tokens, *_ in world.engine.captured}) == len(world.engine.captured)
     world.engine.go.set()

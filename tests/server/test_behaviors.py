@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from server import behaviors as module
-from server.behaviors import Behaviors, BehaviorRow
+from server.behaviors import BehaviorRow, Behaviors
 from server.database import Database
 from server.errors import Conflict, InvalidRequest, NotFound
 from tests.server.behavior_world import BASELINE, MINE, MODEL, PAIRS, calibrated, detector, new
