@@ -255,9 +255,9 @@ class Trainer:
             return states.means
 
         calls = [partial(one, *each) for each in zip(answers, spans, strict=True)]
-        return await together(calls, self._at_once(max(map(len, spans)) * len(layers)))
+        return await together(calls, self.at_once(max(map(len, spans)) * len(layers)))
 
-    def _at_once(self, lines: int) -> int:
+    def at_once(self, lines: int) -> int:
         """Texts in the engine at once, of which each takes so many of its capture lines.
 
         GPUs have CAPTURE_LINES of them per layer (`GraphPass`), and those of a text that has ended are free a

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypedDict, Unpack
@@ -204,6 +204,12 @@ class Vectors:
         if record is None:
             raise _not_found(vector_id)
         return record
+
+    async def those(self, account_id: str, vector_ids: Collection[str]) -> Mapping[str, VectorRecord]:
+        """By id, those of `vector_ids` that are there for the account."""
+        query = select(*_COLUMNS).where(VectorRow.id.in_(vector_ids), *_seen_by(account_id))
+        async with self._database.reading() as connection:
+            return {row.id: _record(row) for row in (await connection.execute(query)).all()}
 
     async def blob(self, vector_id: str) -> bytes:
         """Of whatever account: ask `get` first. Raises NotFound."""

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
 from server.policy_wire import PolicyRunRequest
+from tests.bench.behaviors import SOURCES, area, mean_difference, peak, split
+from tests.bench.behaviors import share as share_of_texts
 from tests.bench.policy_value import code_jobs, extraction_jobs, scores, share
 
 DATA = Path(__file__).parent / "bench" / "data"
@@ -135,3 +138,26 @@ def test_shares_come_with_intervals():
     """The mean and what resampled prompts give; nothing varies where all are alike."""
     assert share([1.0] * 9) == "**100 %** (100–100)"
     assert share([0.0, 1.0] * 50) == "**50 %** (40–60)"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_half_of_the_pairs_judge_a_behaviour(name):
+    """They are others than it is made from, and the answers that show it stand on the same side."""
+    learnt, held = split(name)
+    assert min(len(learnt), len(held)) >= 40
+    assert not {pair.prompt for pair in learnt} & {pair.prompt for pair in held}
+    if name == "verbosity":
+        assert np.mean([len(pair.positive) > 2 * len(pair.negative) for pair in held]) > 0.9
+
+
+def test_how_behaviours_are_measured():
+    """The probe against a mean by hand, areas and shares against counting."""
+    above, below = [np.array([[2.0, 5.0]]), np.array([[4.0, 7.0]])], [np.array([[0.0, 5.0], [0.0, 5.0]])]
+    below += [np.array([[2.0, 7.0]])]
+    score = mean_difference(above, below)
+    # Along the first axis alone; without the behaviour texts lie at 0 and 2.
+    assert score(np.array([[1.0, 9.0], [3.0, 0.0]])) == pytest.approx([0.0, 2 / 2**0.5])
+    assert peak(np.array([16.0, 0.0])) == 1.0
+    assert area([1.0, 3.0], [0.0, 2.0]).startswith("**0.750** (")
+    assert area([1.0], [0.0]) == "**1.000** (1.000–1.000)"
+    assert share_of_texts([True, False, False, False]).startswith("**25 %** (0–")

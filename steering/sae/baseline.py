@@ -6,7 +6,7 @@ share of false alarms that held-out texts confirm.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from steering.sae.errors import SaeError
 from steering.train import logistic
 from steering.train.auroc import mean_auroc
+from steering.watch import drift
 
 Wide = NDArray[np.float64]
 Rows = NDArray[np.floating[Any]]
+# Of these latents, `[tokens, latents]` of each text: first the positive ones, then the negative, the neutral.
+TokenLatents = Callable[[Sequence[int]], Sequence[Rows]]
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 class BaselineError(SaeError):
@@ -41,7 +44,7 @@ class Options:
 
     One has to be active in a share `presence` of the texts of the class that it speaks for, and, where
     densities are given, in at most a share `dense` of all states: what is active everywhere says little about
-    a token. `false_positives` is the share of texts without the behaviour that may score above the threshold.
+    a token. `false_positives` is the share of texts without the behaviour that may drift.
     """
 
     scoring: Scoring = Scoring.STANDARDISED
@@ -65,12 +68,15 @@ class Options:
 class Evidence:
     """Of held-out texts, scored by baselines made without them.
 
-    `auroc` compares positive with negative texts. The two rates are at thresholds chosen without the text in
-    question: `false_positive_rate` of negative and neutral texts, `true_positive_rate` of positive ones.
-    `target` is the rate that was asked for; with few texts, no threshold can promise a small one.
+    `auroc` compares mean scores of positive with those of negative texts, `peak_auroc` the peaks of their
+    drift. The two rates are of peaks above thresholds chosen without the text in question:
+    `false_positive_rate` of negative and neutral texts, `true_positive_rate` of positive ones. `target` is
+    the rate that was asked for; with few texts, no threshold can promise a small one. A peak is higher the
+    longer a text: the rates hold for texts about as long as these.
     """
 
     auroc: float | None
+    peak_auroc: float | None
     false_positive_rate: float
     true_positive_rate: float
     target: float
@@ -81,7 +87,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A behaviour's score is `latents · weights + bias`; above `threshold` it is there.
+    """The score of a state is its `latents · weights + bias`; a text whose `watch.drift` rises above
+    `threshold` shows the behaviour from there on.
 
     The score is 0 at the mean of texts without the behaviour, and 1 is one of their standard deviations. As
     it is linear, the score of a text's mean latents is the mean score of its tokens. `differences` are the
@@ -141,21 +148,24 @@ def calibrate(
     sae: str,
     options: Options | None = None,
     *,
+    tokens: TokenLatents,
     neutral: Rows | None = None,
     density: Rows | None = None,
 ) -> Baseline:
     """A baseline from the mean latents of texts, `[texts, d_sae]`, with and without a behaviour.
 
-    Text i of both classes may be one pair: they are held out together. `neutral` texts count when the
-    threshold is chosen and the rate of false alarms told, not when latents are chosen. `density` `[d_sae]` is
-    the share of states in which each latent is active (see `quality.Quality`). Raises BaselineError where
-    texts are too few, or no latent tells them apart.
+    Means choose latents and weights; `tokens`, asked once for the latents that matter, gives the peaks of
+    drift that choose the threshold, for a monitor sees an answer token by token. Text i of both classes may
+    be one pair: they are held out together. `neutral` texts count when the threshold is chosen and the rate
+    of false alarms told, not when latents are chosen. `density` `[d_sae]` is the share of states in which
+    each latent is active (see `quality.Quality`). Raises BaselineError where texts are too few, or no latent
+    tells them apart.
     """
     options = options or Options()
     positive, negative, neutral = _checked(positive, negative, neutral)
     allowed = _sparse(positive.shape[1], density, options)
     made = _Score.of(positive, negative, allowed, options)
-    held = _held_out(positive, negative, neutral, allowed, options)
+    held = _held_out((positive, negative, neutral), tokens, allowed, options)
     false_alarms, hits = _rates(held, options)
     threshold = threshold_for(np.concatenate([fold.without for fold in held]), options.false_positives)
     return Baseline(
@@ -167,7 +177,8 @@ def calibrate(
         differences=tuple(float(difference) for difference in made.differences),
         scoring=options.scoring,
         evidence=Evidence(
-            auroc=mean_auroc([(fold.positive, fold.negative) for fold in held]),
+            auroc=mean_auroc([fold.means for fold in held]),
+            peak_auroc=mean_auroc([(fold.positive, fold.negative) for fold in held]),
             false_positive_rate=false_alarms,
             true_positive_rate=hits,
             target=options.false_positives,
@@ -215,6 +226,12 @@ class _Score:
     def __call__(self, rows: Wide) -> Wide:
         return np.asarray(rows[:, self.latents] @ self.weights + self.bias, np.float64)
 
+    def peak(self, tokens: Rows, latents: NDArray[np.int64]) -> float:
+        """The highest drift of a text whose tokens have these values `[tokens, latents]` of ascending
+        `latents`."""
+        own = tokens[:, np.searchsorted(latents, self.latents)]
+        return float(drift(own @ self.weights + self.bias).max())
+
 
 def _differences(positive: Wide, negative: Wide) -> tuple[Wide, Wide]:
     """Standardised differences of class means (Cohen's d), and what they are standardised by.
@@ -243,11 +260,12 @@ def _weights(above: Wide, below: Wide, difference: Wide, options: Options) -> Wi
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """Scores of texts held out."""
+    """Of texts held out: the peaks of their drift, and the mean scores of positive and negative ones."""
 
     positive: Wide
     negative: Wide
     neutral: Wide
+    means: tuple[Wide, Wide]
 
     @property
     def without(self) -> Wide:
@@ -255,17 +273,52 @@ class _Fold:
 
 
 def _held_out(
-    positive: Wide, negative: Wide, neutral: Wide, allowed: NDArray[np.bool_], options: Options
+    classes: tuple[Wide, Wide, Wide], tokens: TokenLatents, allowed: NDArray[np.bool_], options: Options
 ) -> list[_Fold]:
+    positive, negative, _ = classes
     folds = min(options.folds, len(positive) // 2, len(negative) // 2)
-    first, second, third = (np.arange(len(rows)) % folds for rows in (positive, negative, neutral))
-    held = []
-    for fold in range(folds):
-        made = _Score.of(positive[first != fold], negative[second != fold], allowed, options)
-        held.append(
-            _Fold(made(positive[first == fold]), made(negative[second == fold]), made(neutral[third == fold]))
+    first, second, third = (np.arange(len(rows)) % folds for rows in classes)
+    made = [
+        _Score.of(positive[first != fold], negative[second != fold], allowed, options)
+        for fold in range(folds)
+    ]
+    texts = _Tokens.of(tokens, made, sum(map(len, classes)))
+    each = np.concatenate([first, second, third])
+    ends = np.cumsum([len(positive), len(negative)])
+    peaks = np.array([made[fold].peak(texts.rows[text], texts.latents) for text, fold in enumerate(each)])
+    above, below, beside = np.split(peaks, ends)
+    return [
+        _Fold(
+            above[first == fold],
+            below[second == fold],
+            beside[third == fold],
+            (score(positive[first == fold]), score(negative[second == fold])),
         )
-    return held
+        for fold, score in enumerate(made)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """`rows` holds `[tokens, latents]` of each text, for `latents` in ascending order."""
+
+    latents: NDArray[np.int64]
+    rows: Sequence[Rows]
+
+    @classmethod
+    def of(cls, tokens: TokenLatents, scores: Sequence["_Score"], texts: int) -> "_Tokens":
+        latents = np.unique(np.concatenate([score.latents for score in scores]))
+        rows = tokens([int(latent) for latent in latents])
+        if len(rows) != texts:
+            raise BaselineError(f"there are {texts} texts, and the tokens of {len(rows)}")
+        for text in rows:
+            if text.ndim != 2 or not len(text) or text.shape[1] != len(latents):
+                raise BaselineError(
+                    f"the latents of a text are [tokens, {len(latents)}], not {list(text.shape)}"
+                )
+            if not np.isfinite(text).all():
+                raise BaselineError("latents of tokens hold values that are not finite numbers")
+        return cls(latents, rows)
 
 
 def _rates(held: list[_Fold], options: Options) -> tuple[float, float]:

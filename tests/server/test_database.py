@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
-from server import jobs, policies, vectors  # noqa: F401  # their tables
+from server import behaviors, jobs, policies, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -58,13 +58,23 @@ def test_the_migrations_can_be_undone(database_url):
     assert on_connection(database_url, differences) == []
 
 
-def test_policies_can_be_undone_alone(database_url):
-    """One step down takes policies and their presets away and nothing else; one step up brings them back."""
+def test_what_came_after_steering_can_be_undone_alone(database_url):
+    """Steps down take behaviours, policies and their presets and nothing else; steps up bring them back."""
     Store(database_url).migrate()
     whole = on_connection(database_url, tables)
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
-    assert whole - left == {"policies", "policy_versions", "policy_presets"}
+    assert whole - left == {"behaviors", "policies", "policy_versions", "policy_presets"}
+    Store(database_url).migrate()
+    assert on_connection(database_url, differences) == []
+
+
+def test_behaviours_can_be_undone_alone(database_url):
+    """One step down takes their table away and nothing else; one step up brings it back."""
+    Store(database_url).migrate()
+    whole = on_connection(database_url, tables)
+    Database(database_url).alembic(lambda config: command.downgrade(config, "0004"))
+    assert whole - on_connection(database_url, tables) == {"behaviors"}
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
