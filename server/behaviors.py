@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.database import Database
-from server.errors import Conflict, NotFound
+from server.errors import Conflict, NotFound, Unavailable
 from server.recent import Recent
 from server.store import Moment, Table, require_account
 from steering.sae.baseline import Baseline, BaselineError
@@ -196,6 +196,24 @@ class Behaviors:
             found[record.id] = record
         return list(found.values())
 
+    async def everywhere(self, fingerprint: str, ids: Sequence[str]) -> Sequence[BehaviorRecord]:
+        """Those that the server watches all requests for, whoever owns them, as `recent` finds them.
+
+        Raises Unavailable for one that is not there: what was to be watched must not run unwatched.
+        """
+        found = []
+        for behavior_id in ids:
+            record = await self._recent.get(
+                ("", fingerprint, behavior_id), partial(self._find, None, fingerprint, behavior_id)
+            )
+            if record is None:
+                raise Unavailable(
+                    f"this server watches all requests for the behaviour {behavior_id!r} (--behaviors), and its"
+                    " model has none of that id"
+                )
+            found.append(record)
+        return found
+
     async def list(
         self, account_id: str, *, limit: int | None = None, offset: int = 0
     ) -> Sequence[BehaviorRecord]:
@@ -267,15 +285,18 @@ class Behaviors:
         self._recent.forget()
         return _record(row)
 
-    async def _find(self, account_id: str, fingerprint: str, name: str) -> BehaviorRecord | None:
-        """An id wins over a name."""
+    async def _find(self, account_id: str | None, fingerprint: str, name: str) -> BehaviorRecord | None:
+        """An id wins over a name; without an account it is the id."""
+        if account_id is None:
+            own = [BehaviorRow.id == name]
+        else:
+            own = [
+                BehaviorRow.account_id == account_id,
+                or_(BehaviorRow.id == name, BehaviorRow.name == name),
+            ]
         query = (
             select(*_COLUMNS)
-            .where(
-                BehaviorRow.account_id == account_id,
-                BehaviorRow.model_fingerprint == fingerprint,
-                or_(BehaviorRow.id == name, BehaviorRow.name == name),
-            )
+            .where(BehaviorRow.model_fingerprint == fingerprint, *own)
             .order_by((BehaviorRow.id == name).desc())
         )
         async with self._database.reading() as connection:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.steering import SteeringEntry
-from server.errors import Conflict
+from server.errors import Conflict, InvalidRequest
 from server.metrics import BEHAVIOR_CORRECTIONS, DRIFT
 from steering.sae.baseline import Baseline
+from steering.spec import MAX_WATCHES
 from steering.vector import SteeringVector
 from steering.watch import SMOOTHING, drift
 
@@ -42,6 +43,7 @@ class Watched:
     """
 
     id: str
+    owner: str  # the account that has its vector
     name: str
     detector: SteeringVector
     layer: int
@@ -60,6 +62,8 @@ class Record(Protocol):
     @property
     def id(self) -> str: ...
     @property
+    def account_id(self) -> str: ...
+    @property
     def name(self) -> str: ...
     @property
     def layer(self) -> int: ...
@@ -75,12 +79,13 @@ class Stored(Protocol):
     async def recent(
         self, account_id: str, fingerprint: str, names: Sequence[str], field: str = ...
     ) -> Sequence[Record]: ...
+    async def everywhere(self, fingerprint: str, ids: Sequence[str]) -> Sequence[Record]: ...
     async def detector(self, record: Any) -> SteeringVector: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """`everywhere` are the behaviours that all requests are watched for; see --behaviors."""
+    """`everywhere` are the behaviours that all requests are watched for, by id; see --behaviors."""
 
     behaviors: Stored
     fingerprint: str
@@ -94,20 +99,26 @@ class Monitor:
         """
         asked = asked or WatchList()
         found: dict[str, Watched] = {}
-        for source, field, names, forced in (
-            (asked, "force_steering", asked.forced, True),
-            (asked, "behavior_names", asked.names, False),
-            (self.everywhere, "--behaviors", self.everywhere.names, False),
+        for field, names, forced in (
+            ("force_steering", asked.forced, True),
+            ("behavior_names", asked.names, False),
         ):
-            if not names:
-                continue
             records = await self.behaviors.recent(account_id, self.fingerprint, names, field)
             for record in records:
                 if record.id not in found:
-                    found[record.id] = await self._watched(record, source.mode, field, forced=forced)
+                    found[record.id] = await self._watched(record, asked.mode, field, forced=forced)
+        for record in await self.behaviors.everywhere(self.fingerprint, self.everywhere.names):
+            if record.id not in found:
+                found[record.id] = await self._watched(record, self.everywhere.mode, "--behaviors")
+        if len(found) > MAX_WATCHES:
+            raise InvalidRequest(
+                f"at most {MAX_WATCHES} behaviors are watched, not {len(found)}"
+                + ("; the server itself watches some" if self.everywhere.names else ""),
+                param="behavior_names" if asked.names else "force_steering",
+            )
         return tuple(found.values())
 
-    async def _watched(self, record: Record, mode: Mode, path: str, *, forced: bool) -> Watched:
+    async def _watched(self, record: Record, mode: Mode, path: str, *, forced: bool = False) -> Watched:
         baseline = record.baseline
         if baseline is None:
             raise Conflict(
@@ -126,6 +137,7 @@ class Monitor:
             correction = SteeringEntry(vector_id=record.steering_vector_id, strength=record.strength)
         return Watched(
             id=record.id,
+            owner=record.account_id,
             name=record.name,
             detector=await self.behaviors.detector(record),
             layer=record.layer,

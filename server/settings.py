@@ -10,6 +10,8 @@ from platformdirs import user_data_path
 
 from steering.spec import DEFAULT_ROWS
 
+BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -24,6 +26,8 @@ class Settings:
     steering_wait_seconds: float = 30.0
     steering_safe_dose: float = 1.0
     steering_max_dose: float = 2.0
+    behaviors: tuple[str, ...] = ()
+    behavior_mode: str = "online"
 
     @classmethod
     def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -51,8 +55,19 @@ class Settings:
         return cls(
             home=home,
             database_url=value("database_url") or f"sqlite+aiosqlite:///{home / 'steersman.db'}",
+            behaviors=tuple(filter(None, (value("behaviors") or "").replace(",", " ").split())),
+            behavior_mode=_mode(value("behavior_mode") or "online"),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
+
+
+def _mode(text: str) -> str:
+    if text not in BEHAVIOR_MODES:
+        raise ValueError(
+            f"behavior_mode (--behavior-mode) is one of {', '.join(BEHAVIOR_MODES)}, not {text!r}: a request"
+            " itself may ask for more"
+        )
+    return text
 
 
 _MAY_BE_ZERO = {"steering_wait_seconds"}

@@ -236,7 +236,7 @@ class Steering:
         for each in watched:
             terms: list[tuple[_Found, Term]] = []
             if each.correction is not None and (each.always or each.mode is Mode.ONLINE):
-                terms, more = await self._terms({each.path: each.correction}, account_id)
+                terms, more = await self._terms({each.path: each.correction}, each.owner)
                 vectors += more
             if each.always:
                 found, terms = found + terms, []

@@ -27,6 +27,8 @@ class Studio:
     trainer: Trainer
     presets: Presets
     workshop: Workshop
+    residency: Residency
+    unwatchable: str | None  # why behaviours cannot be watched, if they cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,13 @@ async def open_studio(
         max_dose=settings.steering_max_dose,
     )
     logger.info("Steering works at all %d layers", model.layers)
-    return Studio(model, engine, steering, trainer, presets, Workshop(jobs, vectors, trainer))
+    workshop = Workshop(jobs, vectors, trainer)
+    unwatchable = None
+    if not (await engine.facts())["watches"]:
+        unwatchable = "this version watches on CPUs alone"
+    elif config.speculative_config is not None:
+        unwatchable = "drafts that are rejected would be scored"
+    return Studio(model, engine, steering, trainer, presets, workshop, residency, unwatchable)
 
 
 async def _tried(

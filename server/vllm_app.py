@@ -27,6 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.sampling import EngineFacts
 from server.auth import Authentication, KeyRing
+from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
@@ -34,6 +35,7 @@ from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, Stee
 from server.jobs import Jobs
 from server.judge import Judge
 from server.metrics import AUTH_ATTEMPTS, record_build
+from server.monitor import Mode, Monitor, WatchList
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.refusal import refusal
@@ -98,6 +100,7 @@ class SteersmanPlugin:
         checker = ConstraintChecker(engine_client.vllm_config, doors.settings.constraint_seconds)
         models = ServedModels(state.openai_serving_models, int(time.time()))
         vectors, jobs = Vectors(doors.store.database), Jobs(doors.store.database)
+        behaviors = Behaviors(doors.store.database)
         studio = await open_studio(
             engine_client,
             models.default,
@@ -121,6 +124,8 @@ class SteersmanPlugin:
             keep_alive=float(getattr(args, "sse_keep_alive_interval", 0)),
             steering=studio.steering if isinstance(studio, Studio) else None,
             unsteerable=studio.problem if isinstance(studio, Unsteerable) else None,
+            monitor=_monitor(studio, behaviors, doors.settings),
+            unwatchable=studio.problem if isinstance(studio, Unsteerable) else studio.unwatchable,
             prompt_logprobs_kill=prompt_logprobs_kill(engine_client.vllm_config),
             ranks=_ranks(engine_client),
         )
@@ -158,6 +163,17 @@ class _Doors:
     store: Store
     keyring: KeyRing
     drain: Drain
+
+
+def _monitor(studio: Studio | Unsteerable, behaviors: Behaviors, settings: Settings) -> Monitor | None:
+    """Raises SteersmanError where requests that are to be watched could not be."""
+    problem = studio.problem if isinstance(studio, Unsteerable) else studio.unwatchable
+    if isinstance(studio, Unsteerable) or problem:
+        if settings.behaviors:
+            raise SteersmanError(f"--behaviors: behaviors are not watched here: {problem}")
+        return None
+    everywhere = WatchList(settings.behaviors, mode=Mode(settings.behavior_mode))
+    return Monitor(behaviors, studio.model.fingerprint, everywhere)
 
 
 def _facts(engine_client: EngineClient) -> EngineFacts:

@@ -123,6 +123,14 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "D",
         "help": "Relative dose above which a request is refused (2).",
     },
+    "--behaviors": {
+        "metavar": "ID,ID",
+        "help": "Ids of behaviors that every request is watched for (STEERSMAN_BEHAVIORS).",
+    },
+    "--behavior-mode": {
+        "metavar": "M",
+        "help": "What their drift leads to: monitor (it is told), online (it is corrected; the default).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

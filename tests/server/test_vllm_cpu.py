@@ -26,26 +26,30 @@ def machine(monkeypatch):
 
 
 @pytest.fixture
-def executor(tmp_path, machine):
-    """The executor that flags lead to."""
+def completed(tmp_path, machine):
+    """What flags come to."""
 
     def found(*flags):
         args = _parse(["model", *flags])
         _complete(args, Settings(tmp_path, "sqlite://"))
-        return args.distributed_executor_backend
+        return args
 
     return found
+
+
+@pytest.fixture
+def executor(completed):
+    """The executor that flags lead to."""
+    return lambda *flags: completed(*flags).distributed_executor_backend
 
 
 @pytest.mark.parametrize(
     ("capability", "flags", "dtype"),
     [("AVX2", (), "float32"), ("AVX512", (), "auto"), ("AVX2", ("--dtype", "bfloat16"), "bfloat16")],
 )
-def test_a_cpu_without_bfloat16_computes_in_float32(tmp_path, machine, monkeypatch, capability, flags, dtype):
+def test_a_cpu_without_bfloat16_computes_in_float32(completed, monkeypatch, capability, flags, dtype):
     monkeypatch.setattr(vllm_cpu.torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    args = _parse(["model", *flags])
-    _complete(args, Settings(tmp_path, "sqlite://"))
-    assert args.dtype == dtype
+    assert completed(*flags).dtype == dtype
 
 
 def test_one_worker_runs_in_the_engines_process(executor):
