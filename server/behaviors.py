@@ -208,8 +208,8 @@ class Behaviors:
             )
             if record is None:
                 raise Unavailable(
-                    f"this server watches all requests for the behaviour {behavior_id!r} (--behaviors), and its"
-                    " model has none of that id"
+                    f"this server watches all requests for the behaviour {behavior_id!r} (--behaviors), and"
+                    " its model has none of that id"
                 )
             found.append(record)
         return found

@@ -55,6 +55,11 @@ class Watched:
     forced: bool = False
     always: bool = False
 
+    @property
+    def acts(self) -> bool:
+        """Whether the correction is in the engine's hands."""
+        return self.always or self.mode is Mode.ONLINE
+
 
 class Record(Protocol):
     """A stored behaviour: see `server.behaviors.BehaviorRecord`."""

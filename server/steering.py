@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from policies.steering import Material, SteeringEntry, known_preset, term
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
-from server.monitor import Drift, Mode, Scores, Watched, drifts
+from server.monitor import Drift, Scores, Watched, drifts
 from server.residency import Lease, Residency
 from server.vectors import VectorRecord, Vectors, misfit, require_model
 from steering.files import read_flat
@@ -235,9 +235,9 @@ class Steering:
         later: list[list[tuple[_Found, Term]]] = []
         for each in watched:
             terms: list[tuple[_Found, Term]] = []
-            if each.correction is not None and (each.always or each.mode is Mode.ONLINE):
+            if each.correction is not None:  # which must be there before an answer is dropped for it
                 terms, more = await self._terms({each.path: each.correction}, each.owner)
-                vectors += more
+                vectors += more if each.acts else []
             if each.always:
                 found, terms = found + terms, []
             later.append(terms)
@@ -305,14 +305,14 @@ class Steering:
         later: Sequence[Sequence[tuple[_Found, Term]]],
         field: str,
     ) -> Applied:
-        """The dose is that of all terms, also of those which act `later`."""
+        """The dose is that of all terms, also of those which may act `later`."""
         watches = tuple(
             Watch(
                 each.detector.digest,
                 each.layer,
                 each.threshold,
                 each.smoothing,
-                tuple(made for _, made in terms),
+                tuple(made for _, made in terms) if each.acts else (),
             )
             for each, terms in zip(watched, later, strict=True)
         )

@@ -70,7 +70,8 @@ def detect(x: Tensor, detector: Detected) -> Tensor:
     """Scores `[tokens]`."""
     a = _scaled(x, detector.scaling) @ detector.read.T + detector.bias
     latents = torch.where(a > detector.threshold, torch.relu(a * detector.gain + detector.shift), 0.0)
-    return latents @ detector.weight + detector.offset
+    scores: Tensor = latents @ detector.weight + detector.offset
+    return scores
 
 
 def _scaled(x: Tensor, scaling: Scaling) -> Tensor:

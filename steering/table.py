@@ -142,13 +142,13 @@ class VectorTable:
             probe = ProbeLine(next(rest), layer.probe.bias, layer.probe.slope)
         if layer.units:
             count = len(layer.units.bias)
-            read, write = list(islice(rest, count)), list(islice(rest, count))
-            scalars = self._numbers(layer.units, "bias", "offset", "threshold")
-            units = UnitLines(torch.tensor(read), torch.tensor(write), *scalars)
+            read, write = (torch.tensor(list(islice(rest, count))) for _ in range(2))
+            units = UnitLines(read, write, *self._numbers(layer.units, "bias", "offset", "threshold"))
         if layer.detector:
             own = layer.detector
             numbers = self._numbers(own, "bias", "threshold", "gain", "shift", "weight")
-            detector = DetectorLines(torch.tensor(list(rest)), *numbers, own.offset, own.scaling)
+            read = torch.tensor(list(rest))
+            detector = DetectorLines(read, *numbers, offset=own.offset, scaling=own.scaling)
         return ResidentLayer(taken[0], norm, probe, units, detector)
 
     def _numbers(self, part: Units | Detector, *names: str) -> list[Tensor]:
