@@ -15,7 +15,7 @@ from server.metrics import BEHAVIOR_CORRECTIONS, DRIFT
 from steering.sae.baseline import Baseline
 from steering.spec import MAX_WATCHES
 from steering.vector import SteeringVector
-from steering.watch import SMOOTHING, drift
+from steering.drift import SMOOTHING, drift
 
 
 class Mode(StrEnum):

@@ -129,7 +129,7 @@ class Term:
 class Watch:
     """Score what leaves block `layer` for each generated token, before steering, by the detector `vector`.
 
-    `vector` is a digest. Once the scores' drift (see `steering.watch`) exceeds `threshold`, `terms` act on
+    `vector` is a digest. Once the scores' drift (see `steering.drift`) exceeds `threshold`, `terms` act on
     all tokens from the next one on; without terms it is only told.
     """
 

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steering.sae.errors import SaeError
-from steering.train import logistic
 from steering.train.auroc import mean_auroc
-from steering.watch import drift
+from steering.drift import drift
 
 Wide = NDArray[np.float64]
 Rows = NDArray[np.floating[Any]]
@@ -250,6 +249,8 @@ def _differences(positive: Wide, negative: Wide) -> tuple[Wide, Wide]:
 def _weights(above: Wide, below: Wide, difference: Wide, options: Options) -> Wide:
     if options.scoring is Scoring.STANDARDISED:
         return difference
+    from steering.train import logistic  # noqa: PLC0415  # torch, which who reads a baseline does without
+
     rows = np.concatenate([above, below])
     side = np.arange(len(rows)) < len(above)
     fitted = logistic.fit(

@@ -36,7 +36,7 @@ from steering.sae.baseline import Baseline
 from steering.sae.load import load as load_sae
 from steering.train.auroc import auroc
 from steering.train.pairs import Answer, Pair, answer, read_jsonl
-from steering.watch import drift
+from steering.drift import drift
 from tests.bench.serve import HERE, REPO, _embedded, _machine
 
 # Behaviour → its data set, and whether the negative answers are those that show it.

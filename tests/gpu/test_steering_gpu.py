@@ -278,9 +278,9 @@ def test_graphs_steer_as_eager_does(tmp_path, tiny, monkeypatch):
         if name != "plain":
             plain = reference.logprobs(model, text)
             assert max(abs(a - b) for a, b in zip(plain, expected, strict=True)) > 0.05, name
-    assert evidence["everywhere"] == [40, 11, None]  # the last token is sampled, and never an input
-    assert evidence["answer"] == [0, 11, None]
-    assert evidence["last"] == [1, 11, None]
+    assert evidence["everywhere"] == [40, 11, None, []]  # the last token is sampled, and never an input
+    assert evidence["answer"] == [0, 11, None, []]
+    assert evidence["last"] == [1, 11, None, []]
     for name in ("cold", "warm"):
         results, counted, captured = served(tmp_path, tiny, name, enforce_eager=False)
         for request, result in results.items():

@@ -118,7 +118,7 @@ class Behind:
         if steering is not None:
             sent.steered_by = steering
         steered = SimpleNamespace(
-            headers=lambda: {"x-steersman-steering": "print"}, described=lambda: {"dose": 0.5}
+            headers=lambda: {"x-steersman-steering": "print"}, told=lambda: {"steering": {"dose": 0.5}}
         )
         plan = SimpleNamespace(method_used=Method.TOP_K, warning=None)
         if sent.stream:

@@ -15,7 +15,7 @@ from server.vectors import NewVector
 from steering.sae.baseline import Baseline
 from steering.train.pairs import Pair
 from steering.vector import SteeringVector
-from steering.watch import drift
+from steering.drift import drift
 from tests.server.behavior_world import (
     LAYER,
     MINE,

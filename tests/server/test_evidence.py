@@ -41,9 +41,9 @@ class Steered:
         if self.failure is not None:
             raise self.failure
 
-    def described(self) -> dict[str, object]:
+    def told(self) -> dict[str, object]:
         assert self.counted
-        return {"dose": 0.5}
+        return {"steering": {"dose": 0.5}}
 
     def release(self) -> None:
         self.released += 1

@@ -45,7 +45,7 @@ class Serving:
         self.steering = steering
         choice = SimpleNamespace(text="yes", finish_reason="stop")
         response = SimpleNamespace(choices=[choice], usage=SimpleNamespace(completion_tokens=1))
-        described = SimpleNamespace(described=lambda: APPLIED) if steering else None
+        described = SimpleNamespace(told=lambda: {"steering": APPLIED}) if steering else None
         return SimpleNamespace(response=response, steered=described, plan=planned)
 
 

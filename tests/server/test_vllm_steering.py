@@ -314,7 +314,7 @@ async def test_facts_and_usage_are_of_the_first_rank():
 
 async def test_evidence():
     """Prompt and generated tokens as the worker counted them."""
-    client = Client(steersman_evidence=answers([4, 2, None]))
+    client = Client(steersman_evidence=answers([4, 2, None, []]))
     assert await opened(client).evidence("t") == Counted(4, 2)
 
 
@@ -329,7 +329,7 @@ async def test_evidence_of_an_unsteered_request():
 async def test_requests_that_end_together_share_a_call():
     """While one RPC is on its way the next collects all that end meanwhile, and each gets its own answer."""
     client = Client(
-        steersman_evidence=lambda engine, rank, traces: {trace: [int(trace), 0, None] for trace in traces}
+        steersman_evidence=lambda engine, rank, traces: {trace: [int(trace), 0, None, []] for trace in traces}
     )
     engine = opened(client)
     client.gate.clear()
@@ -350,7 +350,7 @@ async def test_a_failed_call_reaches_all_who_wait():
     engine = opened(client)
     failed = await asyncio.gather(*(engine.evidence(name) for name in "abc"), return_exceptions=True)
     assert [type(each) for each in failed] == [ZeroDivisionError] * 3
-    client.worker["steersman_evidence"] = answers([1, 1, None])
+    client.worker["steersman_evidence"] = answers([1, 1, None, []])
     assert await engine.evidence("d") == Counted(1, 1)
 
 
@@ -361,7 +361,7 @@ async def test_a_client_that_leaves_keeps_nobody_waiting(fails):
     def evidence(engine, rank, traces):
         if fails:
             raise ConnectionError("engine gone")
-        return {trace: [1, 2, None] for trace in traces}
+        return {trace: [1, 2, None, []] for trace in traces}
 
     client = Client(steersman_evidence=evidence)
     engine = opened(client)
@@ -377,7 +377,7 @@ async def test_a_client_that_leaves_keeps_nobody_waiting(fails):
         assert [type(each) for each in done[1:]] == [ConnectionError] * 2
     else:
         assert done[1:] == [Counted(1, 2)] * 2
-    engine._client.worker["steersman_evidence"] = answers([1, 1, None])
+    engine._client.worker["steersman_evidence"] = answers([1, 1, None, []])
     assert await asyncio.wait_for(engine.evidence("d"), 1) == Counted(1, 1)
 
 
@@ -406,13 +406,13 @@ async def test_an_answer_that_lacks_a_trace_keeps_nobody_waiting():
 @pytest.mark.parametrize(
     ("replies", "counted"),
     [
-        ([[0, 0, NEVER_SEEN], [4, 2, None]], Counted(4, 2)),
-        ([[4, 2, None], [0, 0, NEVER_SEEN]], Counted(4, 2)),
-        ([[4, 2, None], [3, 1, None]], Counted(7, 3)),
-        ([[0, 0, NEVER_SEEN], [0, 0, NEVER_SEEN]], NEVER_SEEN),
-        ([[4, 2, None], [0, 0, "not resident"]], "not resident"),
-        ([[0, 0, "not resident"], [4, 2, None]], "not resident"),
-        ([[0, 0, NEVER_SEEN], [0, 0, "not resident"]], "not resident"),
+        ([[0, 0, NEVER_SEEN, []], [4, 2, None, []]], Counted(4, 2)),
+        ([[4, 2, None, []], [0, 0, NEVER_SEEN, []]], Counted(4, 2)),
+        ([[4, 2, None, []], [3, 1, None, []]], Counted(7, 3)),
+        ([[0, 0, NEVER_SEEN, []], [0, 0, NEVER_SEEN, []]], NEVER_SEEN),
+        ([[4, 2, None, []], [0, 0, "not resident", []]], "not resident"),
+        ([[0, 0, "not resident", []], [4, 2, None, []]], "not resident"),
+        ([[0, 0, NEVER_SEEN, []], [0, 0, "not resident", []]], "not resident"),
     ],
 )
 async def test_several_engines(replies, counted):
@@ -428,7 +428,7 @@ async def test_several_engines(replies, counted):
 
 async def test_several_engines_behind_another_balancer():
     """A client that knows only its own engine asks that one."""
-    client = Client(2, steersman_evidence=answers([4, 2, None], [3, 1, None]))
+    client = Client(2, steersman_evidence=answers([4, 2, None, []], [3, 1, None, []]))
     del client.engine_core.call_utility_all_async
     assert await opened(client).evidence("t") == Counted(4, 2)
 
@@ -514,7 +514,7 @@ class Waiting(Client):
 @pytest.mark.parametrize("ask", ["score", "likeliest", "capture"])
 async def test_a_cancelled_request_leaves_nothing_in_the_worker(ask):
     """Its trace and its captured states are asked for once more, so that the worker forgets them."""
-    client = Waiting(steersman_evidence=answers([0, 0, NEVER_SEEN]), steersman_captured=lambda *_: None)
+    client = Waiting(steersman_evidence=answers([0, 0, NEVER_SEEN, []]), steersman_captured=lambda *_: None)
     engine = opened(client)
     call = engine.capture([5], [(0, 1)], [0]) if ask == "capture" else getattr(engine, ask)([5, 6], SPEC)
     task = asyncio.create_task(call)
@@ -573,7 +573,7 @@ async def test_unsteered_scores():
 
 async def test_steered_scores():
     """A scored text is steered as asked, under a trace of its own, which the worker must vouch for."""
-    client = Scored([2, 0, None])
+    client = Scored([2, 0, None, []])
     engine = opened(client)
     assert await engine.score([7, 8, 9], SPEC) == [-1, -2]
     assert await engine.score([7, 8, 9], SPEC) == [-1, -2]

@@ -122,7 +122,9 @@ class World:
         for spec, result in zip(specs, results, strict=True):
             self.check(ids, spec, result, **rest)
         for found in self.process.rpc("steersman_evidence", [spec.trace for spec in specs if spec]):
-            assert found == {spec.trace: [*steered_tokens(spec, len(ids)), None] for spec in specs if spec}
+            assert found == {
+                spec.trace: [*steered_tokens(spec, len(ids)), None, []] for spec in specs if spec
+            }
 
 
 def difference(one, other):
@@ -288,7 +290,7 @@ def test_several_samples_of_one_request(eager):
         expected = eager.expected(PROMPT, output, spec)[len(PROMPT) - 1 :]
         assert difference(output["logprobs"], expected) <= eager.close
     evidence = eager.process.rpc("steersman_evidence", [spec.trace])[0][spec.trace]
-    assert evidence == [3 * len(PROMPT), 3 * (MADE - 1), None]
+    assert evidence == [3 * len(PROMPT), 3 * (MADE - 1), None, []]
 
 
 def usage(world):
@@ -455,7 +457,7 @@ def test_preempted_requests(world):
     (evidence,) = world.process.rpc("steersman_evidence", [spec.trace for _, spec in asked if spec])
     for ids, spec in asked:
         if spec is not None:
-            assert evidence[spec.trace] == [*steered_tokens(spec, len(ids), made), None]
+            assert evidence[spec.trace] == [*steered_tokens(spec, len(ids), made), None, []]
     assert usage(world) == before
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from steering.spec import Operation, SteeringSpec, Term, Tokens, Watch
 from steering.vector import Detector, Layer, Scaling, SteeringVector
-from steering.watch import drift
+from steering.drift import drift
 from tests.steering.models import LAYERS, WIDTH
 from tests.steering.reference import logprobs, states
 from tests.steering.test_vllm_engines import PROMPT, World, difference, prompt

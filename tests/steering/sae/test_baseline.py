@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from steering.sae.baseline import Baseline, BaselineError, Options, Scoring, calibrate, threshold_for
-from steering.watch import SMOOTHING
+from steering.drift import SMOOTHING
 
 LATENTS, TELLING, LACKED, DENSE = 300, (7, 19, 42), 99, 150
 TOKENS = 40
