@@ -32,11 +32,11 @@ from safetensors.numpy import load
 # Before this folder, whose policies.py and steering.py would hide the packages.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from server.settings import Settings
+from steering.drift import drift
 from steering.sae.baseline import Baseline
 from steering.sae.load import load as load_sae
 from steering.train.auroc import auroc
 from steering.train.pairs import Answer, Pair, answer, read_jsonl
-from steering.drift import drift
 from tests.bench.serve import HERE, REPO, _embedded, _machine
 
 # Behaviour → its data set, and whether the negative answers are those that show it.

@@ -12,10 +12,10 @@ from server.behavior_maker import CATEGORY, Status
 from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from server.readiness import Part, readiness
 from server.vectors import NewVector
+from steering.drift import drift
 from steering.sae.baseline import Baseline
 from steering.train.pairs import Pair
 from steering.vector import SteeringVector
-from steering.drift import drift
 from tests.server.behavior_world import (
     LAYER,
     MINE,
