@@ -327,7 +327,7 @@ class Steering:
         for own, made in [*found, *(pair for terms in later for pair in terms)]:
             doses = {layer: _dose(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
             vectors.append(AppliedVector(own.id, own.name, made, doses))
-            if made.operation is not Operation.CLAMP:
+            if not made.operation.bounds:
                 for layer in made.layers:
                     moved = np.float32(made.strength) * own.vector.layers[layer].direction
                     shifts[layer] = shifts[layer] + moved if layer in shifts else moved
@@ -376,9 +376,11 @@ def _dose(made: Term, vector: SteeringVector, layer: int, norm: float) -> float:
     own = vector.layers[layer]
     if made.operation is Operation.UNITS and own.units is not None:
         return strength * float(np.linalg.norm(own.units.offset @ own.units.write)) / norm
-    if made.operation is not Operation.CLAMP:
+    if not made.operation.bounds:
         return strength * vector.norms[layer] / norm
     bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
+    if made.operation is Operation.LATENTS:  # a latent of length 1 moves its decoder row by as much
+        return strength * max(bounds, default=0.0) * vector.norms[layer] / norm
     return strength * max(bounds, default=0.0) / norm + max(made.strength - 1, -made.strength, 0.0)
 
 
