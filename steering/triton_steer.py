@@ -93,7 +93,19 @@ def _change(state, x, bank, integers, floats, unit_lines, unit_numbers, width, c
         first = tl.load(integers + 5)
         count = tl.load(integers + 6)
         step = _units_step(
-            x, bank, unit_lines, unit_numbers, first, count, operation, strength, low, high, width, columns, mask
+            x,
+            bank,
+            unit_lines,
+            unit_numbers,
+            first,
+            count,
+            operation,
+            strength,
+            low,
+            high,
+            width,
+            columns,
+            mask,
         )
     else:
         v = _line(bank, tl.load(integers + 1), width, columns, mask)
