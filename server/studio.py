@@ -9,6 +9,7 @@ from server.errors import SteersmanError
 from server.jobs import Jobs
 from server.presets import Presets
 from server.residency import Residency
+from server.saes import Saes
 from server.settings import Settings
 from server.steering import SteeredModel, Steering
 from server.training import Tokenizer, Trainer
@@ -27,6 +28,7 @@ class Studio:
     trainer: Trainer
     presets: Presets
     workshop: Workshop
+    saes: Saes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ async def open_studio(
         max_dose=settings.steering_max_dose,
     )
     logger.info("Steering works at all %d layers", model.layers)
-    return Studio(model, engine, steering, trainer, presets, Workshop(jobs, vectors, trainer))
+    workshop, saes = Workshop(jobs, vectors, trainer), Saes(settings.home / "saes", model)
+    return Studio(model, engine, steering, trainer, presets, workshop, saes)
 
 
 async def _tried(
@@ -107,4 +110,9 @@ def _tokenizer(tokenizer: Any) -> Tokenizer:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    return Tokenizer(lambda text: list(tokenizer.encode(text)), raw, render if has_template else None)
+    return Tokenizer(
+        lambda text: list(tokenizer.encode(text)),
+        raw,
+        render if has_template else None,
+        lambda tokens: str(tokenizer.decode(list(tokens))),
+    )

@@ -115,11 +115,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """`encode` is without special tokens; `render` puts a user's message into the chat template."""
+    """`encode` is with special tokens, `encode_raw` without; `render` puts a user's message into the chat
+    template, `decode` shows single tokens."""
 
     encode: Callable[[str], list[int]]
     encode_raw: Callable[[str], list[int]]
     render: Callable[[str], str] | None
+    decode: Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +257,9 @@ class Trainer:
             return states.means
 
         calls = [partial(one, *each) for each in zip(answers, spans, strict=True)]
-        return await together(calls, self._at_once(max(map(len, spans)) * len(layers)))
+        return await together(calls, self.at_once(max(map(len, spans)) * len(layers)))
 
-    def _at_once(self, lines: int) -> int:
+    def at_once(self, lines: int) -> int:
         """Texts in the engine at once, of which each takes so many of its capture lines.
 
         GPUs have CAPTURE_LINES of them per layer (`GraphPass`), and those of a text that has ended are free a

@@ -42,6 +42,7 @@ from server.routes import (
     native,
     openai,
     policies,
+    saes,
     saved_policies,
     steering,
     steering_trials,
@@ -81,7 +82,7 @@ class SteersmanPlugin:
         drain = Drain()
         self._app, self._doors = app, _Doors(settings, store, keyring, drain)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
-        axionic = (native, policies, saved_policies, steering, steering_vectors, steering_trials, keys)
+        axionic = (native, policies, saved_policies, steering, steering_vectors, steering_trials, saes, keys)
         for routes in (openai, *axionic):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
