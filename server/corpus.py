@@ -113,8 +113,8 @@ def _reference() -> str:
 def _descriptions() -> Iterator[str]:
     found = {}
     for package in importlib.metadata.distributions():
-        text = package.metadata.get_payload() or package.metadata["Description"] or ""
-        found[package.name] = str(text)[:_DESCRIBED]
+        told = package.metadata.json  # a description may be the body of the file, or a field of it
+        found[package.name] = str(told.get("description") or "")[:_DESCRIBED]
     for name in sorted(found):
         yield found[name]
 

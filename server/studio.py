@@ -42,13 +42,20 @@ class Unsteerable:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What steering keeps in the database."""
+
+    vectors: Vectors
+    jobs: Jobs
+    behaviors: Behaviors
+
+
 async def open_studio(
     client: Any,
     name: str,
     settings: Settings,
-    vectors: Vectors,
-    jobs: Jobs,
-    behaviors: Behaviors,
+    records: Records,
     *,
     processes: int,
 ) -> Studio | Unsteerable:
@@ -71,6 +78,7 @@ async def open_studio(
     if isinstance(found, Unsteerable):
         return found
     model, rows = found
+    vectors = records.vectors
     residency = Residency(engine, rows, settings.steering_wait_seconds)
     weights = config.model_config.model
     trainer = Trainer(engine, tokenizer, model, weights, neutral_texts(), longest, processes)
@@ -87,14 +95,14 @@ async def open_studio(
         saes=saes,
     )
     logger.info("Steering works at all %d layers", model.layers)
-    workshop = Workshop(jobs, vectors, trainer)
+    workshop = Workshop(records.jobs, vectors, trainer)
     unwatchable = None
     if not (await engine.facts())["watches"]:
         unwatchable = "this version watches on CPUs alone"
     elif config.speculative_config is not None:
         unwatchable = "drafts that are rejected would be scored"
     maker = BehaviorMaker(
-        behaviors, vectors, saes, trainer, stored=steering, engine=engine, residency=residency
+        records.behaviors, vectors, saes, trainer, stored=steering, engine=engine, residency=residency
     )
     return Studio(model, engine, steering, trainer, presets, workshop, saes, maker, unwatchable)
 

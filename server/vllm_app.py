@@ -56,7 +56,7 @@ from server.sandbox import Sandbox, SandboxOff
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
-from server.studio import Studio, Unsteerable, open_studio
+from server.studio import Records, Studio, Unsteerable, open_studio
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
@@ -109,9 +109,7 @@ class SteersmanPlugin:
             engine_client,
             models.default,
             doors.settings,
-            vectors,
-            jobs,
-            behaviors,
+            Records(vectors, jobs, behaviors),
             processes=args.api_server_count or 1,
         )
         _meter_engine(engine_client, state, meter)

@@ -81,13 +81,15 @@ def _scaled(x: Tensor, scaling: Scaling) -> Tensor:
     if scaling is Scaling.CONSTANT_NORM:
         return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-30))
     centred = x - x.mean(dim=-1, keepdim=True)
-    return centred / (centred.std(dim=-1, keepdim=True) + 1e-5)
+    deviation: Tensor = centred.std(dim=-1, keepdim=True)
+    return centred / (deviation + 1e-5)
 
 
 def clamp_latents(x: Tensor, latents: Latents, strength: Scalar, low: Tensor, high: Tensor) -> Tensor:
     """Bring latents into [low, high] and decode the difference alone: what they leave out of x stays."""
     f = _active(x @ latents.read.T + latents.bias, latents.threshold)
-    return x + strength * (torch.minimum(torch.maximum(f, low), high) - f) @ latents.write
+    moved: Tensor = (torch.minimum(torch.maximum(f, low), high) - f) @ latents.write
+    return x + strength * moved
 
 
 def _active(a: Tensor, threshold: Tensor) -> Tensor:

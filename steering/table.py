@@ -146,9 +146,12 @@ class VectorTable:
             units = UnitLines(read, write, *self._numbers(layer.units, "bias", "offset", "threshold"))
         if layer.detector:
             own = layer.detector
-            numbers = self._numbers(own, "bias", "threshold", "gain", "shift", "weight")
+            parts = self._numbers(own, "bias", "threshold", "gain", "shift", "weight")
+            bias, threshold, gain, shift, weight = parts
             read = torch.tensor(list(rest))
-            detector = DetectorLines(read, *numbers, offset=own.offset, scaling=own.scaling)
+            detector = DetectorLines(
+                read, bias, threshold, gain, shift, weight, own.offset, own.scaling
+            )
         return ResidentLayer(taken[0], norm, probe, units, detector)
 
     def _numbers(self, part: Units | Detector, *names: str) -> list[Tensor]:

@@ -49,8 +49,10 @@ def autoencoder(server, client) -> str:
         str(server.home),
     ]
     command += ["--name", name, "--corpus", str(corpus), "--tokens", "6000", "--latents", "512"]
-    environ = {**os.environ, "STEERSMAN_API_KEY": server.key}
-    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    environ = {**os.environ, "STEERSMAN_KEY": server.key}
+    done = subprocess.run(
+        command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return name
 

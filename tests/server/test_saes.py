@@ -187,7 +187,7 @@ async def test_an_unknown_name_lists_the_known(folder, registry):
     """Only those that fit are offered."""
     saes.write(folder, stored("mine"))
     saes.write(folder, stored("theirs", fingerprint="0" * 64))
-    with pytest.raises(NotFound, match="'nothing'.* mine") as refused:
+    with pytest.raises(NotFound, match=r"'nothing'.* mine") as refused:
         await registry.get("nothing")
     assert "theirs" not in str(refused.value)
 

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.behaviors import Behaviors
 from server.jobs import Jobs
 from server.settings import Settings
-from server.studio import Unsteerable, open_studio
+from server.studio import Records, Unsteerable, open_studio
 from server.vectors import Vectors
 
 
@@ -35,12 +36,13 @@ class Client:
         return [facts]
 
 
-FACTS = {"problem": None, "layers": 2, "width": 4, "fingerprint": "f", "rows": 9}
+FACTS = {"problem": None, "layers": 2, "width": 4, "fingerprint": "f", "rows": 9, "watches": True}
 
 
 async def opened(client, tmp_path, processes=1):
     settings = Settings(tmp_path, "sqlite://")
-    return await open_studio(client, "m", settings, Vectors(None), Jobs(None), processes=processes)
+    records = Records(Vectors(None), Jobs(None), Behaviors(None))
+    return await open_studio(client, "m", settings, records, processes=processes)
 
 
 @pytest.mark.parametrize(
