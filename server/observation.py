@@ -5,21 +5,20 @@ as telling how a request was steered, waits for whoever stores the observation.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 SNIPPET = 200  # characters
 CLIENT_LEFT = 499  # nginx's status for a client that left before the end of its answer
 _LOOKED_AT = 64  # messages, or parts of one
 
 
-class Told(Protocol):
-    def told(self) -> Mapping[str, Any]:
-        """What an answer says under `steersman`: `steering` and `behaviors`, where there are such."""
+# What an answer says under `steersman`: `steering` and `behaviors`, where there are such.
+Told = Callable[[], Mapping[str, Any]]
 
 
 @dataclass(slots=True)
@@ -41,7 +40,7 @@ class Observation:
     completion_tokens: int = 0
     stream: bool = False
     left: bool = False
-    evidence: Told | None = None
+    told: Told | None = None
     error: str | None = None
     latency_ms: float = 0.0
     _resolved: bool = False
@@ -70,12 +69,13 @@ class Observation:
             self.output = text[:SNIPPET]
 
     def chooses(self, text: str) -> None:
-        """Of several candidates, this one is the answer."""
-        self.output, self._chosen = text[:SNIPPET], True
+        """Of several candidates, this one is the answer. One that only calls tools leaves what it wrote."""
+        if text:
+            self.output, self._chosen = text[:SNIPPET], True
 
-    def steered_by(self, evidence: Told) -> None:
-        """The last one counts: an answer that is generated again is told by its last attempt."""
-        self.evidence = evidence
+    def tells(self, told: Told) -> None:
+        """Called after the end. The last one counts: of an answer generated again, that is its last attempt."""
+        self.told = told
 
     def fails(self, message: str) -> None:
         self.error = message

@@ -109,7 +109,7 @@ class Recorder:
 
 
 def _settled(seen: Observation) -> ObservedRequest:
-    told = seen.evidence.told() if seen.evidence is not None else {}
+    told = seen.told() if seen.told is not None else {}
     return ObservedRequest(
         id=storable(seen.id)[:MAX_ID],
         account_id=seen.account_id,

@@ -6,6 +6,7 @@ from server.auth import KeyRing
 from server.constraints import ConstraintChecker
 from server.jobs import Jobs
 from server.judge import Judge
+from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.settings import Settings
@@ -32,6 +33,7 @@ class ServerState:
     policies: Policies
     policy_runs: PolicyRuns
     studio: Studio | Unsteerable
+    observed: ObservedRequests
 
     @property
     def steered_model(self) -> SteeredModel | None:
