@@ -139,9 +139,7 @@ class ObservedRequests:
         """The latest of that id. Raises NotFound."""
         query = (
             select(ObservedRequestRow.__table__)
-            .where(
-                ObservedRequestRow.account_id == account_id, ObservedRequestRow.id == storable(request_id)
-            )
+            .where(ObservedRequestRow.account_id == account_id, ObservedRequestRow.id == storable(request_id))
             .order_by(ObservedRequestRow.number.desc())
             .limit(1)
         )

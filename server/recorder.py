@@ -135,7 +135,7 @@ def _cut(text: str | None, length: int | None = None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Observing:
-    """ASGI middleware, to stand within the authentication: records the calls of `ROUTES`, however they end."""
+    """ASGI middleware, within the authentication: records the calls of `ROUTES`, however they end."""
 
     app: ASGIApp
     recorder: Recorder

@@ -134,8 +134,8 @@ _OURS: dict[str, dict[str, object]] = {
     "--observe-requests": {
         "type": int,
         "metavar": "N",
-        "help": "How many recent calls are kept for GET /observability/requests, with the beginnings of their "
-        "texts; 0: none (10000).",
+        "help": "How many recent calls are kept for GET /observability/requests, with the beginnings of "
+        "their texts; 0: none (10000).",
     },
     "--observe-days": {
         "type": float,

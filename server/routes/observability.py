@@ -44,6 +44,7 @@ router = APIRouter(tags=["observability"])
 async def list_requests(
     principal: Caller,
     kept: Kept,
+    *,
     search: Annotated[str, Query(max_length=500)] = "",
     sae_only: bool = False,
     status: Annotated[int | None, Query(ge=100, le=599)] = None,

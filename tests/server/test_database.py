@@ -59,7 +59,8 @@ def test_the_migrations_can_be_undone(database_url):
 
 
 def test_what_came_after_steering_can_be_undone_alone(database_url):
-    """Steps down take recent calls, behaviours, policies and their presets and nothing else; steps up bring them back."""
+    """Steps down take recent calls, behaviours, policies and their presets, and nothing else; steps up bring
+    them back."""
     Store(database_url).migrate()
     whole = on_connection(database_url, tables)
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))

@@ -97,7 +97,7 @@ async def test_the_best_of_several_candidates_is_recorded():
 
 
 async def test_a_policys_winner_is_recorded_with_its_evidence():
-    policy = {"steering": {"vector": "one", "strength": 0.1}, "constraints": {"max_tokens": 8}}
+    policy = {"steering": {"enabled": True, "vector_id": "one", "strength": 0.1}}
     answer, kept = await recorded(
         World(always("a pear")), "/policies/run", {"prompt": "Name.", "policy": policy}
     )
