@@ -74,7 +74,7 @@ class Observation:
             self.output, self._chosen = text[:SNIPPET], True
 
     def tells(self, told: Told) -> None:
-        """Called after the end. The last one counts: an answer generated again is told by its last attempt."""
+        """Called after the end. The last one counts: of an answer generated again, its last attempt."""
         self.told = told
 
     def fails(self, message: str) -> None:
