@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check fmt bench
+.PHONY: help install serve sae test check fmt bench
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -12,6 +12,9 @@ install: ## make .venv with everything; quick when nothing changed (PYTHON=… f
 
 serve: install ## serve, by default the embedded model (make serve ARGS="--port 9000")
 	@$(BIN)/steersman serve $(ARGS)
+
+sae: install ## train a small autoencoder of the served model, in under ten minutes (ARGS="--layer 15")
+	@$(BIN)/steersman sae train --serve $(ARGS)
 
 test: install ## run the tests (make test ARGS="-k store")
 	@$(BIN)/pytest $(ARGS)

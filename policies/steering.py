@@ -105,18 +105,27 @@ class GateEntry(_Strict):
 
 
 class SteeringEntry(_Strict):
-    """One vector and how it acts; exactly one of `vector_id`, `vector` and `preset`."""
+    """One vector and how it acts; exactly one of `vector_id`, `vector`, `preset` and `feature`."""
 
     vector_id: str | None = None
     vector: Flat | None = None
     preset: Annotated[str, AfterValidator(known_preset)] | None = None
+    feature: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        default=None, description="a latent of a sparse autoencoder, by number"
+    )
+    sae: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="feature: the autoencoder; absent: the one that fits best"
+    )
+    op: Literal["add", "clamp", "ablate"] | None = Field(default=None, description="feature; absent: clamp")
     strength: Strength | None = Field(default=None, description="absent: 1")
     operation: Literal["add", "norm-preserving-add", "project-out", "clamp", "replace", "latents"] | None = (
         Field(default=None, description="absent: as the vector's method defines")
     )
     low: Bound | None = Field(default=None, description="clamp: the component's lower bound")
     high: Bound | None = Field(default=None, description="clamp: the component's upper bound")
-    value: Bound | None = Field(default=None, description="replace: what the component becomes")
+    value: Bound | None = Field(
+        default=None, description="replace, feature: what the component becomes, or what is added to it"
+    )
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=512)] | None = None
     tokens: Literal["all", "prompt", "generated"] = "all"
     token_start: int | None = Field(default=None, description="negative: from the end of the prompt")
@@ -133,13 +142,24 @@ class SteeringEntry(_Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        given = [name for name in ("vector_id", "vector", "preset") if getattr(self, name) is not None]
+        sources = ("vector_id", "vector", "preset", "feature")
+        given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of vector_id, vector and preset")
+            raise ValueError("give exactly one of vector_id, vector, preset and feature")
+        if self.feature is not None:
+            return self._whole_feature()
+        self._require_bounds()
         if self.preset == JSON_PRESET:
             others = self.model_fields_set - {"preset", "strength"}
             if others:
                 raise ValueError(f"{min(others)} has no effect on {JSON_PRESET}, which has no vector")
+        require_tokens(self.token_start, self.token_end, self.tokens)
+        return self
+
+    def _require_bounds(self) -> None:
+        for name in ("sae", "op"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect without a feature")
         wanted = {"clamp": ("low", "high"), "replace": ("value",)}.get(self.operation or "", ())
         for name in ("low", "high", "value"):
             if getattr(self, name) is not None and name not in wanted:
@@ -148,6 +168,15 @@ class SteeringEntry(_Strict):
             raise ValueError(f"operation {self.operation} needs {' or '.join(wanted)}")
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError("low must not exceed high")
+
+    def _whole_feature(self) -> Self:
+        for name in ("strength", "operation", "low", "high", "layers", "gate"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect on a feature; op and value say how it changes")
+        if self.op == "ablate" and self.value is not None:
+            raise ValueError("value has no effect on op ablate, which makes it 0")
+        if self.op != "ablate" and self.value is None:
+            raise ValueError(f"op {self.op or 'clamp'} needs a value")
         require_tokens(self.token_start, self.token_end, self.tokens)
         return self
 
@@ -171,6 +200,8 @@ def term(entry: SteeringEntry, own: Material, tested: Material | None = None) ->
 
     Raises SpecError for a part that the vector does not have.
     """
+    if entry.feature is not None:
+        return _feature_term(entry, own)
     layers = tuple(entry.layers) if entry.layers is not None else own.layers
     missing = [layer for layer in layers if layer not in own.layers]
     if missing:
@@ -190,6 +221,17 @@ def term(entry: SteeringEntry, own: Material, tested: Material | None = None) ->
         tokens=Tokens(Phase(entry.tokens), entry.token_start, entry.token_end),
         gate=_gate(entry, own, tested, strength, layers),
     )
+
+
+def _feature_term(entry: SteeringEntry, own: Material) -> Term:
+    """`own` is the latent's vector: its decoder row as direction, and itself as its only latent."""
+    tokens = Tokens(Phase(entry.tokens), entry.token_start, entry.token_end)
+    if entry.op == "add":
+        assert entry.value is not None
+        return Term(own.digest, own.layers, Operation.ADD, entry.value, tokens=tokens)
+    value = 0.0 if entry.op == "ablate" else entry.value
+    assert value is not None
+    return Term(own.digest, own.layers, Operation.LATENTS, 1.0, value, value, tokens=tokens)
 
 
 def _operation(entry: SteeringEntry, own: Material) -> Operation:

@@ -12,7 +12,7 @@ from server.behaviors import BehaviorRecord, Behaviors, Calibrated, NewBehavior
 from server.correction import correction
 from server.errors import Conflict, InvalidRequest, NotFound, SteersmanError
 from server.evaluation import Engine
-from server.readiness import State, readiness
+from server.readiness import ReadinessState, readiness
 from server.residency import Residency
 from server.sae_baseline import BaselineReader, StoredSae
 from server.training import Trainer, TrainRequest
@@ -54,7 +54,7 @@ class Examples:
     false_positives: float = FALSE_POSITIVES
 
 
-class Status(StrEnum):
+class RecomputeStatus(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     SKIPPED = "skipped"
@@ -65,7 +65,7 @@ class Recomputed:
     """`record` as it is afterwards; `error` says why it failed."""
 
     record: BehaviorRecord
-    status: Status
+    status: RecomputeStatus
     error: str | None = None
 
 
@@ -133,12 +133,12 @@ class BehaviorMaker:
         if behavior_ids is None:
             records = await self._behaviors.list(account_id)
             found = await readiness(account_id, records, self._vectors, self._trainer.model)
-            ready = [each.state is State.READY for each in found]
+            ready = [each.state is ReadinessState.READY for each in found]
         else:
             records = [await self._named(account_id, *each) for each in enumerate(behavior_ids)]
             ready = [False] * len(records)
         return [
-            Recomputed(record, Status.SKIPPED) if skip else await self._recomputed(record)
+            Recomputed(record, RecomputeStatus.SKIPPED) if skip else await self._recomputed(record)
             for record, skip in zip(records, ready, strict=True)
         ]
 
@@ -165,9 +165,9 @@ class BehaviorMaker:
 
     async def _recomputed(self, record: BehaviorRecord) -> Recomputed:
         try:
-            return Recomputed(await self._anew(record), Status.SUCCEEDED)
+            return Recomputed(await self._anew(record), RecomputeStatus.SUCCEEDED)
         except SteersmanError as error:
-            return Recomputed(record, Status.FAILED, error.message)
+            return Recomputed(record, RecomputeStatus.FAILED, error.message)
 
     async def _anew(self, record: BehaviorRecord) -> BehaviorRecord:
         account_id = record.account_id

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.behavior_maker import FALSE_POSITIVES, Examples, Recomputed, Status
+from server.behavior_maker import FALSE_POSITIVES, Examples, Recomputed, RecomputeStatus
 from server.behaviors import BehaviorRecord
 from server.errors import InvalidRequest
-from server.readiness import Part, Readiness, State
+from server.readiness import BehaviorPart, Readiness, ReadinessState
 from server.training import Text
 from server.wire import Strict
 from steering.train.pairs import Pair
@@ -68,7 +68,7 @@ class BehaviorRequest(Strict):
 
 
 class MissingItem(Strict):
-    part: Part
+    part: BehaviorPart
     message: str
 
 
@@ -76,7 +76,7 @@ class ReadinessItem(Strict):
     """Whether a behaviour can be monitored and corrected; what `missing` lists is not there."""
 
     ready: bool
-    state: State
+    state: ReadinessState
     monitored: bool
     corrected: bool
     missing: list[MissingItem]
@@ -84,7 +84,7 @@ class ReadinessItem(Strict):
     @classmethod
     def of(cls, found: Readiness) -> "ReadinessItem":
         return cls(
-            ready=found.state is State.READY,
+            ready=found.state is ReadinessState.READY,
             state=found.state,
             monitored=found.monitored,
             corrected=found.corrected,
@@ -194,13 +194,13 @@ class RecomputeBaselinesRequest(Strict):
 class RecomputeBaselineResult(Strict):
     behavior_id: str
     behavior_name: str
-    status: Status
+    status: RecomputeStatus
     baseline_path: str | None = None
     error: str | None = None
 
     @classmethod
     def of(cls, each: Recomputed) -> "RecomputeBaselineResult":
-        failed = each.status is Status.FAILED
+        failed = each.status is RecomputeStatus.FAILED
         return cls(
             behavior_id=each.record.id,
             behavior_name=each.record.name,
@@ -224,9 +224,9 @@ class RecomputeBaselinesResponse(Strict):
         return cls(
             model_id=model_id,
             total=len(results),
-            succeeded=found.count(Status.SUCCEEDED),
-            failed=found.count(Status.FAILED),
-            skipped=found.count(Status.SKIPPED),
+            succeeded=found.count(RecomputeStatus.SUCCEEDED),
+            failed=found.count(RecomputeStatus.FAILED),
+            skipped=found.count(RecomputeStatus.SKIPPED),
             results=[RecomputeBaselineResult.of(each) for each in results],
         )
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from policies.steering import SteeringEntry
 from server.errors import Conflict, InvalidRequest
 from server.metrics import BEHAVIOR_CORRECTIONS, DRIFT
+from steering.drift import SMOOTHING, drift
 from steering.sae.baseline import Baseline
 from steering.spec import MAX_WATCHES
 from steering.vector import SteeringVector
-from steering.drift import SMOOTHING, drift
 
 
 class Mode(StrEnum):

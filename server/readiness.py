@@ -11,12 +11,12 @@ from server.vectors import SteeredModel, VectorRecord, Vectors, require_model
 _ANEW = "POST /behaviors/recompute-baselines makes it anew"
 
 
-class State(StrEnum):
+class ReadinessState(StrEnum):
     READY = "ready"
     PARTIAL = "partial"
 
 
-class Part(StrEnum):
+class BehaviorPart(StrEnum):
     MODEL = "model"
     BASELINE = "sae_baseline"
     VECTOR = "steering_vector"
@@ -25,7 +25,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    part: Part
+    part: BehaviorPart
     message: str
 
 
@@ -39,17 +39,19 @@ class Readiness:
     missing: tuple[Missing, ...]
 
     @property
-    def state(self) -> State:
-        return State.PARTIAL if self.missing else State.READY
+    def state(self) -> ReadinessState:
+        return ReadinessState.PARTIAL if self.missing else ReadinessState.READY
 
     @property
     def monitored(self) -> bool:
-        return not {Part.MODEL, Part.BASELINE} & {each.part for each in self.missing}
+        return not {BehaviorPart.MODEL, BehaviorPart.BASELINE} & {each.part for each in self.missing}
 
     @property
     def corrected(self) -> bool:
         """A correction alone, without monitoring, is `force_steering`."""
-        return not {Part.MODEL, Part.VECTOR, Part.STRENGTH} & {each.part for each in self.missing}
+        return not {BehaviorPart.MODEL, BehaviorPart.VECTOR, BehaviorPart.STRENGTH} & {
+            each.part for each in self.missing
+        }
 
 
 async def readiness(
@@ -62,31 +64,33 @@ async def readiness(
 
 def _readiness(record: BehaviorRecord, vector: VectorRecord | None, model: SteeredModel | None) -> Readiness:
     if model is None:
-        return Readiness((Missing(Part.MODEL, "this server cannot steer the model that it serves"),))
+        return Readiness((Missing(BehaviorPart.MODEL, "this server cannot steer the model that it serves"),))
     if record.model_fingerprint != model.fingerprint:
         return Readiness(
             (
                 Missing(
-                    Part.MODEL,
+                    BehaviorPart.MODEL,
                     f"it was made for {record.model_name!r}, this server serves {model.name!r}; {_ANEW}",
                 ),
             )
         )
     missing = []
     if record.baseline is None:
-        missing.append(Missing(Part.BASELINE, f"another version of the server calibrated it; {_ANEW}"))
+        missing.append(
+            Missing(BehaviorPart.BASELINE, f"another version of the server calibrated it; {_ANEW}")
+        )
     if vector is None:
         lost = f"the steering vector {record.steering_vector_id!r} was deleted"
-        missing.append(Missing(Part.VECTOR, f"{lost}; {_ANEW}"))
+        missing.append(Missing(BehaviorPart.VECTOR, f"{lost}; {_ANEW}"))
     else:
         try:
             require_model(vector, model)
         except Conflict as error:
-            missing.append(Missing(Part.VECTOR, f"{error.message} {_ANEW}"))
+            missing.append(Missing(BehaviorPart.VECTOR, f"{error.message} {_ANEW}"))
     if record.strength is None:
         missing.append(
             Missing(
-                Part.STRENGTH,
+                BehaviorPart.STRENGTH,
                 "neutral text bears no strength of its steering vector; make the behaviour from more"
                 " examples, or give it another vector",
             )

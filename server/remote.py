@@ -24,15 +24,18 @@ class Server:
     key: str | None
 
     def get(self, path: str) -> Any:
-        return self._call("GET", path, None)
+        return json.loads(self._call("GET", path, None))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return json.loads(self._call("POST", path, body))
+
+    def post_for_bytes(self, path: str, body: Mapping[str, Any]) -> bytes:
         return self._call("POST", path, body)
 
     def delete(self, path: str) -> Any:
-        return self._call("DELETE", path, None)
+        return json.loads(self._call("DELETE", path, None))
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
         if not self.url.startswith(("http://", "https://")):
             raise RemoteError(f"--url begins with http:// or https://, not {self.url!r}")
         headers = {"accept": "application/json"} | ({"x-api-key": self.key} if self.key else {})
@@ -43,7 +46,7 @@ class Server:
         request = Request(self.url.rstrip("/") + path, data, headers, method=method)  # noqa: S310  # see above
         try:
             with urlopen(request, timeout=_SECONDS) as response:  # noqa: S310
-                return json.loads(response.read())
+                return bytes(response.read())
         except HTTPError as error:
             raise RemoteError(f"{method} {path}: {error.code} {_detail(error.read())}") from error
         except (URLError, TimeoutError, ConnectionError, HTTPException) as error:

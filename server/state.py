@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from server.auth import KeyRing
+from server.behavior_maker import BehaviorMaker
+from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
+from server.errors import NotSupported
 from server.jobs import Jobs
 from server.judge import Judge
 from server.observed import ObservedRequests
@@ -30,10 +33,18 @@ class ServerState:
     judge: Judge
     vectors: Vectors
     jobs: Jobs
+    behaviors: Behaviors
     policies: Policies
     policy_runs: PolicyRuns
     studio: Studio | Unsteerable
     observed: ObservedRequests
+
+    @property
+    def behavior_maker(self) -> BehaviorMaker:
+        """Raises NotSupported where this server cannot steer."""
+        if isinstance(self.studio, Studio):
+            return self.studio.behavior_maker
+        raise NotSupported(f"steering is not available here: {self.studio.problem}")
 
     @property
     def steered_model(self) -> SteeredModel | None:

@@ -1,5 +1,6 @@
 """From what a request says about steering to what the engine is told, and what the answer says of it."""
 
+import asyncio
 import re
 import secrets
 from collections import OrderedDict
@@ -13,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.steering import Material, SteeringEntry, known_preset, term
-from server.errors import Conflict, InvalidRequest, NotFound
+from server.errors import Conflict, InvalidRequest, NotFound, NotSupported
 from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
 from server.monitor import Drift, Scores, Watched, drifts
 from server.residency import Lease, Residency
 from server.vectors import VectorRecord, Vectors, misfit, require_model
 from steering.files import read_flat
+from steering.sae.errors import SaeError
+from steering.sae.feature import feature_vector
+from steering.sae.sae import SparseAutoencoder
 from steering.spec import Gate, GateKind, Operation, SpecError, SteeringSpec, Term, Watch
 from steering.vector import SteeringVector, VectorError
 
@@ -53,6 +57,24 @@ class Engine(Protocol):
     async def evidence(self, trace: str) -> Counted: ...
     async def watched(self, trace: str) -> tuple[Scores, ...]: ...
     def forget(self, trace: str) -> None: ...
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class _StoredSae(Protocol):
+    @property
+    def card(self) -> _Named: ...
+    @property
+    def sae(self) -> SparseAutoencoder: ...
+
+
+class Saes(Protocol):
+    """Stored autoencoders: see `server.saes`."""
+
+    async def get(self, name: str | None, field: str = ...) -> _StoredSae: ...
 
 
 class Presets(Protocol):
@@ -190,8 +212,9 @@ class Steering:
         *,
         safe_dose: float,
         max_dose: float,
+        saes: Saes | None = None,
     ) -> None:
-        self._engine, self._vectors, self._presets = engine, vectors, presets
+        self._engine, self._vectors, self._presets, self._saes = engine, vectors, presets, saes
         self._residency, self.model = residency, model
         self._safe_dose, self._max_dose = safe_dose, max_dose
         self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
@@ -272,6 +295,8 @@ class Steering:
             with _naming(_part(path, "preset")):
                 record = await self._presets.vector(preset, account_id)
             return _Found(await self._vector(record), record.id, preset)
+        if entry.feature is not None:
+            return await self._feature(entry, entry.feature, path)
         assert entry.vector is not None
         try:
             vector = read_flat(entry.vector)
@@ -280,6 +305,16 @@ class Steering:
         if problem := misfit(vector, self.model):
             raise InvalidRequest(problem, param=_part(path, "vector"))
         return _Found(vector)
+
+    async def _feature(self, entry: SteeringEntry, feature: int, path: str) -> _Found:
+        if self._saes is None:
+            raise NotSupported("this server has no autoencoders", param=_part(path, "feature"))
+        stored = await self._saes.get(entry.sae, _part(path, "sae"))
+        try:
+            vector = await asyncio.to_thread(feature_vector, stored.sae, feature)
+        except SaeError as error:
+            raise InvalidRequest(str(error), param=_part(path, "feature")) from error
+        return _Found(vector, name=f"{stored.card.name}/{feature}")
 
     async def _stored(self, vector_id: str, account_id: str, path: str) -> _Found:
         with _naming(path):
@@ -327,7 +362,7 @@ class Steering:
         for own, made in [*found, *(pair for terms in later for pair in terms)]:
             doses = {layer: _dose(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
             vectors.append(AppliedVector(own.id, own.name, made, doses))
-            if made.operation is not Operation.CLAMP:
+            if not made.operation.bounds:
                 for layer in made.layers:
                     moved = np.float32(made.strength) * own.vector.layers[layer].direction
                     shifts[layer] = shifts[layer] + moved if layer in shifts else moved
@@ -376,9 +411,11 @@ def _dose(made: Term, vector: SteeringVector, layer: int, norm: float) -> float:
     own = vector.layers[layer]
     if made.operation is Operation.UNITS and own.units is not None:
         return strength * float(np.linalg.norm(own.units.offset @ own.units.write)) / norm
-    if made.operation is not Operation.CLAMP:
+    if not made.operation.bounds:
         return strength * vector.norms[layer] / norm
     bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
+    if made.operation is Operation.LATENTS:  # a latent of length 1 moves its decoder row by as much
+        return strength * max(bounds, default=0.0) * vector.norms[layer] / norm
     return strength * max(bounds, default=0.0) / norm + max(made.strength - 1, -made.strength, 0.0)
 
 

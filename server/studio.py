@@ -4,11 +4,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from server.behavior_maker import BehaviorMaker
+from server.behaviors import Behaviors
 from server.calibration import Encode, SelfTestFailed, neutral_texts, self_test, state_norms
 from server.errors import SteersmanError
 from server.jobs import Jobs
 from server.presets import Presets
 from server.residency import Residency
+from server.saes import Saes
 from server.settings import Settings
 from server.steering import SteeredModel, Steering
 from server.training import Tokenizer, Trainer
@@ -27,7 +30,8 @@ class Studio:
     trainer: Trainer
     presets: Presets
     workshop: Workshop
-    residency: Residency
+    saes: Saes
+    behavior_maker: BehaviorMaker
     unwatchable: str | None  # why behaviours cannot be watched, if they cannot
 
 
@@ -39,7 +43,14 @@ class Unsteerable:
 
 
 async def open_studio(
-    client: Any, name: str, settings: Settings, vectors: Vectors, jobs: Jobs, *, processes: int
+    client: Any,
+    name: str,
+    settings: Settings,
+    vectors: Vectors,
+    jobs: Jobs,
+    behaviors: Behaviors,
+    *,
+    processes: int,
 ) -> Studio | Unsteerable:
     """Steer a dummy request and measure the model first; `processes` API servers share the engine."""
     config = client.vllm_config
@@ -64,6 +75,7 @@ async def open_studio(
     weights = config.model_config.model
     trainer = Trainer(engine, tokenizer, model, weights, neutral_texts(), longest, processes)
     presets = Presets(vectors, trainer, engine, residency)
+    saes = Saes(settings.home / "saes", model)
     steering = Steering(
         engine,
         vectors,
@@ -72,6 +84,7 @@ async def open_studio(
         model,
         safe_dose=settings.steering_safe_dose,
         max_dose=settings.steering_max_dose,
+        saes=saes,
     )
     logger.info("Steering works at all %d layers", model.layers)
     workshop = Workshop(jobs, vectors, trainer)
@@ -80,7 +93,10 @@ async def open_studio(
         unwatchable = "this version watches on CPUs alone"
     elif config.speculative_config is not None:
         unwatchable = "drafts that are rejected would be scored"
-    return Studio(model, engine, steering, trainer, presets, workshop, residency, unwatchable)
+    maker = BehaviorMaker(
+        behaviors, vectors, saes, trainer, stored=steering, engine=engine, residency=residency
+    )
+    return Studio(model, engine, steering, trainer, presets, workshop, saes, maker, unwatchable)
 
 
 async def _tried(
@@ -115,4 +131,9 @@ def _tokenizer(tokenizer: Any) -> Tokenizer:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    return Tokenizer(lambda text: list(tokenizer.encode(text)), raw, render if has_template else None)
+    return Tokenizer(
+        lambda text: list(tokenizer.encode(text)),
+        raw,
+        render if has_template else None,
+        lambda tokens: str(tokenizer.decode(list(tokens))),
+    )

@@ -115,11 +115,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """`encode` is without special tokens; `render` puts a user's message into the chat template."""
+    """`encode` is with special tokens, `encode_raw` without; `render` puts a user's message into the chat
+    template, `decode` shows single tokens."""
 
     encode: Callable[[str], list[int]]
     encode_raw: Callable[[str], list[int]]
     render: Callable[[str], str] | None
+    decode: Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,16 +41,19 @@ from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.recorder import Observing, Recorder
 from server.refusal import refusal
+from server.routes import behaviors as behavior_routes
 from server.routes import (
     keys,
     native,
     observability,
     openai,
     policies,
+    saes,
     saved_policies,
     steering,
     steering_trials,
     steering_vectors,
+    watched,
 )
 from server.sandbox import Sandbox, SandboxOff
 from server.settings import Settings
@@ -88,7 +91,8 @@ class SteersmanPlugin:
         recorder = Recorder(observed, most=settings.observe_requests, days=settings.observe_days)
         self._app, self._doors = app, _Doors(settings, store, keyring, drain, observed, recorder)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
-        axionic = (native, policies, saved_policies, steering, steering_vectors, steering_trials, keys)
+        activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
+        axionic = (native, policies, saved_policies, *activations, keys)
         for routes in (openai, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
@@ -113,6 +117,7 @@ class SteersmanPlugin:
             doors.settings,
             vectors,
             jobs,
+            behaviors,
             processes=args.api_server_count or 1,
         )
         _meter_engine(engine_client, state, meter)
@@ -146,6 +151,7 @@ class SteersmanPlugin:
             judge,
             vectors,
             jobs,
+            behaviors,
             Policies(doors.store.database),
             PolicyRuns(serving, checker, judge, sandbox),
             studio,

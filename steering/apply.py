@@ -212,7 +212,10 @@ def _change(column: Sequence[Change], bank: Tensor) -> Function:
     if first.units is not None:
         units = first.units
         latents = ops.Latents(bank[units.read], bank[units.write], units.bias, units.offset, units.threshold)
-        return lambda x: ops.units(x, latents, strength)
+        if first.operation is Operation.UNITS:
+            return lambda x: ops.units(x, latents, strength)
+        least, most = _numbers(column, "low", bank), _numbers(column, "high", bank)
+        return lambda x: ops.clamp_latents(x, latents, strength, least, most)
     lines = _lines(column, bank)
     if first.operation is Operation.ADD:
         return lambda x: ops.add(x, lines, strength)

@@ -84,6 +84,12 @@ def _scaled(x: Tensor, scaling: Scaling) -> Tensor:
     return centred / (centred.std(dim=-1, keepdim=True) + 1e-5)
 
 
+def clamp_latents(x: Tensor, latents: Latents, strength: Scalar, low: Tensor, high: Tensor) -> Tensor:
+    """Bring latents into [low, high] and decode the difference alone: what they leave out of x stays."""
+    f = _active(x @ latents.read.T + latents.bias, latents.threshold)
+    return x + strength * (torch.minimum(torch.maximum(f, low), high) - f) @ latents.write
+
+
 def _active(a: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(a > threshold, a, 0.0)
 

@@ -99,7 +99,7 @@ def detector(watch: Watch, table: VectorTable) -> DetectorLines:
 def _program(terms: list[Term], table: VectorTable) -> Program:
     program: dict[int, list[Change]] = {}
     # Bounds must hold on what leaves the layer, so clamps come last.
-    for term in sorted(terms, key=lambda term: term.operation is Operation.CLAMP):
+    for term in sorted(terms, key=lambda term: term.operation.bounds):
         resident = _resident(table, term.vector)
         for layer in term.layers:
             program.setdefault(layer, []).append(_change(term, layer, resident, table))
@@ -108,7 +108,7 @@ def _program(terms: list[Term], table: VectorTable) -> Program:
 
 def _change(term: Term, layer: int, resident: Resident, table: VectorTable) -> Change:
     own = _layer(resident, layer, term.vector)
-    if term.operation is Operation.UNITS and own.units is None:
+    if term.operation.sparse and own.units is None:
         raise NotResident(f"vector {term.vector} has no latents at layer {layer}")
     return Change(
         operation=term.operation,
@@ -118,7 +118,7 @@ def _change(term: Term, layer: int, resident: Resident, table: VectorTable) -> C
         low=term.low,
         high=term.high,
         gate=_gate(term.gate, layer, table) if term.gate else None,
-        units=own.units if term.operation is Operation.UNITS else None,
+        units=own.units if term.operation.sparse else None,
     )
 
 

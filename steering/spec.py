@@ -54,6 +54,17 @@ class Operation(StrEnum):
     NORM_ADD = "norm-preserving-add"  # y ‖x‖ / ‖y‖, y = x + s v
     CLAMP = "clamp"  # x + s (clip(c, low, high) - c) u
     UNITS = "units"  # x + Σ (act(a + s offset) - act(a)) write, a = x·read + bias
+    LATENTS = "latents"  # x + s Σ (clip(act(a), low, high) - act(a)) write
+
+    @property
+    def bounds(self) -> bool:
+        """Whether it promises something of the state that it leaves."""
+        return self in (Operation.CLAMP, Operation.LATENTS)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it acts on the vector's latents, not along its direction."""
+        return self in (Operation.UNITS, Operation.LATENTS)
 
 
 class Phase(StrEnum):

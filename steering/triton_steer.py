@@ -15,6 +15,7 @@ from steering.spec import GateKind, Operation
 NORM_ADD = tl.constexpr(tuple(Operation).index(Operation.NORM_ADD))
 CLAMP = tl.constexpr(tuple(Operation).index(Operation.CLAMP))
 UNITS = tl.constexpr(tuple(Operation).index(Operation.UNITS))
+LATENTS = tl.constexpr(tuple(Operation).index(Operation.LATENTS))
 COSINE = tl.constexpr(1 + tuple(GateKind).index(GateKind.COSINE))  # 0: no gate
 PROBE = tl.constexpr(1 + tuple(GateKind).index(GateKind.PROBE))
 
@@ -62,15 +63,20 @@ def _step(x, v, operation, norm, strength, low, high):
 
 
 @triton.jit
-def _units_step(x, bank, unit_lines, unit_numbers, first, count, strength, width, columns, mask):
-    """How far `ops.units` moves x."""
+def _units_step(
+    x, bank, unit_lines, unit_numbers, first, count, operation, strength, low, high, width, columns, mask
+):
+    """How far `ops.units` and `clamp_latents` move x."""
     step = tl.zeros_like(x)
     for unit in range(first, first + count):
         a = tl.sum(x * _line(bank, tl.load(unit_lines + unit * 2), width, columns, mask))
         a += tl.load(unit_numbers + unit * 4)
         b = a + strength * tl.load(unit_numbers + unit * 4 + 1)
         threshold = tl.load(unit_numbers + unit * 4 + 2)
-        moved = tl.where(b > threshold, b, 0.0) - tl.where(a > threshold, a, 0.0)
+        now = tl.where(a > threshold, a, 0.0)
+        moved = tl.where(b > threshold, b, 0.0) - now
+        if operation == LATENTS:
+            moved = strength * (tl.minimum(tl.maximum(now, low), high) - now)
         if moved != 0:
             step += moved * _line(bank, tl.load(unit_lines + unit * 2 + 1), width, columns, mask)
     return step
@@ -81,14 +87,30 @@ def _change(state, x, bank, integers, floats, unit_lines, unit_numbers, width, c
     """How far one change moves x; its gate reads the state. Columns as `steering.kernel` writes them."""
     operation = tl.load(integers)
     strength = tl.load(floats)
-    if operation == UNITS:
+    low = tl.load(floats + 1)
+    high = tl.load(floats + 2)
+    if (operation == UNITS) | (operation == LATENTS):
         first = tl.load(integers + 5)
         count = tl.load(integers + 6)
-        step = _units_step(x, bank, unit_lines, unit_numbers, first, count, strength, width, columns, mask)
+        step = _units_step(
+            x,
+            bank,
+            unit_lines,
+            unit_numbers,
+            first,
+            count,
+            operation,
+            strength,
+            low,
+            high,
+            width,
+            columns,
+            mask,
+        )
     else:
         v = _line(bank, tl.load(integers + 1), width, columns, mask)
         norm = tl.load(floats + 3)
-        step = _step(x, v, operation, norm, strength, tl.load(floats + 1), tl.load(floats + 2))
+        step = _step(x, v, operation, norm, strength, low, high)
     kind = tl.load(integers + 2)
     if kind != 0:
         w = _line(bank, tl.load(integers + 3), width, columns, mask)

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from steering.drift import drift
 from steering.sae.errors import SaeError
 from steering.train.auroc import mean_auroc
-from steering.drift import drift
 
 Wide = NDArray[np.float64]
 Rows = NDArray[np.floating[Any]]

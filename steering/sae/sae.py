@@ -156,6 +156,19 @@ class SparseAutoencoder:
             raise SaeError(f"states are multiplied by a positive number, not {factor}")
         return replace(self, W_enc=self.W_enc * factor, W_dec=self.W_dec / factor, b_dec=self.b_dec / factor)
 
+    def unscaled(self) -> "SparseAutoencoder":
+        """The same latents and reconstructions, without `rescale_acts_by_decoder_norm`."""
+        if not self.rescale_acts_by_decoder_norm:
+            return self
+        assert self.b_enc is not None
+        return replace(
+            self,
+            W_enc=self.W_enc * self._norms,
+            b_enc=self.b_enc * self._norms,
+            W_dec=self._write(),
+            rescale_acts_by_decoder_norm=False,
+        )
+
     @cached_property
     def _norms(self) -> Tensor:
         norms: Tensor = self.W_dec.norm(dim=1)

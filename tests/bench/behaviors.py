@@ -13,7 +13,6 @@ Perplexity is that of the answers under the unsteered model. Intervals are 95 %,
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -32,11 +31,11 @@ from safetensors.numpy import load
 # Before this folder, whose policies.py and steering.py would hide the packages.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from server.settings import Settings
+from steering.drift import drift
 from steering.sae.baseline import Baseline
 from steering.sae.load import load as load_sae
 from steering.train.auroc import auroc
 from steering.train.pairs import Answer, Pair, answer, read_jsonl
-from steering.drift import drift
 from tests.bench.serve import HERE, REPO, _embedded, _machine
 
 # Behaviour → its data set, and whether the negative answers are those that show it.
@@ -47,10 +46,10 @@ SOURCES = {
 }
 # Way of correcting → what the request says; NAME stands for the behaviour.
 MODES: dict[str, dict[str, Any]] = {
-    "none (monitor)": {"mode": "monitor"},
-    "regenerate": {"mode": "regenerate"},
-    "online": {"mode": "online"},
-    "force_steering": {"mode": "monitor", "force_steering": ["NAME"]},
+    "none (monitor)": {"behavior_names": ["NAME"], "behavior_mode": "monitor"},
+    "regenerate": {"behavior_names": ["NAME"], "behavior_mode": "regenerate"},
+    "online": {"behavior_names": ["NAME"], "behavior_mode": "online"},
+    "force_steering": {"force_steering": ["NAME"]},
 }
 TEXTS = 64  # of one request for states
 RESAMPLES = 2000
@@ -134,18 +133,12 @@ class Asked:
             for step, token in zip(steps, text.tokens[text.start + 1 :], strict=True)
         ]
 
-    def said(self, prompt: str, name: str, tokens: int, mode: Mapping[str, Any]) -> Said:
-        more = json.loads(json.dumps(mode).replace("NAME", name))
+    def said(self, pair: Pair, seed: int, name: str, tokens: int, mode: Mapping[str, Any]) -> Said:
+        """The same seed in every mode, so that they differ by what corrects."""
+        body = {key: [name] if value == ["NAME"] else value for key, value in mode.items()}
+        body |= {"prompt": pair.prompt, "max_new_tokens": tokens, "seed": seed, "stream": False}
         began = time.monotonic()
-        result = self.ok(
-            "POST",
-            "/sae/generate",
-            prompt=prompt,
-            max_new_tokens=tokens,
-            behavior_names=[name],
-            stream=False,
-            **more,
-        ).json()
+        result = self.ok("POST", "/sae/generate", **body).json()
         reported = next((each for each in result["behaviors"] if each["name"] == name), {})
         return Said(result["text"], reported, time.monotonic() - began)
 
@@ -274,7 +267,7 @@ def _corrected(asked: Asked, name: str, made: Made, held: Sequence[Pair], tokens
         "|---|---|---|---|---|---|---|---|",
     ]
     for mode, body in MODES.items():
-        answers = [asked.said(pair.prompt, made.name, tokens, body) for pair in held]
+        answers = [asked.said(pair, seed, made.name, tokens, body) for seed, pair in enumerate(held)]
         texts = [
             asked.encoded(pair.prompt, said.text)
             for pair, said in zip(held, answers, strict=True)

@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +15,8 @@ import pytest
 
 from tests.live.steered import noise, pairs_body, upload
 
+ROOT = Path(__file__).parents[2]
+BEHAVIOUR, EXAMPLES = "formal tone", 24
 ADMITTED = 32  # requests at once; the engine batches up to 64
 
 
@@ -25,6 +31,40 @@ def mx(server):
     """Axionic's SDK, pointed here. Its heavy local half is never used."""
     mechanex = pytest.importorskip("mechanex", reason="pip install mechanex")
     return mechanex.Mechanex(base_url=server.url).set_execution_mode("remote")
+
+
+@pytest.fixture(scope="session")
+def autoencoder(server, client) -> str:
+    """The name of a small one, trained on the server's own states by the command line."""
+    name, corpus = "tests", ROOT / "steering/presets"
+    command = [
+        sys.executable,
+        "-m",
+        "server",
+        "sae",
+        "train",
+        "--url",
+        server.url,
+        "--home",
+        str(server.home),
+    ]
+    command += ["--name", name, "--corpus", str(corpus), "--tokens", "6000", "--latents", "512"]
+    environ = {**os.environ, "STEERSMAN_API_KEY": server.key}
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return name
+
+
+@pytest.fixture(scope="session")
+def behaviour(client, autoencoder) -> Iterator[dict[str, Any]]:
+    """What POST /behaviors/create answers for a formal tone."""
+    body = {"behavior_name": BEHAVIOUR, **pairs_body(EXAMPLES)}
+    response = client.post("/behaviors/create", json=body, timeout=240)
+    assert response.status_code == 200, response.text
+    made = response.json()
+    yield made
+    client.delete(f"/behaviors/{made['id']}")
+    client.delete(f"/steering/vectors/{made['steering_vector_id']}")
 
 
 class Asking:

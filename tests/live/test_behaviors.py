@@ -4,26 +4,11 @@ import json
 
 import pytest
 
+from tests.live.conftest import BEHAVIOUR as NAME
+from tests.live.conftest import EXAMPLES as TRAINED
 from tests.live.steered import PAIRS, pairs_body
 
 pytestmark = pytest.mark.engine
-
-TRAINED, NAME = 24, "formal tone"
-
-
-@pytest.fixture(scope="module")
-def behaviour(client):
-    """What POST /behaviors/create answers for a formal tone. An autoencoder of the model must be there."""
-    response = client.post(
-        "/behaviors/create", json={"behavior_name": NAME, **pairs_body(TRAINED)}, timeout=240
-    )
-    if response.status_code == 409 and "steersman sae train" in response.text:
-        pytest.skip("no autoencoder of the embedded model: make sae")
-    assert response.status_code == 200, response.text
-    made = response.json()
-    yield made
-    client.delete(f"/behaviors/{made['id']}")
-    client.delete(f"/steering/vectors/{made['steering_vector_id']}")
 
 
 def test_a_behaviour_is_told_from_its_opposite(behaviour, client):

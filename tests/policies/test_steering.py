@@ -251,3 +251,40 @@ def test_entries_cannot_be_changed():
         entry().strength = 5
     with pytest.raises(ValidationError, match="frozen"):
         GateEntry().threshold = 1
+
+
+FEATURE = Material("c" * 64, (4,), latents=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "operation", "strength", "bounds"),
+    [
+        ({"op": "clamp", "value": 2.5}, Operation.LATENTS, 1.0, (2.5, 2.5)),
+        ({"value": 2.5}, Operation.LATENTS, 1.0, (2.5, 2.5)),
+        ({"op": "ablate"}, Operation.LATENTS, 1.0, (0.0, 0.0)),
+        ({"op": "add", "value": -3.0}, Operation.ADD, -3.0, (-math.inf, math.inf)),
+    ],
+)
+def test_a_feature_is_added_to_clamped_or_ablated(fields, operation, strength, bounds):
+    made = term(SteeringEntry(feature=7, tokens="generated", **fields), FEATURE)
+    assert (made.operation, made.strength, (made.low, made.high)) == (operation, strength, bounds)
+    assert (made.vector, made.layers, made.tokens) == (FEATURE.digest, (4,), Tokens(Phase.GENERATED))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"feature": 7}, "needs a value"),
+        ({"feature": 7, "op": "add"}, "needs a value"),
+        ({"feature": 7, "op": "ablate", "value": 1.0}, "no effect on op ablate"),
+        ({"feature": 7, "value": 1.0, "strength": 2.0}, "strength has no effect on a feature"),
+        ({"feature": 7, "value": 1.0, "operation": "add"}, "operation has no effect on a feature"),
+        ({"feature": 7, "value": 1.0, "vector_id": "v"}, "exactly one of"),
+        ({"feature": -1, "value": 1.0}, "greater than or equal to 0"),
+        ({"vector_id": "v", "op": "add"}, "op has no effect without a feature"),
+        ({"vector_id": "v", "sae": "s"}, "sae has no effect without a feature"),
+    ],
+)
+def test_what_has_no_effect_on_a_feature_is_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        SteeringEntry(**fields)

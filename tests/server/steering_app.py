@@ -142,7 +142,7 @@ async def _sent(chunks: list[str]):
 async def opened(behind: Behind) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the routes; its `state` may be changed."""
     app = routes_alone(router, native)
-    studio = Studio(MODEL, None, None, None, behind, behind)
+    studio = Studio(MODEL, None, None, None, behind, behind, None, None, None)
     app.state.steersman = SimpleNamespace(studio=studio, jobs=behind, vectors=behind, serving=behind)
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from server import sae_baseline
-from server.behavior_maker import CATEGORY, Status
+from server.behavior_maker import CATEGORY, RecomputeStatus
 from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from server.readiness import Part, readiness
+from server.readiness import BehaviorPart, readiness
 from server.vectors import NewVector
+from steering.drift import drift
 from steering.sae.baseline import Baseline
 from steering.train.pairs import Pair
 from steering.vector import SteeringVector
-from steering.drift import drift
 from tests.server.behavior_world import (
     LAYER,
     MINE,
@@ -147,7 +147,7 @@ async def test_a_behaviour_that_no_strength_corrects(world):
     assert made.strength is None
     assert (await world.vectors.get(MINE, made.steering_vector_id)).scale is None
     [found] = await readiness(MINE, [made], world.vectors, MODEL)
-    assert [each.part for each in found.missing] == [Part.STRENGTH]
+    assert [each.part for each in found.missing] == [BehaviorPart.STRENGTH]
 
 
 async def test_the_share_of_false_alarms_is_asked_for(world):
@@ -300,9 +300,9 @@ async def test_what_is_ready_is_not_calibrated_anew(world):
     """Unless it is named; then it comes to the same."""
     made = await world.create(false_positives=0.1)
     [skipped] = await world.maker.recompute(MINE)
-    assert (skipped.record, skipped.status) == (made, Status.SKIPPED)
+    assert (skipped.record, skipped.status) == (made, RecomputeStatus.SKIPPED)
     [again] = await world.maker.recompute(MINE, [made.id])
-    assert again.status is Status.SUCCEEDED
+    assert again.status is RecomputeStatus.SUCCEEDED
     assert (again.record.baseline, again.record.strength) == (made.baseline, made.strength)
     assert again.record.steering_vector_id == made.steering_vector_id
     assert again.record.updated_at > made.updated_at
@@ -312,7 +312,7 @@ async def test_a_lost_vector_is_made_anew(world):
     made = await world.create()
     await world.vectors.delete(MINE, made.steering_vector_id)
     [again] = await world.maker.recompute(MINE)
-    assert again.status is Status.SUCCEEDED
+    assert again.status is RecomputeStatus.SUCCEEDED
     assert again.record.steering_vector_id != made.steering_vector_id
     [found] = await readiness(MINE, [again.record], world.vectors, MODEL)
     assert found.missing == ()
@@ -323,7 +323,7 @@ async def test_another_model_s_behaviour_moves_to_this_one(world):
     old = await one_vector(world, model_fingerprint="e" * 64)
     made = await world.behaviors.add(new(model_fingerprint="e" * 64, sae="elsewhere", steering_vector_id=old))
     [moved] = await world.maker.recompute(MINE)
-    assert (moved.status, moved.record.id) == (Status.SUCCEEDED, made.id)
+    assert (moved.status, moved.record.id) == (RecomputeStatus.SUCCEEDED, made.id)
     assert (moved.record.model_fingerprint, moved.record.sae) == (MODEL.fingerprint, "small")
     assert moved.record.steering_vector_id != old
     assert {record.id for record in await world.vectors.list(MINE)} == {old, moved.record.steering_vector_id}
@@ -336,9 +336,9 @@ async def test_one_that_fails_does_not_stop_the_others(world):
     moved = await world.behaviors.add(new("free", model_fingerprint="e" * 64))
     before = len(await world.vectors.list(MINE))
     found = {each.record.id: each for each in await world.maker.recompute(MINE)}
-    assert found[clash.id].status is Status.FAILED
+    assert found[clash.id].status is RecomputeStatus.FAILED
     assert "'kept' already" in found[clash.id].error
-    assert found[moved.id].status is Status.SUCCEEDED
+    assert found[moved.id].status is RecomputeStatus.SUCCEEDED
     assert await world.behaviors.get(MINE, clash.id) == clash
     assert len(await world.vectors.list(MINE)) == before + 1
 
@@ -356,4 +356,4 @@ async def test_no_autoencoder_fails_each(world):
     await world.behaviors.add(new(model_fingerprint="e" * 64))
     world.maker._saes = Saes()
     [failed] = await world.maker.recompute(MINE)
-    assert (failed.status, "steersman sae train" in failed.error) == (Status.FAILED, True)
+    assert (failed.status, "steersman sae train" in failed.error) == (RecomputeStatus.FAILED, True)

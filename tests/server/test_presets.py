@@ -79,7 +79,7 @@ async def vectors(tmp_path):
 
 
 def opened(vectors: Vectors, engine: Engine) -> Presets:
-    tokenizer = Tokenizer(encode, encode, None)
+    tokenizer = Tokenizer(encode, encode, None, str)
     trainer = Trainer(engine, tokenizer, MODEL, "folder", ["blue moon", "a mule"])
     return Presets(vectors, trainer, engine, Residency(engine, 64, 1.0))
 

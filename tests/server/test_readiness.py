@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from server.behaviors import Behaviors
-from server.readiness import Part, State, readiness
+from server.readiness import BehaviorPart, ReadinessState, readiness
 from server.store import DEFAULT_ACCOUNT
 from server.vectors import NewVector, Vectors
 from steering.vector import SteeringVector
@@ -44,19 +44,19 @@ def parts(found):
 async def test_a_behaviour_with_all_its_parts_is_ready(found, account):
     """Its vector may be the account's own, or a preset that all share."""
     ready = await found(account=account)
-    assert (ready.state, ready.missing) == (State.READY, ())
+    assert (ready.state, ready.missing) == (ReadinessState.READY, ())
     assert ready.monitored
     assert ready.corrected
 
 
 async def test_a_vector_without_a_fingerprint_fits_by_its_shape(found):
-    assert (await found(fingerprint=None)).state is State.READY
+    assert (await found(fingerprint=None)).state is ReadinessState.READY
 
 
 async def test_a_deleted_vector(found):
     """It is monitored still, and the message says which one is gone and what to do."""
     partial = await found(lost=True)
-    assert (partial.state, parts(partial)) == (State.PARTIAL, [Part.VECTOR])
+    assert (partial.state, parts(partial)) == (ReadinessState.PARTIAL, [BehaviorPart.VECTOR])
     assert partial.monitored
     assert not partial.corrected
     assert "was deleted" in partial.missing[0].message
@@ -65,25 +65,25 @@ async def test_a_deleted_vector(found):
 
 async def test_a_vector_of_another_model(found):
     partial = await found(fingerprint="e" * 64)
-    assert parts(partial) == [Part.VECTOR]
+    assert parts(partial) == [BehaviorPart.VECTOR]
     assert "org/made" in partial.missing[0].message
 
 
 async def test_no_safe_strength(found):
     partial = await found(strength=None)
-    assert parts(partial) == [Part.STRENGTH]
+    assert parts(partial) == [BehaviorPart.STRENGTH]
     assert partial.monitored
     assert not partial.corrected
 
 
 async def test_all_that_is_missing_is_told(found):
-    assert parts(await found(lost=True, strength=None)) == [Part.VECTOR, Part.STRENGTH]
+    assert parts(await found(lost=True, strength=None)) == [BehaviorPart.VECTOR, BehaviorPart.STRENGTH]
 
 
 async def test_another_model_s(found):
     """Nothing else matters then."""
     partial = await found(lost=True, model_fingerprint="e" * 64, model_name="org/old")
-    assert parts(partial) == [Part.MODEL]
+    assert parts(partial) == [BehaviorPart.MODEL]
     assert "'org/old'" in partial.missing[0].message
     assert not partial.monitored
     assert not partial.corrected
@@ -91,7 +91,7 @@ async def test_another_model_s(found):
 
 async def test_a_server_that_cannot_steer(found):
     partial = await found(model=None)
-    assert parts(partial) == [Part.MODEL]
+    assert parts(partial) == [BehaviorPart.MODEL]
     assert not partial.monitored
 
 
@@ -108,6 +108,6 @@ async def test_another_version_s_baseline(store):
     )
     record = replace(await behaviors.add(new(steering_vector_id=vector_id)), baseline=None)
     [partial] = await readiness(MINE, [record], vectors, MODEL)
-    assert parts(partial) == [Part.BASELINE]
+    assert parts(partial) == [BehaviorPart.BASELINE]
     assert not partial.monitored
     assert partial.corrected

@@ -62,9 +62,13 @@ def raw(text: str) -> list[int]:
     return list(map(ord, text))
 
 
+def letters(tokens) -> str:
+    return "".join(map(chr, tokens))
+
+
 def trainer(*, template: bool = False, background=("some neutral words", "other such words")):
     render = (lambda prompt: f"<{prompt}>") if template else None
-    return Trainer(Engine(), Tokenizer(characters, raw, render), MODEL, "folder", background)
+    return Trainer(Engine(), Tokenizer(characters, raw, render, letters), MODEL, "folder", background)
 
 
 def _learnt(*_: object) -> Trained:
@@ -340,7 +344,7 @@ async def test_a_failed_capture_is_told_by_its_own_type(failure, kind, message):
 )
 async def test_pairs_that_teach_nothing(fields, message):
     """Equal answers, and answers that nothing precedes, are the client's to put right."""
-    made = Trainer(Engine(), Tokenizer(raw, raw, None), MODEL, "folder", ())
+    made = Trainer(Engine(), Tokenizer(raw, raw, None, letters), MODEL, "folder", ())
     fields = {"positive_answers": ["y", "aye"], "negative_answers": ["n", "no"], **fields}
     if message.startswith("the direction"):
         fields["positive_answers"] = fields["negative_answers"]
@@ -363,7 +367,7 @@ async def test_an_answer_without_states(method):
 
 async def test_caa_leaves_the_first_position_out():
     """As all methods of states do, where an answer follows an empty prompt or one of a single token."""
-    made = Trainer(Engine(), Tokenizer(characters, raw, None), MODEL, "folder", ())
+    made = Trainer(Engine(), Tokenizer(characters, raw, None, letters), MODEL, "folder", ())
     await made.train(request(prompts=["", ""]), None, Progress())
     captured = {tokens: spans for tokens, spans, _ in made.engine.captures}
     assert captured[tuple(characters("aye!!"))] == ((1, 5),)

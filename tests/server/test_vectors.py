@@ -117,6 +117,16 @@ async def test_an_account_sees_and_changes_its_own(vectors):
     assert (await vectors.get(DEFAULT_ACCOUNT, vector_id)).label == "x"
 
 
+async def test_several_vectors_are_looked_up_at_once(vectors):
+    """Those that are there for the account, shared presets among them; others are passed over."""
+    mine, theirs = await vectors.add(new(label="m")), await vectors.add(new("other"))
+    preset = await vectors.put_preset(shared())
+    found = await vectors.those(DEFAULT_ACCOUNT, {mine, theirs, preset.id, "nothing"})
+    assert set(found) == {mine, preset.id}
+    assert found[mine] == await vectors.get(DEFAULT_ACCOUNT, mine)
+    assert await vectors.those(DEFAULT_ACCOUNT, set()) == {}
+
+
 async def test_an_unknown_account_has_no_vectors(vectors):
     """A vector needs an account that exists; the default one is made where it is missing."""
     with pytest.raises(NotFound, match="account 'nobody'"):

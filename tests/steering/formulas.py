@@ -33,8 +33,11 @@ def changed(term, x, layer):
     delta = np.zeros_like(x)
     for latent, threshold in enumerate(layer.units.threshold):
         before = x @ np.asarray(layer.units.read[latent], np.float64) + layer.units.bias[latent]
+        now = before if before > threshold else 0.0
         after = before + s * layer.units.offset[latent]
-        moved = (after if after > threshold else 0.0) - (before if before > threshold else 0.0)
+        moved = (after if after > threshold else 0.0) - now
+        if term.operation is Operation.LATENTS:
+            moved = s * (min(max(now, term.low), term.high) - now)
         delta += moved * layer.units.write[latent]
     return x + delta
 
@@ -56,7 +59,7 @@ def opened(gate, x, layer):
 def steered(spec, vectors, x, *, layer, position, prompt_tokens):
     """The state of one token after all terms of a spec; `vectors` by digest. Clamps come last."""
     y = x
-    for term in sorted(spec.terms, key=lambda term: term.operation is Operation.CLAMP):
+    for term in sorted(spec.terms, key=lambda term: term.operation in {Operation.CLAMP, Operation.LATENTS}):
         if layer in term.layers and covers(term.tokens, position, prompt_tokens):
             moved = changed(term, y, vectors[term.vector].layers[layer])
             gate = term.gate

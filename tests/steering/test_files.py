@@ -215,7 +215,7 @@ def test_a_file_has_a_limit():
                 "layers.1.probe.bias": 1.0,
                 "layers.1.probe.slope": 1.0,
             },
-            "shape",
+            "0 dimensions",
         ),
         (
             {

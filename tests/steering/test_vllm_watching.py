@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from steering.drift import drift
 from steering.spec import Operation, SteeringSpec, Term, Tokens, Watch
 from steering.vector import Detector, Layer, Scaling, SteeringVector
-from steering.drift import drift
 from tests.steering.models import LAYERS, WIDTH
 from tests.steering.reference import logprobs, states
 from tests.steering.test_vllm_engines import PROMPT, World, difference, prompt

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from steering.sae.baseline import Baseline, BaselineError, Options, Scoring, calibrate, threshold_for
 from steering.drift import SMOOTHING
+from steering.sae.baseline import Baseline, BaselineError, Options, Scoring, calibrate, threshold_for
 
 LATENTS, TELLING, LACKED, DENSE = 300, (7, 19, 42), 99, 150
 TOKENS = 40

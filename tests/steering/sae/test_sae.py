@@ -146,3 +146,14 @@ def test_moving_keeps_the_same_autoencoder(made):
     for architecture in ARCHITECTURES:
         sae = made(architecture)
         assert sae.to("cpu").digest == sae.digest
+
+
+def test_rescaling_can_be_put_into_the_weights(made, states):
+    """The same latents and reconstructions; one without rescaling is itself."""
+    sae = made(Architecture.TOPK, rescale_acts_by_decoder_norm=True)
+    plain = sae.unscaled()
+    assert not plain.rescale_acts_by_decoder_norm
+    latents = sae.encode(states)
+    torch.testing.assert_close(plain.encode(states), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain.decode(latents), sae.decode(latents), rtol=1e-4, atol=1e-4)
+    assert plain.unscaled() is plain
