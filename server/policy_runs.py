@@ -20,6 +20,7 @@ from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported
 from server.judge import Judge
 from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
+from server.observation import observed
 from server.sandbox import Sandbox, SandboxOff
 from server.streams import Streamed
 from server.together import together
@@ -67,7 +68,11 @@ class PolicyRuns:
             compiles,
             owner=raw.state.principal.account_id,
         )
-        return _counted(await _runner(call, verify, grammar_compiles=compiles).run())
+        outcome = _counted(await _runner(call, verify, grammar_compiles=compiles).run())
+        answer = outcome.winner.answer
+        observed().chooses(answer.text)
+        observed().tells(lambda: {"steering": answer.steering, "behaviors": answer.behaviors})
+        return outcome
 
     async def stream(self, policy: RuntimePolicy, template: Decodable, raw: Request) -> "Direct":
         """The only candidate of a policy with nothing to judge, as it is decoded. Raises SteersmanError."""

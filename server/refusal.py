@@ -4,6 +4,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from server.errors import SteersmanError, render
+from server.observation import observed
 
 
 def route_path(scope: Scope) -> str:
@@ -15,6 +16,7 @@ def route_path(scope: Scope) -> str:
 
 def refusal(scope: Scope, error: SteersmanError) -> JSONResponse:
     """`error` in the shape that clients of the request's path parse."""
+    observed().fails(error.message)
     rendered = render(route_path(scope), error)
     return JSONResponse(rendered.body, rendered.status, headers=rendered.headers)
 

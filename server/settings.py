@@ -28,6 +28,8 @@ class Settings:
     steering_max_dose: float = 2.0
     behaviors: tuple[str, ...] = ()
     behavior_mode: str = "online"
+    observe_requests: int = 10_000
+    observe_days: float = 7.0
 
     @classmethod
     def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -46,6 +48,8 @@ class Settings:
             "steering_wait_seconds": float,
             "steering_safe_dose": float,
             "steering_max_dose": float,
+            "observe_requests": int,
+            "observe_days": float,
         }
         numbers = {
             name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
@@ -70,7 +74,7 @@ def _mode(text: str) -> str:
     return text
 
 
-_MAY_BE_ZERO = {"steering_wait_seconds"}
+_MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests"}
 
 
 def _positive(name: str, kind: type[int] | type[float], text: str, *, zero: bool = False) -> int | float:

@@ -9,6 +9,7 @@ from server.constraints import ConstraintChecker
 from server.errors import NotSupported
 from server.jobs import Jobs
 from server.judge import Judge
+from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.settings import Settings
@@ -36,6 +37,7 @@ class ServerState:
     policies: Policies
     policy_runs: PolicyRuns
     studio: Studio | Unsteerable
+    observed: ObservedRequests
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

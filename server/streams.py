@@ -7,8 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from server.candidates import counts_prompt
+from server.candidates import counts_prompt, text_of
 from server.errors import SteersmanError
+from server.observation import observed
 
 
 def sse(payload: dict[str, Any]) -> str:
@@ -18,6 +19,7 @@ def sse(payload: dict[str, Any]) -> str:
 
 async def as_stream(answer: Any, *, include_usage: bool) -> AsyncGenerator[str, None]:
     """A finished response as SSE: each choice in one piece, the usage if asked for, `[DONE]`."""
+    observed().chooses(text_of(answer.choices[0]))
     chat = hasattr(answer.choices[0], "message")
     head = {
         "id": answer.id,

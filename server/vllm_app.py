@@ -36,13 +36,16 @@ from server.jobs import Jobs
 from server.judge import Judge
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
+from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.recorder import Observing, Recorder
 from server.refusal import refusal
 from server.routes import behaviors as behavior_routes
 from server.routes import (
     keys,
     native,
+    observability,
     openai,
     policies,
     saes,
@@ -84,15 +87,18 @@ class SteersmanPlugin:
         store = Store(settings.database_url)
         keyring = KeyRing(store.find_key, settings.key_cache_seconds)
         drain = Drain()
-        self._app, self._doors = app, _Doors(settings, store, keyring, drain)
+        observed = ObservedRequests(store.database)
+        recorder = Recorder(observed, most=settings.observe_requests, days=settings.observe_days)
+        self._app, self._doors = app, _Doors(settings, store, keyring, drain, observed, recorder)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys)
-        for routes in (openai, *axionic):
+        for routes in (openai, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
         app.add_middleware(Draining, drain=drain)
+        app.add_middleware(Observing, recorder=recorder)
         app.add_middleware(Authentication, keyring=keyring, count=_count_attempt)
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
 
@@ -147,6 +153,7 @@ class SteersmanPlugin:
             Policies(doors.store.database),
             PolicyRuns(serving, checker, judge, sandbox),
             studio,
+            doors.observed,
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -154,7 +161,7 @@ class SteersmanPlugin:
             logger.warning("Policies that ask for unit_tests get 501: %s", sandbox.problem)
         record_build()
         _handle_errors(app)
-        _run_beside(app, state.steersman)
+        _run_beside(app, state.steersman, doors.recorder)
         # vLLM built the stack already, with its own error handlers; the first request builds it anew.
         app.middleware_stack = None
 
@@ -167,6 +174,8 @@ class _Doors:
     store: Store
     keyring: KeyRing
     drain: Drain
+    observed: ObservedRequests
+    recorder: Recorder
 
 
 def _monitor(studio: Studio | Unsteerable, behaviors: Behaviors, settings: Settings) -> Monitor | None:
@@ -232,7 +241,7 @@ class _Calls:
         await self._app(scope, receive, send)
 
 
-def _run_beside(app: FastAPI, server: ServerState) -> None:
+def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
     """Run our background work within the app's own lifespan."""
     inner = app.router.lifespan_context
 
@@ -241,7 +250,7 @@ def _run_beside(app: FastAPI, server: ServerState) -> None:
         async with inner(app) as shared:
             flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
             server.checker.start()
-            beside = [flushing]
+            beside = [flushing, asyncio.create_task(recorder.run())]
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:

@@ -131,6 +131,17 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "M",
         "help": "What their drift leads to: monitor (it is told), online (it is corrected; the default).",
     },
+    "--observe-requests": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many recent calls are kept for GET /observability/requests, with the beginnings of "
+        "their texts; 0: none (10000).",
+    },
+    "--observe-days": {
+        "type": float,
+        "metavar": "D",
+        "help": "After how many days they are deleted (7).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

@@ -11,6 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.auth import current_principal
 from server.candidates import counts_prompt
+from server.observation import SNIPPET, Observation, observed
 from server.usage import UsageMeter
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -69,8 +70,10 @@ class _Tally:
     call: Call
     counts_prompt: bool
     delta: bool
+    observation: Observation
     prompt_tokens: int = 0
     completion_tokens: dict[int, int] = field(default_factory=dict)
+    text: str = ""
 
     @classmethod
     def start(cls, *, delta: bool) -> "_Tally":
@@ -82,6 +85,7 @@ class _Tally:
             call=current_call.get() or Call(),
             counts_prompt=counts_prompt.get(),
             delta=delta,
+            observation=observed(),
         )
 
     def see(self, output: RequestOutput) -> None:
@@ -89,14 +93,19 @@ class _Tally:
         for part in output.outputs:
             before = self.completion_tokens.get(part.index, 0) if self.delta else 0
             self.completion_tokens[part.index] = before + len(part.token_ids)
+            if part.index == 0 and not (self.delta and len(self.text) >= SNIPPET):
+                self.text = self.text + part.text if self.delta else part.text
 
     def add_to(self, meter: UsageMeter) -> None:
         if self.key_id is None or not self.prompt_tokens:
             return
+        prompt_tokens = self.prompt_tokens if self.counts_prompt else 0
+        completion_tokens = sum(self.completion_tokens.values())
         meter.add(
             self.key_id,
             requests=0 if self.call.counted else 1,
-            prompt_tokens=self.prompt_tokens if self.counts_prompt else 0,
-            completion_tokens=sum(self.completion_tokens.values()),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
         )
+        self.observation.counts(prompt_tokens, completion_tokens, self.text)
         self.call.counted = True

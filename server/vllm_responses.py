@@ -14,6 +14,7 @@ from vllm.exceptions import VLLMValidationError
 
 from policies.steering import JSON_PRESET
 from server.errors import InvalidRequest, NotSupported, SteersmanError
+from server.observation import observed
 from server.steering import Applied
 from server.vllm_serving import Serving, translated
 from server.vllm_steering import current_spec, during
@@ -48,6 +49,7 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
         raise NotSupported("this model does not support the Responses API")
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
+    observed().resolves(request.model)
     entries = request.steering_entries()
     for path, entry in entries.items():
         if entry.preset == JSON_PRESET:

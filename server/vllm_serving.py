@@ -31,6 +31,7 @@ from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
 from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
+from server.observation import observed
 from server.steering import Applied, Steering, field_of
 from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
@@ -183,6 +184,7 @@ class Serving:
         request.plan_as(planned)
         SAMPLING_REQUESTS.labels(planned.method_used).inc()
         model = requested or request.model
+        observed().resolves(request.model)
         named = request.steering_entries() if steering is None else steering
         entries = {
             path: entry for path, entry in named.items() if (entry.preset or "").lower() != JSON_PRESET
@@ -271,7 +273,9 @@ class Serving:
         if self.steering is None:
             problem = f"steering is not available here: {self.unsteerable}"
             raise NotSupported(problem, param=field_of(entries))
-        return await self.steering.apply(entries, raw.state.principal.account_id, watched)
+        applied = await self.steering.apply(entries, raw.state.principal.account_id, watched)
+        observed().tells(applied.told)
+        return applied
 
     def plan(self, asked: Asked, names: Mapping[str, str] = MappingProxyType({})) -> Plan:
         """Raises InvalidRequest and NotSupported; `names` says what the request calls a field of Asked."""

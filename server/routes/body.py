@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.errors import InvalidRequest
+from server.observation import observed
 
 MAX_NESTING = 128  # of objects and arrays: deep enough for any schema, far from the interpreter's limit
 _TOO_DEEP = f"the JSON body nests deeper than {MAX_NESTING} levels"
@@ -75,7 +76,8 @@ class JsonRoute(APIRoute):
                 if media_type != "application/json" and (sent or media_type):
                     raise InvalidRequest("send the body as application/json", param="content-type")
                 if sent:
-                    await request.json()  # here, because FastAPI answers any error of its own read alike
+                    # here, because FastAPI answers any error of its own read alike
+                    observed().asks(await request.json())
             return await handle(request)
 
         return strict

@@ -1,10 +1,14 @@
 """What ran, as headers: the only place a stream has for it before its first token."""
 
 from policies.run import Outcome
+from server.candidates import text_of
+from server.observation import observed
 from server.vllm_serving import Decoded
 
 
 def evidence(decoded: Decoded) -> dict[str, str]:
+    if decoded.response is not None:
+        observed().chooses(text_of(decoded.response.choices[0]))
     headers = {"x-steersman-method": decoded.plan.method_used.value}
     if decoded.plan.warning:
         headers["x-steersman-warning"] = decoded.plan.warning

@@ -27,6 +27,7 @@ CONTRACT = {
     "steersman_sandbox_runs_total": ("counter", ["outcome"]),
     "steersman_sandbox_seconds": ("histogram", []),
     "steersman_sandbox_idle": ("gauge", []),
+    "steersman_observed_dropped_total": ("counter", []),
     "steersman_build_info": ("gauge", ["version", "vllm"]),
 }
 OURS = (
@@ -45,6 +46,7 @@ OURS = (
     metrics.SANDBOX_RUNS,
     metrics.SANDBOX_SECONDS,
     metrics.SANDBOX_IDLE,
+    metrics.OBSERVED_DROPPED,
     metrics.BUILD_INFO,
 )
 

@@ -14,6 +14,8 @@ FLAGS = {
     "max_body_bytes": ("100", 100),
     "key_cache_seconds": ("1.5", 1.5),
     "constraint_seconds": ("2.5", 2.5),
+    "observe_requests": ("0", 0),
+    "observe_days": ("0.5", 0.5),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -21,6 +23,8 @@ VARIABLES = {
     "max_body_bytes": ("200", 200),
     "key_cache_seconds": ("3", 3.0),
     "constraint_seconds": ("4", 4.0),
+    "observe_requests": ("6", 6),
+    "observe_days": ("30", 30.0),
 }
 
 

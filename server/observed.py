@@ -1,0 +1,181 @@
+"""The recent calls of every account, kept in the database for a while."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from server.database import Database
+from server.errors import NotFound
+from server.store import Moment, Table
+
+MAX_ID, MAX_MODEL, MAX_ERROR = 128, 500, 2000  # characters
+
+
+class ObservedRequestRow(Table):
+    """Numbered by the database, since clients choose ids and may choose one twice."""
+
+    __tablename__ = "observed_requests"
+    __table_args__ = (Index(None, "account_id", "number"), Index(None, "account_id", "id"))
+
+    number: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    id: Mapped[str] = mapped_column(String(MAX_ID))
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(Moment, index=True)
+    route: Mapped[str] = mapped_column(String(200))
+    status: Mapped[int]
+    model: Mapped[str | None] = mapped_column(String(MAX_MODEL))
+    prompt: Mapped[str | None] = mapped_column(Text)
+    output: Mapped[str | None] = mapped_column(Text)
+    latency_ms: Mapped[float] = mapped_column(Float)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    stream: Mapped[bool] = mapped_column(Boolean)
+    steering: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    behaviors: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[str | None] = mapped_column(Text)
+    # SQLite ignores the case of ASCII alone, so Python folds what is searched.
+    searched: Mapped[str] = mapped_column(Text)
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRequest:
+    """One call. `prompt` and `output` are the beginnings of texts; `steering` and `behaviors` are what the
+    answer said of them; a `status` of 499 is a client that left before the end."""
+
+    id: str
+    account_id: str
+    created_at: datetime
+    route: str
+    status: int
+    model: str | None
+    prompt: str | None
+    output: str | None
+    latency_ms: float
+    prompt_tokens: int
+    completion_tokens: int
+    stream: bool
+    steering: Mapping[str, Any] | None
+    behaviors: Sequence[Mapping[str, Any]] | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which calls to list; `search` is looked for in prompts, routes and models, whatever its case."""
+
+    search: str = ""
+    watched: bool = False  # only calls with evidence of behaviours
+    status: int | None = None
+    route: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPage:
+    """`total` counts what is wanted beyond the page too."""
+
+    requests: Sequence[ObservedRequest]
+    total: int
+
+
+class ObservedRequests:
+    """Every method is one transaction and raises Unavailable when the database does not answer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def keep(self, requests: Sequence[ObservedRequest], *, most: int, since: datetime) -> None:
+        """Add `requests`, oldest first. Of all accounts together, the latest `most` since then are left."""
+        oldest = (
+            select(ObservedRequestRow.number)
+            .order_by(ObservedRequestRow.number.desc())
+            .limit(1)
+            .offset(most)
+            .scalar_subquery()
+        )
+        async with self._database.writing() as connection:
+            if requests:
+                await connection.execute(insert(ObservedRequestRow), [_row(each) for each in requests])
+            await connection.execute(delete(ObservedRequestRow).where(ObservedRequestRow.number <= oldest))
+            await connection.execute(delete(ObservedRequestRow).where(ObservedRequestRow.created_at < since))
+
+    async def list(self, account_id: str, wanted: Wanted, *, limit: int, offset: int = 0) -> ObservedPage:
+        """Newest first."""
+        where = [ObservedRequestRow.account_id == account_id, *_conditions(wanted)]
+        query = (
+            select(ObservedRequestRow.__table__)
+            .where(*where)
+            .order_by(ObservedRequestRow.number.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        async with self._database.reading() as connection:
+            count = await connection.execute(
+                select(func.count()).select_from(ObservedRequestRow).where(*where)
+            )
+            total = count.scalar_one()
+            rows = (await connection.execute(query)).all()
+        return ObservedPage([_request(row) for row in rows], total)
+
+    async def get(self, account_id: str, request_id: str) -> ObservedRequest:
+        """The latest of that id. Raises NotFound."""
+        query = (
+            select(ObservedRequestRow.__table__)
+            .where(ObservedRequestRow.account_id == account_id, ObservedRequestRow.id == storable(request_id))
+            .order_by(ObservedRequestRow.number.desc())
+            .limit(1)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound(
+                f"No request {request_id!r} is kept; an answer has its id in the header x-request-id.",
+                param="request_id",
+            )
+        return _request(row)
+
+
+def storable(text: str) -> str:
+    """`text` without what PostgreSQL cannot hold."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.search:
+        needle = storable(wanted.search).casefold()
+        conditions.append(ObservedRequestRow.searched.contains(needle, autoescape=True))
+    if wanted.watched:
+        conditions.append(ObservedRequestRow.behaviors.is_not(None))
+    if wanted.status is not None:
+        conditions.append(ObservedRequestRow.status == wanted.status)
+    if wanted.route is not None:
+        conditions.append(ObservedRequestRow.route == storable(wanted.route))
+    return conditions
+
+
+def _row(request: ObservedRequest) -> dict[str, Any]:
+    said = (request.prompt, request.route, request.model)
+    return {**asdict(request), "searched": "\n".join(filter(None, said)).casefold()}
+
+
+def _request(row: Any) -> ObservedRequest:
+    return ObservedRequest(**{name: getattr(row, name) for name in ObservedRequest.__dataclass_fields__})

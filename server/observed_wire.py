@@ -1,0 +1,60 @@
+"""Recent calls as /observability/requests writes them."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from server.observed import ObservedPage, ObservedRequest
+
+
+class ObservedItem(BaseModel):
+    """Snippets are the first 200 characters; `steering` and `behaviors` are what the answer said of them."""
+
+    id: str
+    created_at: datetime
+    route: str
+    status: int
+    model: str | None
+    prompt_snippet: str | None
+    output_snippet: str | None
+    stream: bool
+    latency_ms: float
+    prompt_tokens: int
+    completion_tokens: int
+    steering: dict[str, Any] | None
+    behaviors: list[dict[str, Any]] | None
+    error: str | None
+
+    @classmethod
+    def of(cls, request: ObservedRequest) -> Self:
+        return cls(
+            id=request.id,
+            created_at=request.created_at,
+            route=request.route,
+            status=request.status,
+            model=request.model,
+            prompt_snippet=request.prompt,
+            output_snippet=request.output,
+            stream=request.stream,
+            latency_ms=request.latency_ms,
+            prompt_tokens=request.prompt_tokens,
+            completion_tokens=request.completion_tokens,
+            steering=None if request.steering is None else dict(request.steering),
+            behaviors=None if request.behaviors is None else [dict(each) for each in request.behaviors],
+            error=request.error,
+        )
+
+
+class ObservedItems(BaseModel):
+    """`total` counts the calls beyond this page too."""
+
+    requests: list[ObservedItem]
+    total: int
+    limit: int
+    offset: int
+
+    @classmethod
+    def of(cls, page: ObservedPage, limit: int, offset: int) -> Self:
+        items = [ObservedItem.of(each) for each in page.requests]
+        return cls(requests=items, total=page.total, limit=limit, offset=offset)
