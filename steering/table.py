@@ -149,9 +149,7 @@ class VectorTable:
             parts = self._numbers(own, "bias", "threshold", "gain", "shift", "weight")
             bias, threshold, gain, shift, weight = parts
             read = torch.tensor(list(rest))
-            detector = DetectorLines(
-                read, bias, threshold, gain, shift, weight, own.offset, own.scaling
-            )
+            detector = DetectorLines(read, bias, threshold, gain, shift, weight, own.offset, own.scaling)
         return ResidentLayer(taken[0], norm, probe, units, detector)
 
     def _numbers(self, part: Units | Detector, *names: str) -> list[Tensor]:
