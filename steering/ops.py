@@ -79,8 +79,9 @@ def _scaled(x: Tensor, scaling: Scaling) -> Tensor:
     if scaling is Scaling.NONE:
         return x
     if scaling is Scaling.CONSTANT_NORM:
-        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-30))
-    centred = x - x.mean(dim=-1, keepdim=True)
+        length: Tensor = x.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        return x * (x.shape[-1] ** 0.5 / length)
+    centred: Tensor = x - x.mean(dim=-1, keepdim=True)
     deviation: Tensor = centred.std(dim=-1, keepdim=True)
     return centred / (deviation + 1e-5)
 

@@ -99,7 +99,9 @@ def model_path() -> Path:
 def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """The embedded model served in float32, so that log-probabilities can be compared closely."""
     flags = ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "2048")
-    live = start_server(tmp_path_factory.mktemp("live"), *flags)
+    home = tmp_path_factory.mktemp("live")
+    (home / "models").symlink_to(model_path.parent)  # made once, for all homes
+    live = start_server(home, *flags, "--home", str(home))
     yield live
     stop(live.process)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.live.steered import pairs_body
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PROMPT = "Write a short formal letter to the mayor about the new library."
 
