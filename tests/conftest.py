@@ -14,9 +14,14 @@ from pathlib import Path
 import httpx
 import pytest
 from hypothesis import settings
+from safetensors.numpy import load
 
 from server import embedded
+from server.saes import SaeCard, StoredSae, write
 from server.settings import Settings
+from steering.sae import train
+from steering.sae.quality import measure
+from tests.live.steered import PAIRS
 
 START_SECONDS = 240
 
@@ -110,3 +115,36 @@ def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def client(server: LiveServer) -> Iterator[httpx.Client]:
     with server.client() as http:
         yield http
+
+
+@pytest.fixture(scope="session")
+def autoencoder(server, client) -> str:
+    """The name of a small one, trained on the server's own states of some answers."""
+    model = client.get("/saes").json()["model"]
+    layer, name = model["layers"] * 2 // 3, "tests"
+    texts = [pair[field] for pair in PAIRS[:30] for field in ("positive_answer", "negative_answer")]
+    response = client.post("/sae/states", json={"texts": texts, "layer": layer}, timeout=240)
+    assert response.status_code == 200, response.text
+    rows = load(response.content)["states"]
+    options = train.Options(len(rows), latents=256, active=16, passes=20)
+    ranked = train.fit(train.skipping(lambda: [rows]), options, f"blocks.{layer}.hook_resid_post")
+    sae = train.with_threshold(ranked, rows)
+    quality = measure(sae, [rows])
+    told = {"explained": quality.explained, "l0": quality.l0, "dead": quality.dead}
+    card = SaeCard(
+        name=name,
+        source="tests",
+        architecture="topk",
+        layer=layer,
+        hook=sae.hook,
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+        digest=sae.digest,
+        model_name=model["name"],
+        model_fingerprint=model["fingerprint"],
+        quality=told,
+        approximated=True,
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+    write(server.home / "saes", StoredSae(card, sae, quality.density))
+    return name

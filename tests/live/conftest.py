@@ -8,12 +8,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from safetensors.numpy import load
 
-from server.saes import SaeCard, StoredSae, write
-from steering.sae import train
-from steering.sae.quality import measure
-from tests.live.steered import PAIRS, noise, pairs_body, upload
+from tests.live.steered import noise, pairs_body, upload
 
 BEHAVIOUR, EXAMPLES = "formal tone", 24
 ADMITTED = 32  # requests at once; the engine batches up to 64
@@ -30,39 +26,6 @@ def mx(server):
     """Axionic's SDK, pointed here. Its heavy local half is never used."""
     mechanex = pytest.importorskip("mechanex", reason="pip install mechanex")
     return mechanex.Mechanex(base_url=server.url).set_execution_mode("remote")
-
-
-@pytest.fixture(scope="session")
-def autoencoder(server, client) -> str:
-    """The name of a small one, trained on the server's own states of some answers."""
-    model = client.get("/saes").json()["model"]
-    layer, name = model["layers"] * 2 // 3, "tests"
-    texts = [pair[field] for pair in PAIRS[:30] for field in ("positive_answer", "negative_answer")]
-    response = client.post("/sae/states", json={"texts": texts, "layer": layer}, timeout=240)
-    assert response.status_code == 200, response.text
-    rows = load(response.content)["states"]
-    options = train.Options(len(rows), latents=256, active=16, passes=20)
-    ranked = train.fit(train.skipping(lambda: [rows]), options, f"blocks.{layer}.hook_resid_post")
-    sae = train.with_threshold(ranked, rows)
-    quality = measure(sae, [rows])
-    told = {"explained": quality.explained, "l0": quality.l0, "dead": quality.dead}
-    card = SaeCard(
-        name=name,
-        source="tests",
-        architecture="topk",
-        layer=layer,
-        hook=sae.hook,
-        d_in=sae.d_in,
-        d_sae=sae.d_sae,
-        digest=sae.digest,
-        model_name=model["name"],
-        model_fingerprint=model["fingerprint"],
-        quality=told,
-        approximated=True,
-        created_at="2026-01-01T00:00:00+00:00",
-    )
-    write(server.home / "saes", StoredSae(card, sae, quality.density))
-    return name
 
 
 @pytest.fixture(scope="session")
