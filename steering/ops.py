@@ -3,6 +3,7 @@
 `x` is `[tokens, hidden]`; vectors are `[tokens, hidden]` or `[1, hidden]`, scalars `[tokens, 1]` or floats.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,7 @@ def _scaled(x: Tensor, scaling: Scaling) -> Tensor:
         return x
     if scaling is Scaling.CONSTANT_NORM:
         length: Tensor = x.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-        return x * (x.shape[-1] ** 0.5 / length)
+        return x * (math.sqrt(x.shape[-1]) / length)
     centred: Tensor = x - x.mean(dim=-1, keepdim=True)
     deviation: Tensor = centred.std(dim=-1, keepdim=True)
     return centred / (deviation + 1e-5)

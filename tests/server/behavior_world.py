@@ -124,7 +124,7 @@ class World:
         self.engine, self.model = Engine(), model
         self.behaviors, self.vectors = Behaviors(store.database), Vectors(store.database)
         self.saes = Saes(*(saes or (stored_sae(),)))
-        tokenizer = Tokenizer(encode, encode, None)
+        tokenizer = Tokenizer(encode, encode, None, str)
         self.trainer = Trainer(self.engine, tokenizer, model, "folder", NEUTRAL)
         self.residency = Residency(self.engine, 64, 1.0)
         self.maker = BehaviorMaker(
