@@ -65,8 +65,12 @@ class Training:
         self.folder, self.plan = folder, plan
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder / _LOCK)
-        self._begin()
-        self._captured = _numbers(folder / _CAPTURED)
+        try:
+            self._begin()
+            self._captured = _numbers(folder / _CAPTURED)
+        except BaseException:
+            self._lock.close()
+            raise
 
     @property
     def resumed(self) -> bool:
