@@ -14,7 +14,7 @@ serve: install ## serve, by default the embedded model (make serve ARGS="--port 
 	@$(BIN)/steersman serve $(ARGS)
 
 sae: install ## train a small autoencoder of the served model, in under ten minutes (ARGS="--layer 15")
-	@$(BIN)/steersman sae train --serve $(ARGS)
+	@$(BIN)/steersman sae train --serve --minutes 4 $(ARGS)
 
 test: install ## run the tests (make test ARGS="-k store")
 	@$(BIN)/pytest $(ARGS)

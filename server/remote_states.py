@@ -1,5 +1,6 @@
 """States that a running server captures for its command line, and the model that they are of."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -49,6 +50,13 @@ class RemoteStates:
             return TextStates.read(blob)
         except ValueError as error:
             raise RemoteError(f"{self.server.url} answers with {error}") from error
+
+    def within(self, seconds: float, passages: Sequence[Passage]) -> int:
+        """How many states the server captures in that time, as it captures the first few now."""
+        first = next(batches(passages))
+        began = time.monotonic()
+        count = len(self.of(first).tokens)
+        return max(int(seconds * count / (time.monotonic() - began)), count, 1)
 
     def some(self, passages: Sequence[Passage], rows: int) -> TextStates:
         """As many of `passages`, from the first on, as it takes for `rows` states, or all of them."""

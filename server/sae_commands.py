@@ -19,7 +19,7 @@ from server.remote import Server
 from server.remote_states import RemoteStates, facts, served_model
 from server.sae_hub import fetch
 from server.sae_measures import Measures, measures, servable
-from server.sae_training import Meter, Plan, Timed, Training, say
+from server.sae_training import Meter, Plan, Timed, Training, planned_tokens, say
 from server.sae_wire import ServedModel
 from server.saes import SaeCard, StoredSae
 from server.settings import Settings
@@ -109,20 +109,23 @@ def _train(args: Namespace) -> None:
         shelf = _Shelf(_folder(args), name, f"trained on {texts.name}", replace=args.replace)
         shelf.check()
         states = RemoteStates(server, layer)
+        folder = shelf.folder / f".training-{name}"
+        if args.restart:
+            saes.clear(folder)
+        tokens = _affordable(args.tokens, texts)
+        if args.minutes is not None:
+            tokens = planned_tokens(folder) or min(tokens, states.within(60 * args.minutes, texts.learnt))
         plan = Plan(
             model_fingerprint=model.fingerprint,
             model_name=model.name,
             layer=layer,
             corpus=texts.digest,
-            tokens=_affordable(args.tokens, texts),
+            tokens=tokens,
             latents=args.latents,
             active=args.active,
             passes=args.passes,
             max_tokens=states.max_tokens,
         )
-        folder = shelf.folder / f".training-{name}"
-        if args.restart:
-            saes.clear(folder)
         original = _trained(folder, plan, texts, states)
         timed.done("Training")
         shelf.keep(original, model, states, texts, timed)

@@ -137,6 +137,17 @@ class Training:
             )
 
 
+def planned_tokens(folder: Path) -> int | None:
+    """Those of a training that was begun in `folder`. Raises CorruptSae for what is no plan."""
+    path = folder / _PLAN
+    if not path.exists():
+        return None
+    tokens = read_json(path).get("tokens")
+    if not isinstance(tokens, int):
+        raise CorruptSae(f"{path} is damaged: begin anew with --restart")
+    return tokens
+
+
 def _locked(path: Path) -> IO[str]:
     """Open as long as the process lives, or the training does."""
     lock = path.open("w")

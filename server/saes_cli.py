@@ -56,6 +56,11 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
     training.add_argument(
         "--tokens", type=_count(1), default=150_000, help="states to learn from, at most; default: 150000"
     )
+    training.add_argument(
+        "--minutes",
+        type=_count(1),
+        help="learn from no more states than the server captures in so long, as its first answer shows",
+    )
     training.add_argument("--passes", type=_count(1), default=1, help="times that each is learned from; 1")
     training.add_argument("--restart", action="store_true", help="forget what an interrupted run has learned")
     trying = commands.add_parser("evaluate", help="measure a stored one again, maybe on other texts")

@@ -1,6 +1,7 @@
 """`steersman sae` against a server whose states are made up: trained, resumed, added, refused."""
 
 import argparse
+import itertools
 import json
 import threading
 import zlib
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from server import saes, saes_cli
+from server import remote_states, saes, saes_cli
 from server.text_states import TextStates
 from steering.sae import saelens
 from steering.sae.encode import Architecture
@@ -153,6 +154,18 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(steersman, corpus
         for folder in (server.folder / "cut", server.folder.parent.parent / "other" / "saes" / "whole")
     ]
     assert digests[0] == digests[1]
+
+
+def test_a_time_limit_plans_no_more_than_the_server_captures_in_it(steersman, corpus, server, monkeypatch):
+    clock = itertools.count(0, 10.0)  # a batch takes ten seconds, of which a minute has six
+    monkeypatch.setattr(remote_states.time, "monotonic", lambda: next(clock))
+    server.RequestHandlerClass.left = 2
+    assert steersman(*training(corpus, "--name", "mine", "--minutes", "1"))[0] == 1
+    plan = json.loads((server.folder / ".training-mine" / "plan.json").read_text())
+    assert plan["tokens"] % 6 == 0
+    assert 0 < plan["tokens"] < 36000 / 3
+    server.RequestHandlerClass.left = None
+    assert steersman(*training(corpus, "--name", "mine", "--minutes", "3"))[0] == 0
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_with(steersman, corpus, server):
