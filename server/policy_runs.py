@@ -25,8 +25,9 @@ from server.sandbox import Sandbox, SandboxOff
 from server.streams import Streamed
 from server.together import together
 from server.verification import Factual, Verification
+from server.vllm_errors import reported
 from server.vllm_pruning import Heat, current_heat
-from server.vllm_serving import Decodable, Decoded, Serving, reported
+from server.vllm_serving import Decodable, Decoded, Serving
 from server.vllm_wire import ChatRequest
 from server.wire import NativeSampling
 

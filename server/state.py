@@ -12,13 +12,14 @@ from server.judge import Judge
 from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.served_models import ServedModels
 from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
 from server.studio import Studio, Unsteerable
 from server.usage import UsageMeter
 from server.vectors import Vectors
-from server.vllm_serving import ServedModels, Serving
+from server.vllm_serving import Serving
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,24 +6,25 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.steering import Material, SteeringEntry, known_preset, term
+from server.applied import Applied, AppliedVector, Engine
+from server.dose import dose as dose_of
+from server.dose import summed
 from server.errors import Conflict, InvalidRequest, NotFound, NotSupported
-from server.metrics import STEERING_REQUESTS, STEERING_TOKENS
-from server.monitor import Drift, Scores, Watched, drifts
-from server.residency import Lease, Residency
+from server.monitor import Watched
+from server.residency import Residency
 from server.vectors import VectorRecord, Vectors, misfit, require_model
 from steering.files import read_flat
 from steering.sae.errors import SaeError
 from steering.sae.feature import feature_vector
 from steering.sae.sae import SparseAutoencoder
-from steering.spec import Gate, GateKind, Operation, SpecError, SteeringSpec, Term, Watch
+from steering.spec import SpecError, SteeringSpec, Term, Watch
 from steering.vector import SteeringVector, VectorError
 
 _CACHED_BYTES = 256 * 1024 * 1024
@@ -42,21 +43,6 @@ class SteeredModel:
     def doses(self, vector: SteeringVector) -> dict[int, float]:
         """Relative doses by layer at strength 1."""
         return {layer: norm / float(self.norms[layer]) for layer, norm in vector.norms.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Input tokens that the worker steered, by phase, and the scores of what it watched (see `drifts`)."""
-
-    prompt_tokens: int
-    generated_tokens: int
-    scores: tuple[Scores, ...] = ()
-
-
-class Engine(Protocol):
-    async def evidence(self, trace: str) -> Counted: ...
-    async def watched(self, trace: str) -> tuple[Scores, ...]: ...
-    def forget(self, trace: str) -> None: ...
 
 
 class _Named(Protocol):
@@ -79,112 +65,6 @@ class Saes(Protocol):
 
 class Presets(Protocol):
     async def vector(self, preset: str, account_id: str) -> VectorRecord: ...
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedVector:
-    """One entry of a request as it took effect; `doses` are |s| ‖v‖ / ‖h‖ by layer."""
-
-    id: str | None
-    name: str | None
-    term: Term
-    doses: Mapping[int, float]
-
-    def described(self) -> dict[str, Any]:
-        tokens = self.term.tokens
-        described = {
-            "id": self.id,
-            "name": self.name,
-            "digest": self.term.vector,
-            "operation": self.term.operation.value,
-            "strength": self.term.strength,
-            "layers": list(self.term.layers),
-            "tokens": tokens.phase.value,
-            "token_start": tokens.start,
-            "token_end": tokens.end,
-            "low": self.term.low if np.isfinite(self.term.low) else None,
-            "high": self.term.high if np.isfinite(self.term.high) else None,
-            "gate": _gate(self.term.gate),
-            "relative_dose": {str(layer): round(dose, 4) for layer, dose in self.doses.items()},
-        }
-        return {name: value for name, value in described.items() if value is not None}
-
-
-@dataclass(slots=True)
-class Applied:
-    """How one request is steered, until `release`. `dose` is the largest of the residual stream's shifts:
-    at each layer the sum of all that was added up to there, against the state's own length.
-    """
-
-    spec: SteeringSpec
-    vectors: tuple[AppliedVector, ...]
-    dose: float
-    warning: str | None
-    engine: Engine
-    watched: tuple[Watched, ...] = ()
-    before: Mapping[str, Drift] = field(default_factory=dict)  # of an answer that was dropped, by behaviour
-    lease: Lease | None = None
-    counted: Counted | None = None
-    asked: bool = False
-
-    async def count(self) -> None:
-        """Have the worker say what it did. Raises Unavailable where it did nothing."""
-        if self.spec.idle:
-            return
-        self.asked = True
-        self.counted = counted = await self.engine.evidence(self.spec.trace)
-        STEERING_TOKENS.labels("prompt").inc(counted.prompt_tokens)
-        STEERING_TOKENS.labels("generated").inc(counted.generated_tokens)
-        for vector in self.vectors:
-            STEERING_REQUESTS.labels(vector.term.operation.value).inc()
-        for each in self.drifts:
-            each.observe()
-
-    async def scores(self) -> tuple[Scores, ...]:
-        """Of what was generated until now."""
-        return await self.engine.watched(self.spec.trace)
-
-    @property
-    def drifts(self) -> tuple[Drift, ...]:
-        """Once it is counted."""
-        return drifts(self.watched, self.counted.scores if self.counted else (), self.before)
-
-    def release(self) -> None:
-        if not self.spec.idle and not self.asked:  # the client left: nobody wants to know what was done
-            self.asked = True
-            self.engine.forget(self.spec.trace)
-        if self.lease is not None:
-            self.lease.release()
-
-    def headers(self) -> dict[str, str]:
-        """What is known before the first token."""
-        headers = {"x-steersman-steering": self.spec.fingerprint()} if self._steers else {}
-        return headers | ({"x-steersman-warning": self.warning} if self.warning else {})
-
-    @property
-    def _steers(self) -> bool:
-        """A request that is only watched says nothing of steering."""
-        return self.spec.acts or not self.watched
-
-    def told(self) -> dict[str, Any]:
-        """What an answer says under `steersman`."""
-        told: dict[str, Any] = {"steering": self.described()} if self._steers else {}
-        if self.watched:
-            told["behaviors"] = [each.described() for each in self.drifts]
-        return told
-
-    def described(self) -> dict[str, Any]:
-        counted = self.counted or Counted(0, 0)
-        described: dict[str, Any] = {
-            "fingerprint": self.spec.fingerprint(),
-            "vectors": [vector.described() for vector in self.vectors],
-            "dose": round(self.dose, 4),
-            "prompt_tokens": counted.prompt_tokens,
-            "generated_tokens": counted.generated_tokens,
-        }
-        if self.warning:
-            described["warning"] = self.warning
-        return described
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,14 +240,14 @@ class Steering:
         shifts: dict[int, NDArray[np.float32]] = {}
         vectors = []
         for own, made in [*found, *(pair for terms in later for pair in terms)]:
-            doses = {layer: _dose(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
+            doses = {layer: dose_of(made, own.vector, layer, float(norms[layer])) for layer in made.layers}
             vectors.append(AppliedVector(own.id, own.name, made, doses))
             if not made.operation.bounds:
                 for layer in made.layers:
                     moved = np.float32(made.strength) * own.vector.layers[layer].direction
                     shifts[layer] = shifts[layer] + moved if layer in shifts else moved
         alone = [dose for vector in vectors for dose in vector.doses.values()]
-        dose = float(max([*_summed(shifts, norms), *alone], default=0.0))
+        dose = float(max([*summed(shifts, norms), *alone], default=0.0))
         if dose > self._max_dose:
             raise InvalidRequest(
                 f"the relative dose would be {dose:.2f}: the vectors are that much of the states' own length;"
@@ -390,49 +270,6 @@ def _material(vector: SteeringVector) -> Material:
         probes=all(layer.probe for layer in layers),
         latents=all(layer.units for layer in layers),
     )
-
-
-def _summed(shifts: Mapping[int, NDArray[np.float32]], norms: NDArray[np.float32]) -> Iterator[float]:
-    """Doses of all that was added up to each layer of `shifts`, where the states after it are shortest."""
-    layers = sorted(shifts)
-    total = np.zeros(1, np.float32)
-    for layer, following in pairwise([*layers, len(norms)]):
-        total = total + shifts[layer]
-        yield float(np.linalg.norm(total) / norms[layer:following].min())
-
-
-def _dose(made: Term, vector: SteeringVector, layer: int, norm: float) -> float:
-    """How far a state of length `norm` can move, in that length.
-
-    A clamp's bound stands for the move to it. A strength beyond 0 to 1 moves the component, which is at most
-    the state itself, that many times further.
-    """
-    strength = abs(made.strength)
-    own = vector.layers[layer]
-    if made.operation is Operation.UNITS and own.units is not None:
-        return strength * float(np.linalg.norm(own.units.offset @ own.units.write)) / norm
-    if not made.operation.bounds:
-        return strength * vector.norms[layer] / norm
-    bounds = [abs(bound) for bound in (made.low, made.high) if np.isfinite(bound)]
-    if made.operation is Operation.LATENTS:  # a latent of length 1 moves its decoder row by as much
-        return strength * max(bounds, default=0.0) * vector.norms[layer] / norm
-    return strength * max(bounds, default=0.0) / norm + max(made.strength - 1, -made.strength, 0.0)
-
-
-def _gate(gate: Gate | None) -> dict[str, Any] | None:
-    """A gate as evidence: what opens it, and how far."""
-    if gate is None:
-        return None
-    described: dict[str, Any] = {
-        "kind": gate.kind.value,
-        "digest": gate.vector,
-        "inverted": gate.inverted,
-    }
-    if gate.kind is not GateKind.PROBE:
-        described["threshold"] = gate.threshold
-    if gate.kind is GateKind.RAMP:
-        described["slope"] = gate.slope
-    return described
 
 
 def field_of(entries: Mapping[str, SteeringEntry]) -> str:

@@ -56,6 +56,7 @@ from server.routes import (
     watched,
 )
 from server.sandbox import Sandbox, SandboxOff
+from server.served_models import ServedModels
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
@@ -63,9 +64,10 @@ from server.studio import Records, Studio, Unsteerable, open_studio
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
+from server.vllm_errors import as_steersman
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
-from server.vllm_serving import ServedModels, Serving, as_steersman
+from server.vllm_serving import Serving
 from server.vllm_steering import prompt_logprobs_kill, steered
 
 logger = logging.getLogger("vllm.steersman")

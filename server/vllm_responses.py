@@ -13,10 +13,11 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
 
 from policies.steering import JSON_PRESET
+from server.applied import Applied
 from server.errors import InvalidRequest, NotSupported, SteersmanError
 from server.observation import observed
-from server.steering import Applied
-from server.vllm_serving import Serving, translated
+from server.vllm_errors import translated
+from server.vllm_serving import Serving
 from server.vllm_steering import current_spec, during
 from server.wire import AxionicFields, SteeringFields
 

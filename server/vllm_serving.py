@@ -11,31 +11,30 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
-from vllm.exceptions import VLLMError
 
 from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, UnavailableError, plan
 from policies.steering import JSON_PRESET, SteeringEntry
 from processors.args import fresh_group
 from server import candidates, streams
+from server.applied import Applied
 from server.constraints import ConstraintChecker
-from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
+from server.errors import InvalidRequest, NotSupported
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
 from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
-from server.steering import Applied, Steering, field_of
+from server.served_models import ServedModels
+from server.steering import Steering, field_of
+from server.vllm_errors import translated
 from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
-from server.wire import HostedModel, NativeSampling
+from server.wire import NativeSampling
 
 Decodable = ChatRequest | CompletionRequest
 _LONG_KEEP_ALIVE = 15.0  # seconds
@@ -60,71 +59,6 @@ class Decoded:
     response: Any = None
     stream: AsyncGenerator[str, None] | None = None
     steered: Applied | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModels:
-    """The names under which this server answers: base model, its aliases, LoRA adapters."""
-
-    serving: Any
-    created: int
-
-    @property
-    def default(self) -> str:
-        return self.bases[0]
-
-    @property
-    def bases(self) -> list[str]:
-        return [str(path.name) for path in self.serving.base_model_paths]
-
-    @property
-    def names(self) -> list[str]:
-        return [*self.bases, *self.serving.lora_requests]
-
-    @property
-    def root(self) -> str:
-        return str(self.serving.base_model_paths[0].model_path)
-
-    @property
-    def max_model_len(self) -> int:
-        return int(self.serving.model_config.max_model_len)
-
-    def hosted(self, base_url: str) -> list[HostedModel]:
-        created = datetime.fromtimestamp(self.created, UTC).isoformat()
-        return [
-            HostedModel(
-                id=name,
-                name=name,
-                base_url=base_url,
-                created_at=created,
-                is_default=name == self.default,
-                hf_model_name=self.root,
-            )
-            for name in self.names
-        ]
-
-    def graph(self) -> list[dict[str, Any]]:
-        """One node per decoder block, in the order of the residual stream."""
-        config = self.serving.model_config.hf_text_config
-        return [
-            {"name": f"layers.{index}", "layer": index, "hidden_size": config.hidden_size}
-            for index in range(config.num_hidden_layers)
-        ]
-
-    def resolve(self, name: str | None, bound: str | None = None) -> str:
-        """The served name for what a client wrote. None and "default" mean the key's bound model.
-
-        Raises NotFound, listing what is served.
-        """
-        if name is None or name == "default":
-            name = bound if bound in self.names else self.default
-        if name not in self.names:
-            raise NotFound(
-                f"model '{name}' is not served here; served: {', '.join(self.names)}",
-                param="model",
-                code="model_not_found",
-            )
-        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,34 +363,3 @@ async def _renamed(stream: AsyncIterator[str], model: str) -> AsyncGenerator[str
 
 def _json_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def translated(response: ErrorResponse) -> SteersmanError:
-    """vLLM's error object as ours."""
-    error = response.error
-    kinds: dict[int, type[SteersmanError]] = {404: NotFound, 501: NotSupported}
-    if error.code in kinds:
-        return kinds[error.code](error.message, param=error.param)
-    if error.code in (429, 503):
-        return Unavailable(error.message, retry_after=1)
-    if 400 <= error.code < 500:
-        return InvalidRequest(error.message, param=error.param)
-    return SteersmanError(error.message)
-
-
-def as_steersman(error: Exception) -> SteersmanError:
-    """Whatever was raised, as what its client is told: a defect of ours is told as no more than that."""
-    if isinstance(error, SteersmanError):
-        return error
-    known = translated(create_error_response(error))
-    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
-        return SteersmanError("internal error; the server's log has the details")
-    return known
-
-
-def reported(error: Exception) -> SteersmanError:
-    """As `as_steersman`, for what the app's handlers never see: its traceback is logged here."""
-    known = as_steersman(error)
-    if known is not error and known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("A request failed inside", exc_info=error)
-    return known

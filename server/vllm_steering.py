@@ -17,9 +17,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from server.applied import Applied, Counted
 from server.errors import NotSupported, SteersmanError, Unavailable
 from server.monitor import Scores
-from server.steering import Applied, Counted
 from steering.layout import NEVER_SEEN
 from steering.spec import CAPTURE_KEY, RESERVED_KEYS, SALT_PREFIX, STEERING_KEY, CaptureSpec, SteeringSpec
 

@@ -18,8 +18,9 @@ from server.policy_requests import CONSTRAINTS, Own, native_template, overridden
 from server.policy_wire import outcome_summary
 from server.routes.body import JsonRoute
 from server.routes.evidence import evidence, outcome_evidence
+from server.served_models import ServedModels
 from server.streams import sse
-from server.vllm_serving import Decoded, ServedModels, Serving, guarded, kept_alive
+from server.vllm_serving import Decoded, Serving, guarded, kept_alive
 from server.wire import GenerateRequest, HostedModel, NativeSampling, SamplingRequest, SamplingResponse
 
 _KEEP_ALIVE_SECONDS = 15.0

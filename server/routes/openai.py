@@ -9,8 +9,9 @@ from server.errors import InvalidRequest
 from server.routes import policy_answers
 from server.routes.body import JsonRoute
 from server.routes.evidence import evidence
+from server.served_models import ServedModels
 from server.vllm_responses import SteeredResponses, respond
-from server.vllm_serving import Decodable, Decoded, ServedModels, guarded
+from server.vllm_serving import Decodable, Decoded, guarded
 from server.vllm_wire import ChatRequest, CompletionRequest
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])

@@ -28,7 +28,8 @@ from server.policy_wire import (
 from server.routes.body import JsonRoute
 from server.routes.evidence import outcome_evidence
 from server.together import together
-from server.vllm_serving import guarded, kept_alive, reported
+from server.vllm_errors import reported
+from server.vllm_serving import guarded, kept_alive
 
 _PROMPTS_AT_ONCE = 8
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}

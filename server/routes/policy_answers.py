@@ -16,7 +16,8 @@ from server.policy_requests import merged
 from server.policy_runs import Direct
 from server.policy_wire import outcome_summary
 from server.routes.evidence import evidence, outcome_evidence
-from server.vllm_serving import Decodable, kept_alive, reported
+from server.vllm_errors import reported
+from server.vllm_serving import Decodable, kept_alive
 
 _PATIENCE_SECONDS = 1.0
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from policies.steering import SteeringEntry
+from server.applied import Applied
 from server.calibration import NEUTRAL_TOKENS
 from server.candidates import text_of
 from server.errors import InvalidRequest, Unavailable
@@ -20,12 +21,12 @@ from server.evaluation import effect
 from server.pair_writer import MAX_TOKENS, SAMPLING, SCHEMA, Persona, ScoredPair, write_pairs
 from server.routes.body import JsonRoute
 from server.routes.dependencies import Caller, Open, State
-from server.steering import Applied
+from server.served_models import ServedModels
 from server.studio import Studio
 from server.training import Tokenizer
 from server.trial_wire import VENDOR_JUDGE, Evaluate, GeneratePairs, Margins
 from server.trials import JUDGE_SCHEMA, Jury, cosine_metrics, criterion, judge_prompt, mean_states, tokenised
-from server.vllm_serving import ServedModels, Serving, guarded
+from server.vllm_serving import Serving, guarded
 from server.wire import NativeSampling
 from steering.train.pairs import EncodedPair, Pair, encoded
 

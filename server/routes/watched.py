@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.sampling import Plan, own_fields
+from server.applied import Applied
 from server.candidates import text_of
 from server.errors import InvalidRequest, SteersmanError
 from server.monitor import Drift, Mode, Watched, corrected, drifts
 from server.routes.body import JsonRoute
 from server.routes.evidence import evidence
 from server.routes.native import wants_events
-from server.steering import Applied
 from server.streams import Streamed, sse
 from server.vllm_serving import (
     LOOK_SECONDS,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from policies.steering import SteeringEntry
+from server.applied import Counted
 from server.errors import InvalidRequest, NotFound, Unavailable
 from server.residency import Residency
-from server.steering import Counted, SteeredModel, Steering
+from server.steering import SteeredModel, Steering
 from server.vectors import VectorRecord
 from steering.vector import Layer, Probe, SteeringVector, Units
 

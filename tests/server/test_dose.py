@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from server.dose import dose
 from server.errors import InvalidRequest
-from server.steering import _dose
 from steering.spec import Operation, Term
 from steering.vector import Layer, SteeringVector, Units
 from tests.server.steering_world import World
@@ -73,5 +73,5 @@ def test_latents_count_by_what_they_write():
     )
     small = Layer(np.full(3, 1e-6, np.float32), None, units)
     vector = SteeringVector({1: small})
-    doses = _dose(Term(vector.digest, (1,), Operation.UNITS, 0.5), vector, 1, 20.0)
+    doses = dose(Term(vector.digest, (1,), Operation.UNITS, 0.5), vector, 1, 20.0)
     assert doses == pytest.approx(0.5 * 10 / 20)

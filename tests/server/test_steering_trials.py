@@ -10,12 +10,13 @@ import httpx
 import numpy as np
 import pytest
 
+from server.applied import Counted
 from server.auth import Authentication, KeyRing
 from server.errors import NotFound
 from server.pair_writer import SCHEMA
 from server.residency import Residency
 from server.routes import steering_trials
-from server.steering import Counted, SteeredModel, Steering
+from server.steering import SteeredModel, Steering
 from server.store import DEFAULT_ACCOUNT
 from server.studio import Studio
 from server.training import Tokenizer, Trainer

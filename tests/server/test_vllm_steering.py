@@ -13,8 +13,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.steering import SteeringEntry
+from server.applied import Counted
 from server.errors import SteersmanError, Unavailable
-from server.steering import Counted
 from server.vllm_steering import SteeringEngine, current_spec, during, prompt_end, steered
 from server.vllm_wire import ChatRequest, CompletionRequest
 from steering.layout import NEVER_SEEN
@@ -320,7 +320,7 @@ async def test_evidence():
 
 async def test_evidence_of_an_unsteered_request():
     """Where the worker did nothing the request is Unavailable, with its reason."""
-    client = Client(steersman_evidence=answers([0, 0, "vector d is not resident"]))
+    client = Client(steersman_evidence=answers([0, 0, "vector d is not resident", []]))
     with pytest.raises(Unavailable, match="ran unsteered: vector d is not resident") as refused:
         await opened(client).evidence("t")
     assert refused.value.retry_after == 1
@@ -435,7 +435,7 @@ async def test_several_engines_behind_another_balancer():
 
 async def test_an_aborted_requests_evidence_is_dropped(caplog):
     """The worker is asked so that it forgets; nobody waits, and no failure is complained of."""
-    client = Client(steersman_evidence=answers([0, 0, "never saw it"]))
+    client = Client(steersman_evidence=answers([0, 0, "never saw it", []]))
     engine = opened(client)
     engine.forget("gone")
     await asyncio.sleep(0.01)
@@ -587,7 +587,7 @@ async def test_steered_scores():
 async def test_a_text_scored_unsteered_is_an_error():
     """No measure is taken from a text that the worker did not steer."""
     with pytest.raises(Unavailable, match="not resident"):
-        await opened(Scored([0, 0, "vector d is not resident"])).score([7, 8], SPEC)
+        await opened(Scored([0, 0, "vector d is not resident", []])).score([7, 8], SPEC)
 
 
 JSON_OBJECT = [("json_object", "response_format")]

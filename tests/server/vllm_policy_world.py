@@ -16,8 +16,9 @@ from server.routes.native import router as native
 from server.routes.openai import router as openai
 from server.routes.policies import router as policies
 from server.sandbox import SandboxOff
+from server.served_models import ServedModels
 from server.streams import as_stream
-from server.vllm_serving import ServedModels, Serving
+from server.vllm_serving import Serving
 from server.vllm_wire import ChatRequest, CompletionRequest
 from tests.server.apps import routes_alone
 from tests.server.steering_app import SignedIn

@@ -9,13 +9,14 @@ from typing import Any
 import httpx
 import numpy as np
 
+from server.applied import Counted
 from server.errors import NotFound, Unavailable
 from server.monitor import Monitor, Scores, WatchList
 from server.residency import Residency
 from server.routes.native import router as native
 from server.routes.openai import router as openai
 from server.routes.watched import router as watched
-from server.steering import Counted, Steering
+from server.steering import Steering
 from server.vllm_serving import Serving
 from steering.vector import Detector, Layer, SteeringVector
 from tests.server import steering_world
