@@ -3,9 +3,9 @@
     python tests/bench/watching_speed.py --behavior NAME [--url URL] [--key KEY] [--rounds 3]
         [--concurrency 32] [--input 64] [--tokens 64] [--markdown FILE]
 
-`all`: every request is watched, in each mode that acts in the engine. `others`: one of the requests is watched,
-and the speed is that of those that are not. Each is compared with the same load unwatched just before or after
-it; the ratio is the median over the rounds.
+`all`: every request is watched, in each mode that acts in the engine. `others`: one of the requests is
+watched, and the speed is that of those that are not. Each is compared with the same load unwatched just
+before or after it; the ratio is the median over the rounds.
 """
 
 import argparse
