@@ -13,7 +13,7 @@ install: ## make .venv with everything; quick when nothing changed (PYTHON=… f
 serve: install ## serve, by default the embedded model (make serve ARGS="--port 9000")
 	@$(BIN)/steersman serve $(ARGS)
 
-sae: install ## train a small autoencoder of the served model, in under ten minutes (ARGS="--layer 15")
+sae: install ## train a small autoencoder of the served model, four minutes of it capturing states (ARGS="--layer 15")
 	@$(BIN)/steersman sae train --serve --minutes 4 $(ARGS)
 
 test: install ## run the tests (make test ARGS="-k store")

@@ -152,8 +152,8 @@ class Observing:
         wire = _Wire(observation, receive, send)
         try:
             await self.app(scope, wire.receive, wire.send)
-        except Exception:
-            # It is answered further out. Where a stream broke off, its status stays.
+        except Exception:  # whatever it is, it is noted here, and answered further out
+            # Where a stream broke off, its status stays.
             observation.status = observation.status or 500
             if not observation.left:
                 observation.fails(observation.error or _UNFORESEEN)

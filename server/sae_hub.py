@@ -54,7 +54,7 @@ def fetch(repository: str, *, revision: str | None = None, subfolder: str | None
         raise HubError(f"the Hub answers for {repository}: {error}") from error
     except (OfflineModeIsEnabled, OSError) as error:
         raise HubError(_unreachable(repository, error)) from error
-    except Exception as error:
+    except Exception as error:  # the Hub's client raises its HTTP library's errors, whichever that is
         if type(error).__module__.partition(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2"}:
             raise HubError(_unreachable(repository, error)) from error
         raise

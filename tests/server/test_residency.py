@@ -5,7 +5,7 @@ import gc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.errors import InvalidRequest, SteersmanError, Unavailable
@@ -19,7 +19,10 @@ def vector(name: int, layers: int = 1) -> SteeringVector:
 
 
 class Table:
-    """The engine's table: refuses what does not fit, and what is unloaded while somebody holds it."""
+    """The engine's table: refuses what does not fit, and what is unloaded while somebody holds it.
+
+    To unload what it did not take is no error there.
+    """
 
     def __init__(self, rows: int) -> None:
         self.rows, self.used = rows, 0
@@ -43,7 +46,8 @@ class Table:
     async def unload(self, digests: list[str]) -> None:
         await asyncio.sleep(0)
         for digest in digests:
-            self.used -= self.resident.pop(digest)
+            assert digest in self.resident or digest in self.broken
+            self.used -= self.resident.pop(digest, 0)
 
 
 def opened(rows: int, wait: float = 5.0) -> tuple[Table, Residency]:
@@ -260,6 +264,9 @@ uses = st.lists(
 )
 
 
+@example(
+    [([(0, 3), (1, 1)], 0, "release"), ([(2, 1), (0, 1)], 1, "cancel"), ([(0, 2)], 0, "release")], {2}, 0.0
+)
 @given(uses, st.sets(st.integers(0, 5), max_size=2), st.sampled_from([0.0, 5.0]))
 def test_any_use_leaves_the_table_whole(plan, broken, wait):
     """However requests come, fail, leave and are forgotten: held vectors are resident, and in the end the
