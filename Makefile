@@ -16,8 +16,8 @@ serve: install ## serve, by default the embedded model (make serve ARGS="--port 
 sae: install ## train a small autoencoder of the served model, four minutes of it capturing states (ARGS="--layer 15")
 	@$(BIN)/steersman sae train --serve --minutes 4 $(ARGS)
 
-test: install ## run the tests (make test ARGS="-k store")
-	@$(BIN)/pytest $(ARGS)
+test: install ## run the tests (make test ARGS="-k store"), two at a time on a CPU; `.venv/bin/pytest` runs one
+	@$(BIN)/pytest -n auto --dist loadgroup $(ARGS)
 
 check: install ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check

@@ -77,7 +77,7 @@ async def open_studio(
         return Unsteerable(f"the self-test at start broke off: {error!r}")
     if isinstance(found, Unsteerable):
         return found
-    model, rows, watches = found
+    model, rows = found
     vectors = records.vectors
     residency = Residency(engine, rows, settings.steering_wait_seconds)
     weights = config.model_config.model
@@ -96,11 +96,8 @@ async def open_studio(
     )
     logger.info("Steering works at all %d layers", model.layers)
     workshop = Workshop(records.jobs, vectors, trainer)
-    unwatchable = None
-    if not watches:
-        unwatchable = "this version watches on CPUs alone"
-    elif config.speculative_config is not None:
-        unwatchable = "drafts that are rejected would be scored"
+    drafts = config.speculative_config is not None
+    unwatchable = "drafts that are rejected would be scored" if drafts else None
     maker = BehaviorMaker(
         records.behaviors, vectors, saes, trainer, stored=steering, engine=engine, residency=residency
     )
@@ -109,9 +106,8 @@ async def open_studio(
 
 async def _tried(
     engine: SteeringEngine, name: str, encode: Encode, processes: int
-) -> tuple[SteeredModel, int, bool] | Unsteerable:
-    """The model measured and steered once, the lines of its table that are this process's, and whether its
-    workers can watch."""
+) -> tuple[SteeredModel, int] | Unsteerable:
+    """The model measured and steered once, and the lines of its table that are this process's."""
     facts = await engine.facts()
     if facts["problem"]:
         return Unsteerable(facts["problem"])
@@ -129,7 +125,7 @@ async def _tried(
         # A block that returns no state may be known only now that one was asked for.
         return Unsteerable((await engine.facts())["problem"] or str(error))
     model = SteeredModel(name, facts["fingerprint"], facts["layers"], facts["width"], norms)
-    return model, rows, bool(facts["watches"])
+    return model, rows
 
 
 def _tokenizer(tokenizer: Any) -> Tokenizer:

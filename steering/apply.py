@@ -87,6 +87,12 @@ class TorchPass:
         self._sights = _sights(layout.sightings, self._bank)
         self.live = frozenset([*self.steps, *self._before, *self._after, *self._sights])
 
+    def begin(self) -> None:
+        """Scores are taken as they are made."""
+
+    def settle(self) -> None:
+        """Nothing is under way."""
+
     def collect(self) -> None:
         """Nothing is left to move: states were added as they were read."""
 
@@ -126,24 +132,28 @@ def _read(reading: Reading, hidden: Tensor, residual: Tensor | None, layer: int)
     reading.capture.add(reading.span, layer, total, norms, reading.end - reading.start)
 
 
+Sighted = list[tuple[Sighting, Watching]]
+
+
 def _sights(sightings: Sequence[Sighting], bank: Tensor) -> dict[int, tuple[_Sight, ...]]:
-    groups: dict[tuple[int, int], list[Sighting]] = {}
+    groups: dict[tuple[int, int], Sighted] = {}
     for sighting in sightings:
-        watching = sighting.watching
-        groups.setdefault((watching.watch.layer, id(watching.detector)), []).append(sighting)
+        for watching in sighting.watchings:
+            key = (watching.watch.layer, id(watching.detector))
+            groups.setdefault(key, []).append((sighting, watching))
     found: dict[int, list[_Sight]] = {}
     for (layer, _), group in groups.items():
         found.setdefault(layer, []).append(_sight(group, bank))
     return {layer: tuple(sights) for layer, sights in found.items()}
 
 
-def _sight(group: Sequence[Sighting], bank: Tensor) -> _Sight:
-    own = group[0].watching.detector
+def _sight(group: Sighted, bank: Tensor) -> _Sight:
+    own = group[0][1].detector
     numbers = (own.bias, own.threshold, own.gain, own.shift, own.weight, own.offset, own.scaling)
     return _Sight(
-        _index([(sighting.start, sighting.end) for sighting in group], bank.device),
+        _index([(sighting.start, sighting.end) for sighting, _ in group], bank.device),
         ops.Detected(bank[own.read], *numbers),
-        tuple(each.watching for each in group for _ in range(each.start, each.end)),
+        tuple(watching for each, watching in group for _ in range(each.start, each.end)),
     )
 
 

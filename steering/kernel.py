@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from steering.capture import Capture
-from steering.layout import Layout, Reading
+from steering.latch import Latches
+from steering.layout import Layout, Reading, Sighting, Stretch
+from steering.mirror import CapacityError, Mirror, Rows, TokenMap
 from steering.program import Change, GateLine, Program
 from steering.spec import CAPTURE_LINES, MAX_RANGES, MAX_TERMS, CaptureSpec, GateKind, Operation
 from steering.table import UnitLines
@@ -27,10 +29,6 @@ _COLUMNS: Final = 8  # of a change's integers, and of its floats, so that none s
 _NO_GATE: Final = GateLine(GateKind.COSINE, 0, 0.0, 0.0, 0.0, inverted=False)
 
 
-class CapacityError(Exception):
-    """The message names the buffer that a layout overflows."""
-
-
 class GraphPass:
     """Called with what leaves each block, as `apply.TorchPass`, whose results it gives within rounding.
 
@@ -41,8 +39,8 @@ class GraphPass:
     `free_capture_lines` has room for it; `take` raises CapacityError otherwise, as it does for batches above
     `max_tokens`.
 
-    **Early exit.** A token with neither program nor reading at the layer is left untouched, bit for bit: its
-    program returns after two to five loads. Where Python runs, a layer that the layout leaves alone
+    **Early exit.** A token with neither program nor reading nor watch at the layer is left untouched, bit for
+    bit: its program returns after three to six loads. Where Python runs, a layer that the layout leaves alone
     launches nothing, except while a graph is captured (the replays need the kernel) and the first time it
     sees tensors of a kind (so that nothing is compiled during a capture).
 
@@ -52,6 +50,9 @@ class GraphPass:
     **Copies** are ordered by the current stream, the one of the model: steps already launched see the buffers
     as they were. `take` waits for the copies of the `take` before it, as vLLM does before it prepares a step,
     but not for the device; except where captures of requests that are gone must make room, which collects.
+
+    **Drift** (`steering.latch`) moves in the kernel: what leaves a watch's block is scored before it is
+    steered, and changes with a guard act from the step after the one that drifted. Each step must `begin`.
 
     **Captured sums** stay on the device until `collect`. Their order of addition, and so their last digits,
     differ from run to run.
@@ -69,22 +70,25 @@ class GraphPass:
         self._bank, self._layers, self._max_tokens = bank, layers, max_tokens
         self._programs = _Programs(bank, layers, min(PROGRAMS * max_requests, max_tokens), max_requests)
         self._captures = _Captures(bank, layers, capture_lines or CAPTURE_LINES * layers)
-        self._slot_of_token = _TokenMap(max_tokens, bank.device)
-        self._reading_of_token = _TokenMap(max_tokens, bank.device)
+        self._latches = Latches(bank, max_tokens, max_requests)
+        self._slot_of_token = TokenMap(max_tokens, bank.device)
+        self._reading_of_token = TokenMap(max_tokens, bank.device)
         self._copied = torch.cuda.Event() if bank.device.type == "cuda" else None
         self._seen: set[tuple[object, ...]] = set()
         self.live: frozenset[int] = frozenset()
 
     def take(self, layout: Layout) -> None:
         """Make `layout` the one that the steps launched from now on see. Raises CapacityError."""
-        ends = [stretch.end for stretch in layout.stretches] + [reading.end for reading in layout.readings]
-        end = max(ends, default=0)
+        parts: tuple[Stretch | Reading | Sighting, ...]
+        parts = (*layout.stretches, *layout.readings, *layout.sightings)
+        end = max((part.end for part in parts), default=0)
         if end > self._max_tokens:
             raise CapacityError(f"the batch has {end} tokens, the buffers {self._max_tokens}")
         if self._copied is not None:
             self._copied.synchronize()
         slots = self._programs.place([stretch.program for stretch in layout.stretches])
         readings = self._captures.place(layout.readings)
+        self._latches.place(layout.sightings)
         self._slot_of_token.fill([(s.start, s.end, n) for s, n in zip(layout.stretches, slots, strict=True)])
         self._reading_of_token.fill(
             [(r.start, r.end, n) for r, n in zip(layout.readings, readings, strict=True)]
@@ -92,7 +96,10 @@ class GraphPass:
         if self._copied is not None:
             self._copied.record()
         steered = {layer for stretch in layout.stretches for layer in stretch.program}
-        self.live = frozenset(steered.union(*(r.capture.spec.layers for r in layout.readings)))
+        watched = {each.watch.layer for sighting in layout.sightings for each in sighting.watchings}
+        if watched:
+            watched.add(0)  # where latches take what the step before has found
+        self.live = frozenset(steered.union(watched, *(r.capture.spec.layers for r in layout.readings)))
 
     def __call__(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
         kind = (hidden.dtype, hidden.stride(), residual is not None and (residual.dtype, residual.stride()))
@@ -104,7 +111,7 @@ class GraphPass:
         self._seen.add(kind)
         second = hidden if residual is None else residual
         block = 1 << (hidden.shape[1] - 1).bit_length()
-        programs, captures = self._programs, self._captures
+        programs, captures, latches = self._programs, self._captures, self._latches
         _kernel()[(len(hidden),)](
             hidden,
             second,
@@ -124,12 +131,26 @@ class GraphPass:
             captures.sums,
             captures.norms,
             captures.counts,
+            latches.block_of_token.device,
+            latches.integers.device,
+            latches.floats.device,
+            latches.state.device,
+            latches.latent_lines.device,
+            latches.latent_numbers,
             layers=self._layers,
             width=hidden.shape[1],
             block=block,
             has_residual=residual is not None,
             num_warps=min(max(block // 256, 1), 16),
         )
+
+    def begin(self) -> None:
+        """The step of the coming layout, the last one or one yet to be taken, is about to be launched."""
+        self._latches.begin()
+
+    def settle(self) -> None:
+        """Bring every `Watching` up to the last step launched. Waits for that step if it was watched."""
+        self._latches.settle()
 
     def collect(self) -> None:
         """Move what was captured so far to its `Capture` objects. Waits for the device."""
@@ -156,60 +177,6 @@ def _kernel() -> Any:
     return steer
 
 
-class _Mirror:
-    """A device buffer, and the pinned copy in which the host prepares it."""
-
-    def __init__(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int32) -> None:
-        self.device = torch.zeros(*shape, dtype=dtype, device=device)
-        self._pinned = torch.zeros(*shape, dtype=dtype, pin_memory=device.type == "cuda")
-        self.host = self._pinned.numpy()
-
-    def send(self, start: int, end: int) -> None:
-        if start < end:
-            self.device[start:end].copy_(self._pinned[start:end], non_blocking=True)
-
-
-class _TokenMap(_Mirror):
-    """A number per token, 0 where nothing happens, also beyond the batch: graphs run at padded sizes."""
-
-    def __init__(self, tokens: int, device: torch.device) -> None:
-        super().__init__((tokens,), device)
-        self._end = 0
-
-    def fill(self, parts: Sequence[tuple[int, int, int]]) -> None:
-        """Each is the number of the tokens `[start, end)`."""
-        before, self._end = self._end, max((end for _, end, _ in parts), default=0)
-        self.host[:before] = 0
-        for start, end, number in parts:
-            self.host[start:end] = number
-        self.send(0, max(before, self._end))
-
-
-class _Rows(_Mirror):
-    """Rows that are written one after the other, and sent together."""
-
-    def __init__(
-        self, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int32
-    ) -> None:
-        super().__init__(shape, device, dtype)
-        self._name = name
-        self._used = self._sent = 0
-
-    def claim(self, count: int) -> int:
-        """The first of `count` new rows. Raises CapacityError."""
-        first, self._used = self._used, self._used + count
-        if self._used > len(self.host):
-            raise CapacityError(f"a step needs more than the {len(self.host)} {self._name} there are")
-        return first
-
-    def flush(self) -> None:
-        self.send(self._sent, self._used)
-        self._sent = self._used
-
-    def clear(self) -> None:
-        self._used = self._sent = 0
-
-
 class _Programs:
     """Programs as rows of fixed tables, by their slots; slot 0 does nothing.
 
@@ -220,12 +187,13 @@ class _Programs:
     def __init__(self, bank: Tensor, layers: int, programs: int, requests: int) -> None:
         device, changes = bank.device, requests * layers * MAX_TERMS
         # [slots, layers, 2]: the first entry and how many
-        self.spans = _Rows("programs", (programs + 1, layers, 2), device)
-        self.entries = _Rows("changes of programs", (programs * layers * MAX_TERMS,), device)
-        self.integers = _Rows("different changes", (changes, _COLUMNS), device)
-        self.floats = _Rows("different changes", (changes, _COLUMNS), device, torch.float32)
+        self.spans = Rows("programs", (programs + 1, layers, 2), device)
+        # [entries, 2]: the change and its guard
+        self.entries = Rows("changes of programs", (programs * layers * MAX_TERMS, 2), device)
+        self.integers = Rows("different changes", (changes, _COLUMNS), device)
+        self.floats = Rows("different changes", (changes, _COLUMNS), device, torch.float32)
         latents = 1 + len(bank) // 2  # each has two lines of the bank to itself
-        self.unit_lines = _Rows("latents", (latents, 2), device)
+        self.unit_lines = Rows("latents", (latents, 2), device)
         self.unit_numbers = torch.zeros(latents, 4, device=device)  # bias, offset, threshold
         self._tables = (self.spans, self.entries, self.integers, self.floats, self.unit_lines)
         # An id is that of the object beside it, which therefore must stay.
@@ -258,7 +226,9 @@ class _Programs:
             self.spans.host[slot] = 0
             for layer, changes in program.items():
                 first = self.entries.claim(len(changes))
-                self.entries.host[first : first + len(changes)] = [self._row(change) for change in changes]
+                self.entries.host[first : first + len(changes)] = [
+                    (self._row(change), change.guard) for change in changes
+                ]
                 self.spans.host[slot, layer] = first, len(changes)
             self._slots[id(program)] = program, slot
         return self._slots[id(program)][1]
@@ -304,7 +274,7 @@ class _Captures:
 
     def __init__(self, bank: Tensor, layers: int, capacity: int) -> None:
         self._device, self.capacity = bank.device, capacity
-        self.lines = _Mirror((capacity + 1, layers), bank.device)  # negative: read after steering
+        self.lines = Mirror((capacity + 1, layers), bank.device)  # negative: read after steering
         self.sums = torch.zeros(capacity + 1, bank.shape[1], device=bank.device)
         self.norms = torch.zeros(capacity + 1, device=bank.device)
         self.counts = torch.zeros(capacity + 1, dtype=torch.int32, device=bank.device)

@@ -5,15 +5,16 @@ steady decode, where nothing but the positions moves on, the last layout is used
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steering.capture import Capture
-from steering.program import NotResident, Program, Segment, detector, segments
+from steering.program import NotResident, Program, Segment, Span, detector, guarded, segments, spans
 from steering.spec import CaptureSpec, SteeringSpec
 from steering.table import VectorTable
 from steering.watch import Watching
@@ -23,7 +24,7 @@ Counts = NDArray[np.integer]
 NEVER_SEEN: Final = "the worker never saw this request"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was done for one request: input tokens steered in each phase, or why it could not be.
 
@@ -58,11 +59,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Tokens `[start, end)` of the batch are the next ones that `watching` scores."""
+    """Tokens `[start, end)` of the batch are the next ones that `watchings`, all of one request, score."""
 
     start: int
     end: int
-    watching: Watching
+    watchings: tuple[Watching, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +80,52 @@ class Layout:
 
 @dataclass(slots=True)
 class _Steered:
-    """Positions below `seen` are counted, or were taken from the prefix cache."""
+    """Positions in the intervals `computed`, in order, are; those between came from the prefix cache.
 
-    segments: tuple[Segment, ...]
-    prompt_tokens: int
-    evidence: Evidence
-    vectors: tuple[str, ...]
+    `segments` knows since when its watches act, `guarded` leaves that to the device.
+    """
+
     spec: SteeringSpec
+    prompt_tokens: int
+    segments: tuple[Segment, ...] = ()
+    guarded: tuple[Segment, ...] = ()
     watchings: tuple[Watching, ...] = ()
-    seen: int = 0
+    problem: str | None = None
+    computed: list[tuple[int, int]] = field(default_factory=list)
     fired: int = 0  # watches whose terms are among the segments
+
+    @property
+    def _since(self) -> list[int | None]:
+        return [each.since for each in self.watchings]
 
     @property
     def due(self) -> bool:
         """Whether a watch's terms must join the segments."""
-        return self.fired < sum(each.since is not None for each in self.watchings)
+        return self.fired < sum(since is not None for since in self._since)
 
     def update(self, table: VectorTable) -> None:
         if self.due:
-            since = [each.since for each in self.watchings]
-            self.segments = segments(self.spec, table, self.prompt_tokens, since)
+            since = self._since
+            self.segments = segments(spans(self.spec, self.prompt_tokens, since), table)
             self.fired = len(since) - since.count(None)
 
-    def count(self, end: int) -> None:
-        """All positions below `end` are computed."""
-        for segment in self.segments:
-            low, high = _overlap(segment, self.seen, end)
-            self.evidence.prompt_tokens += max(0, min(high, self.prompt_tokens) - low)
-            self.evidence.generated_tokens += max(0, high - max(low, self.prompt_tokens))
-        self.seen = max(self.seen, end)
+    def reach(self, start: int, end: int) -> None:
+        """Positions in `[start, end)` are computed."""
+        first, last = self.computed.pop() if self.computed else (start, start)
+        if last < start:
+            self.computed.append((first, last))
+            first = start
+        self.computed.append((first, max(last, end)))
+
+    @property
+    def evidence(self) -> Evidence:
+        prompt = generated = 0
+        acting = spans(self.spec, self.prompt_tokens, self._since) if self.problem is None else ()
+        for span, (start, end) in product(acting, self.computed):
+            low, high = _overlap(span, start, end)
+            prompt += max(0, min(high, self.prompt_tokens) - low)
+            generated += max(0, high - max(low, self.prompt_tokens))
+        return Evidence(prompt, generated, self.problem, self.watchings)
 
 
 @dataclass(slots=True)
@@ -119,7 +137,7 @@ class _Steady:
     low: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     high: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     reached: Counts = field(default_factory=lambda: np.zeros(0, np.int32))  # the furthest end so far
-    steered: list[tuple[int, _Steered]] = field(default_factory=list)  # by row
+    steered: list[tuple[int, int, _Steered]] = field(default_factory=list)  # row, first position
     watched: list[_Steered] = field(default_factory=list)  # those of them that may change
 
     def goes_on(self, requests: Sequence[str], scheduled: Counts, computed: Counts) -> bool:
@@ -133,9 +151,9 @@ class _Steady:
         return True
 
     def settle(self) -> None:
-        """Add the steps since the last change to the evidence."""
-        for row, steered in self.steered:
-            steered.count(int(self.reached[row]))
+        """Take over how far the steps since the last change came."""
+        for row, first, steered in self.steered:
+            steered.reach(first, int(self.reached[row]))
 
 
 _EMPTY = Layout()
@@ -144,33 +162,38 @@ _FAR = int(np.iinfo(np.int64).max)
 
 
 class Batch:
-    """The steered and captured requests of this worker, and the layout of its coming step."""
+    """The steered and captured requests of this worker, and the layout of its coming step.
 
-    def __init__(self, table: VectorTable) -> None:
-        self._table = table
+    Where the pass has latches of its own (`latching`), scores come late, and decoded tokens leave it to them
+    whether a watch's terms act. All scores must be there (see `GraphPass.settle`) when a request is resumed.
+    """
+
+    def __init__(self, table: VectorTable, *, latching: bool = False) -> None:
+        self._table, self._latching = table, latching
         self._steered: dict[str, _Steered] = {}
         self._captures: dict[str, Capture] = {}
-        self._traces: dict[str, list[Evidence]] = {}
+        self._traces: dict[str, list[_Steered]] = {}
         self._done: dict[str, Capture] = {}
         self._steady = _Steady()
         self.layout = _EMPTY
 
     def admit(self, request: str, spec: SteeringSpec, prompt_tokens: int) -> None:
         """A vector that is missing becomes evidence: its request fails in the server, the engine runs on."""
-        evidence = Evidence()
+        steered = _Steered(spec, prompt_tokens)
         if spec.trace:  # else nobody asks, and it would stay for good
-            self._traces.setdefault(spec.trace, []).append(evidence)
+            self._traces.setdefault(spec.trace, []).append(steered)
         try:
-            found = segments(spec, self._table, prompt_tokens)
-            segments(spec, self._table, prompt_tokens, [0] * len(spec.watches))  # what may have to act later
-            watchings = tuple(
+            steered.segments = segments(spans(spec, prompt_tokens), self._table)
+            possible = segments(guarded(spec, prompt_tokens), self._table)  # what may have to act later
+            steered.watchings = tuple(
                 Watching(watch, detector(watch, self._table), prompt_tokens) for watch in spec.watches
             )
         except NotResident as error:
-            evidence.problem = str(error)
+            steered.problem = str(error)
             return
-        evidence.watchings = watchings
-        self._steered[request] = _Steered(found, prompt_tokens, evidence, spec.vectors, spec, watchings)
+        if self._latching and steered.watchings:
+            steered.guarded = possible
+        self._steered[request] = steered
 
     def capture(self, request: str, spec: CaptureSpec) -> None:
         while len(self._done) >= _MAX_RESULTS:  # of requests that were aborted, whose states nobody asks for
@@ -180,7 +203,7 @@ class Batch:
     @property
     def vectors(self) -> set[str]:
         """Digests that requests use which are not gone yet."""
-        return {digest for steered in self._steered.values() for digest in steered.vectors}
+        return {digest for steered in self._steered.values() for digest in steered.spec.vectors}
 
     @property
     def capturing(self) -> list[CaptureSpec]:
@@ -188,7 +211,9 @@ class Batch:
         return [capture.spec for capture in self._captures.values()]
 
     def retire(self, request: str) -> None:
-        self._steered.pop(request, None)
+        steered = self._steered.pop(request, None)
+        for watching in steered.watchings if steered is not None else ():
+            watching.over = True
         self._captures.pop(request, None)
         if request in self._steady.requests:  # another of its name may be next
             self._steady.settle()
@@ -220,6 +245,10 @@ class Batch:
         self._steady.settle()
         return {trace: _total(self._traces.pop(trace, ())) for trace in traces}
 
+    def watches(self, requests: Iterable[str]) -> bool:
+        """Whether one of these requests is watched."""
+        return any(request in self._steered and self._steered[request].watchings for request in requests)
+
     def watched(self, traces: Sequence[str]) -> dict[str, tuple[Watching, ...]]:
         """How far the requests of each trace have drifted until now; they may go on."""
         return {trace: _total(self._traces.get(trace, ())).watchings for trace in traces}
@@ -249,11 +278,14 @@ class Batch:
             steered = self._steered.get(request)
             if steered is not None:
                 steered.update(self._table)
-                sightings += _sightings(steered, first, first + count, offset - first)
-                stretches += _stretches(steered, first, first + count, offset - first)
-                steered.seen = max(steered.seen, first)
-                steady.steered.append((row, steered))
-                steady.low[row], steady.high[row] = first, _next_cut(steered, first)
+                seen = self._sighting(steered, first, first + count, offset - first)
+                sightings += seen
+                # Tokens that are computed again keep to what they were: their host knows since when.
+                decoded = count == 1 and seen and steered.guarded
+                acting = steered.guarded if decoded else steered.segments
+                stretches += _stretches(acting, first, first + count, offset - first)
+                steady.steered.append((row, first, steered))
+                steady.low[row], steady.high[row] = first, _next_cut(steered, acting, first)
                 if steered.watchings:
                     steady.watched.append(steered)
                     if count > 1:  # of these some may have been scored before
@@ -265,34 +297,35 @@ class Batch:
             offset += count
         self._steady, self.layout = steady, Layout(tuple(stretches), tuple(readings), tuple(sightings))
 
+    def _sighting(self, steered: _Steered, first: int, end: int, shift: int) -> list[Sighting]:
+        """None, or one."""
+        if not steered.watchings:
+            return []
+        low = max(first, steered.watchings[0].next)
+        if self._latching:  # a device scores one token of a request in a step; none has more that are new
+            low = max(low, end - 1)
+        return [Sighting(low + shift, end + shift, steered.watchings)] if low < end else []
 
-def _stretches(steered: _Steered, first: int, end: int, shift: int) -> list[Stretch]:
+
+def _stretches(acting: Sequence[Segment], first: int, end: int, shift: int) -> list[Stretch]:
     """Of one request whose token at each position in `[first, end)` is the batch's at position + shift."""
     found = []
-    for segment in steered.segments:
+    for segment in acting:
         low, high = _overlap(segment, first, end)
         if low < high:
             found.append(Stretch(low + shift, high + shift, segment.program))
     return found
 
 
-def _sightings(steered: _Steered, first: int, end: int, shift: int) -> list[Sighting]:
-    found = []
-    for watching in steered.watchings:
-        low = max(first, watching.next)
-        if low < end:
-            found.append(Sighting(low + shift, end + shift, watching))
-    return found
-
-
-def _overlap(segment: Segment, first: int, end: int) -> tuple[int, int]:
+def _overlap(part: Segment | Span, first: int, end: int) -> tuple[int, int]:
     """Empty where the first is not below the second."""
-    return int(max(first, segment.low)), int(min(end, segment.high))
+    return int(max(first, part.low)), int(min(end, part.high))
 
 
-def _next_cut(steered: _Steered, position: int) -> int:
-    """The first position where something else begins: a segment, its end, or the generated text."""
-    cuts = [cut for segment in steered.segments for cut in (segment.low, segment.high)]
+def _next_cut(steered: _Steered, acting: Sequence[Segment], position: int) -> int:
+    """The first position where something else begins: a segment, its end, the generated text, new scores."""
+    cuts = [cut for segment in acting for cut in (segment.low, segment.high)]
+    cuts += [watching.next for watching in steered.watchings]
     later = [cut for cut in (*cuts, steered.prompt_tokens) if position < cut < math.inf]
     return int(min([*later, _FAR]))
 
@@ -307,7 +340,8 @@ def _readings(capture: Capture, first: int, count: int, offset: int) -> list[Rea
     return found
 
 
-def _total(parts: Sequence[Evidence]) -> Evidence:
+def _total(requests: Sequence[_Steered]) -> Evidence:
+    parts = [steered.evidence for steered in requests]
     problems = [part.problem for part in parts if part.problem]
     return Evidence(
         sum(part.prompt_tokens for part in parts),

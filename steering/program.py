@@ -24,7 +24,8 @@ class GateLine:
 class Change:
     """One term at one layer: `line` of the table is its direction, of length `norm`.
 
-    Changes of one `shape` run as one batch, each token with its own line and numbers.
+    Changes of one `shape` run as one batch, each token with its own line and numbers. With a `guard` it acts
+    once the request's watch of that number, from 1, has drifted.
     """
 
     operation: Operation
@@ -35,6 +36,7 @@ class Change:
     high: float
     gate: GateLine | None = None
     units: UnitLines | None = None
+    guard: int = field(default=0, compare=False)  # equal changes stand in one row, whatever guards them
     shape: tuple[object, ...] = field(init=False, compare=False)  # asked for at every change of the batch
 
     def __post_init__(self) -> None:
@@ -60,32 +62,53 @@ class NotResident(Exception):
     """A spec names a vector, or a part of one, that is not in the table."""
 
 
-def segments(
-    spec: SteeringSpec, table: VectorTable, prompt_tokens: int, fired: Sequence[int | None] = ()
-) -> tuple[Segment, ...]:
-    """The stretches in which something happens, in order. Raises NotResident.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions `[low, high)`, at which `terms` act, each with its guard."""
+
+    low: float
+    high: float
+    terms: tuple[tuple[Term, int], ...]
+
+
+def spans(spec: SteeringSpec, prompt_tokens: int, fired: Sequence[int | None] = ()) -> tuple[Span, ...]:
+    """Where something happens, in order.
 
     `fired` has, for each of the spec's watches, the position from which its terms act, if they do.
     """
-    terms, intervals = list(spec.terms), [term.tokens.interval(prompt_tokens) for term in spec.terms]
+    acting = [(term, 0, term.tokens.interval(prompt_tokens)) for term in spec.terms]
     for watch, since in zip(spec.watches, fired, strict=False):
         if since is not None:
-            terms += watch.terms
-            intervals += [_since(since, term.tokens.interval(prompt_tokens)) for term in watch.terms]
-    cuts = sorted({cut for interval in intervals for cut in interval})
+            acting += [(term, 0, _since(since, term.tokens.interval(prompt_tokens))) for term in watch.terms]
+    return _cut(acting)
+
+
+def guarded(spec: SteeringSpec, prompt_tokens: int) -> tuple[Span, ...]:
+    """Where something may happen: each watch's terms guarded by its number, whether it has drifted or not."""
+    acting = [(term, 0, term.tokens.interval(prompt_tokens)) for term in spec.terms]
+    for number, watch in enumerate(spec.watches, 1):
+        acting += [(term, number, term.tokens.interval(prompt_tokens)) for term in watch.terms]
+    return _cut(acting)
+
+
+def _cut(acting: Sequence[tuple[Term, int, tuple[float, float]]]) -> tuple[Span, ...]:
+    cuts = sorted({cut for _, _, interval in acting for cut in interval})
     found = []
     for low, high in pairwise(cuts):
-        active = [
-            term for term, (start, end) in zip(terms, intervals, strict=True) if start <= low and high <= end
-        ]
+        active = [(term, guard) for term, guard, (start, end) in acting if start <= low and high <= end]
         if active:
-            found.append(Segment(low, high, _program(active, table)))
+            found.append(Span(low, high, tuple(active)))
     return tuple(found)
 
 
 def _since(position: int, interval: tuple[float, float]) -> tuple[float, float]:
     low, high = interval
     return max(low, position), max(high, position)
+
+
+def segments(where: Sequence[Span], table: VectorTable) -> tuple[Segment, ...]:
+    """What happens there. Raises NotResident."""
+    return tuple(Segment(span.low, span.high, _program(span.terms, table)) for span in where)
 
 
 def detector(watch: Watch, table: VectorTable) -> DetectorLines:
@@ -96,17 +119,17 @@ def detector(watch: Watch, table: VectorTable) -> DetectorLines:
     return lines
 
 
-def _program(terms: list[Term], table: VectorTable) -> Program:
+def _program(terms: Sequence[tuple[Term, int]], table: VectorTable) -> Program:
     program: dict[int, list[Change]] = {}
     # Bounds must hold on what leaves the layer, so clamps come last.
-    for term in sorted(terms, key=lambda term: term.operation.bounds):
+    for term, guard in sorted(terms, key=lambda pair: pair[0].operation.bounds):
         resident = _resident(table, term.vector)
         for layer in term.layers:
-            program.setdefault(layer, []).append(_change(term, layer, resident, table))
+            program.setdefault(layer, []).append(_change(term, guard, layer, resident, table))
     return {layer: tuple(changes) for layer, changes in program.items()}
 
 
-def _change(term: Term, layer: int, resident: Resident, table: VectorTable) -> Change:
+def _change(term: Term, guard: int, layer: int, resident: Resident, table: VectorTable) -> Change:
     own = _layer(resident, layer, term.vector)
     if term.operation.sparse and own.units is None:
         raise NotResident(f"vector {term.vector} has no latents at layer {layer}")
@@ -119,6 +142,7 @@ def _change(term: Term, layer: int, resident: Resident, table: VectorTable) -> C
         high=term.high,
         gate=_gate(term.gate, layer, table) if term.gate else None,
         units=own.units if term.operation.sparse else None,
+        guard=guard,
     )
 
 

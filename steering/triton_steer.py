@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from steering.spec import GateKind, Operation
+from steering.vector import Scaling
 
 NORM_ADD = tl.constexpr(tuple(Operation).index(Operation.NORM_ADD))
 CLAMP = tl.constexpr(tuple(Operation).index(Operation.CLAMP))
@@ -18,6 +19,8 @@ UNITS = tl.constexpr(tuple(Operation).index(Operation.UNITS))
 LATENTS = tl.constexpr(tuple(Operation).index(Operation.LATENTS))
 COSINE = tl.constexpr(1 + tuple(GateKind).index(GateKind.COSINE))  # 0: no gate
 PROBE = tl.constexpr(1 + tuple(GateKind).index(GateKind.PROBE))
+CONSTANT_NORM = tl.constexpr(tuple(Scaling).index(Scaling.CONSTANT_NORM))
+UNSCALED = tl.constexpr(tuple(Scaling).index(Scaling.NONE))
 
 
 @triton.jit
@@ -127,6 +130,81 @@ def _keep(x, line, sums, norms, counts, width, columns, mask):
     tl.atomic_add(counts + line, 1, sem="relaxed")
 
 
+@triton.jit
+def _scaled(x, scaling, mask, width: tl.constexpr):
+    """As `ops.detect` has it."""
+    y = x
+    if scaling == CONSTANT_NORM:
+        y = x * (width**0.5 / tl.maximum(_length(x), 1e-30))
+    elif scaling != UNSCALED:
+        centred = tl.where(mask, x - tl.sum(x) / width, 0.0)
+        y = centred / (_length(centred) / (width - 1) ** 0.5 + 1e-5)
+    return y
+
+
+@triton.jit
+def _score(x, first, count, bank, latent_lines, latent_numbers, width, columns, mask):
+    """The latents' part of `ops.detect`."""
+    score = 0.0
+    for latent in range(first, first + count):
+        numbers = latent_numbers + latent * 8
+        a = tl.sum(x * _line(bank, tl.load(latent_lines + latent), width, columns, mask)) + tl.load(numbers)
+        active = tl.maximum(a * tl.load(numbers + 2) + tl.load(numbers + 3), 0.0)
+        score += tl.where(a > tl.load(numbers + 1), active, 0.0) * tl.load(numbers + 4)
+    return score
+
+
+@triton.jit
+def _watch(
+    state,
+    watch,
+    layer,
+    integers,
+    floats,
+    watched,
+    bank,
+    latent_lines,
+    latent_numbers,
+    columns,
+    mask,
+    width: tl.constexpr,
+):
+    """Move the level of each watch at this layer by its score. Columns as `steering.latch` writes them."""
+    for row in range(watch, watch + tl.load(integers + watch * 8 + 4)):
+        if tl.load(integers + row * 8) == layer:
+            level = tl.load(watched + row * 4 + 1)
+            first = tl.load(integers + row * 8 + 1)
+            count = tl.load(integers + row * 8 + 2)
+            x = _scaled(state, tl.load(integers + row * 8 + 3), mask, width)
+            score = _score(x, first, count, bank, latent_lines, latent_numbers, width, columns, mask)
+            score += tl.load(floats + row * 8)
+            level += tl.load(floats + row * 8 + 1) * (score - level)
+            tl.store(watched + row * 4, score)
+            tl.store(watched + row * 4 + 1, level)
+            if level > tl.load(floats + row * 8 + 2):
+                tl.store(watched + row * 4 + 2, 1.0)
+
+
+@triton.jit
+def _latches(watch, integers, watched, layer):
+    """A bit for each watch that had drifted when the step began, after one for no guard; how many look here.
+
+    The first layer keeps for the others what the step before found, and reads nothing that this step writes.
+    """
+    latches = 1
+    looks = 0
+    for number in range(tl.load(integers + watch * 8 + 4)):
+        state = watched + (watch + number) * 4
+        if layer == 0:
+            drifted = tl.load(state + 2)
+            tl.store(state + 3, drifted)
+        else:
+            drifted = tl.load(state + 3)
+        latches += tl.where(drifted > 0, 2, 0) << number
+        looks += tl.where(tl.load(integers + (watch + number) * 8) == layer, 1, 0)
+    return latches, looks
+
+
 @triton.jit(do_not_specialize=["layer"])
 def steer(
     hidden,
@@ -147,6 +225,12 @@ def steer(
     sums,
     norms,
     counts,
+    block_of_token,
+    watch_integers,
+    watch_floats,
+    watch_state,
+    latent_lines,
+    latent_numbers,
     layers: tl.constexpr,
     width: tl.constexpr,
     block: tl.constexpr,
@@ -159,13 +243,15 @@ def steer(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_of_token + token)
     reading = tl.load(reading_of_token + token)
-    if (slot == 0) & (reading == 0):
+    watch = tl.load(block_of_token + token)
+    if (slot == 0) & (reading == 0) & (watch == 0):
         return
     span = spans + (slot * layers + layer) * 2
     first = tl.load(span)
     count = tl.load(span + 1)
     line = tl.load(reading_lines + reading * layers + layer)  # negative: read after steering
-    if (count == 0) & (line == 0):
+    latches, looks = _latches(watch, watch_integers, watch_state, layer)  # none and none of the first block
+    if (count == 0) & (line == 0) & (looks == 0):
         return
     columns = tl.arange(0, block)
     mask = columns < width
@@ -178,22 +264,38 @@ def steer(
     state = own + carried
     if line > 0:
         _keep(state, line, sums, norms, counts, width, columns, mask)
+    if looks > 0:
+        _watch(
+            state,
+            watch,
+            layer,
+            watch_integers,
+            watch_floats,
+            watch_state,
+            bank,
+            latent_lines,
+            latent_numbers,
+            columns,
+            mask,
+            width,
+        )
     if count > 0:
         delta = tl.zeros_like(own)
         for entry in range(first, first + count):
-            change = tl.load(entries + entry)
-            delta += _change(
-                state,
-                state + delta,
-                bank,
-                integers + change * 8,
-                floats + change * 8,
-                unit_lines,
-                unit_numbers,
-                width,
-                columns,
-                mask,
-            )
+            change = tl.load(entries + entry * 2)
+            if ((latches >> tl.load(entries + entry * 2 + 1)) & 1) != 0:
+                delta += _change(
+                    state,
+                    state + delta,
+                    bank,
+                    integers + change * 8,
+                    floats + change * 8,
+                    unit_lines,
+                    unit_numbers,
+                    width,
+                    columns,
+                    mask,
+                )
         changed = (own + delta).to(hidden.dtype.element_ty)
         tl.store(row, changed, mask=mask)
         state = changed.to(tl.float32) + carried

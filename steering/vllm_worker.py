@@ -105,6 +105,7 @@ class SteeringWorker(VllmWorker):
         """Prompt tokens, generated tokens, problem and what `steersman_watched` gives by trace."""
         if self._steering is None:
             return {trace: [0, 0, self._unsteerable, []] for trace in traces}
+        self._steering.passing.settle()
         found = self._steering.batch.evidence(traces)
         return {
             trace: [e.prompt_tokens, e.generated_tokens, e.problem, _watched(e.watchings)]
@@ -116,6 +117,7 @@ class SteeringWorker(VllmWorker):
         tokens had one when its terms began to act, or None."""
         if self._steering is None:
             return {}
+        self._steering.passing.settle()
         found = self._steering.batch.watched(traces)
         return {trace: _watched(watchings) for trace, watchings in found.items()}
 
@@ -163,10 +165,11 @@ class _Steering:
             raise UnsteerableError("no rank has the states of this model's blocks, which are summed later")
         rows = config.additional_config.get(CONFIG_KEY, {}).get("rows", DEFAULT_ROWS)
         self.table = VectorTable(rows, self.width, device)
-        self.batch = Batch(self.table)
         self._fingerprint = _fingerprint(runner.get_model(), blocks, self.width)
         self._unread: dict[int, str] = {}
+        self._drafts = config.speculative_config is not None
         self.passing = self._make_pass(config, device)
+        self.batch = Batch(self.table, latching=isinstance(self.passing, GraphPass))
         _pass = self.passing
         eager = config.compilation_config.mode == CompilationMode.NONE
         apply = self.passing if eager else torch.ops.steersman.steer
@@ -200,13 +203,14 @@ class _Steering:
             "width": self.width,
             "fingerprint": self._fingerprint,
             "rows": self.table.lines,
-            "watches": isinstance(self.passing, TorchPass),
         }
 
     def _hook(self, runner: Any) -> None:
         update, prepare, dummy = runner._update_states, runner._prepare_inputs, runner._dummy_run  # noqa: SLF001
 
         def update_states(_: Any, scheduled: Any) -> Any:
+            if self.batch.watches(scheduled.scheduled_cached_reqs.resumed_req_ids):
+                self.passing.settle()  # what was scored before is not scored again
             for request in scheduled.finished_req_ids:
                 self.batch.retire(request)
             for new in scheduled.scheduled_new_reqs:
@@ -216,11 +220,13 @@ class _Steering:
         def prepare_inputs(runner: Any, scheduled: Any, counts: Any) -> Any:
             rows = runner.input_batch
             computed = rows.num_computed_tokens_cpu[: rows.num_reqs]
+            self.passing.begin()
             if self.batch.prepare(rows.req_ids, counts, computed):
                 self.passing.take(self.batch.layout)
             return prepare(scheduled, counts)
 
         def dummy_run(_: Any, *args: Any, **kwargs: Any) -> Any:
+            self.passing.begin()
             if self.batch.clear():
                 self.passing.take(self.batch.layout)
             return dummy(*args, **kwargs)
@@ -237,8 +243,8 @@ class _Steering:
         try:
             if STEERING_KEY in extra:
                 spec = SteeringSpec.decode(extra[STEERING_KEY])
-                if spec.watches and not isinstance(self.passing, TorchPass):
-                    raise SpecError(STEERING_KEY, "behaviors are watched on CPUs alone")
+                if spec.watches and self._drafts:
+                    raise SpecError(STEERING_KEY, "drafts that are rejected would be scored")
                 self.batch.admit(new.req_id, spec, spec.prompt_tokens or _length(new))
             if CAPTURE_KEY in extra:
                 self._capture(new.req_id, CaptureSpec.decode(extra[CAPTURE_KEY]))

@@ -19,6 +19,7 @@ class Watching:
     scores: list[float] = field(default_factory=list)
     level: float = 0.0
     since: int | None = None
+    over: bool = False  # the request is gone
 
     @property
     def next(self) -> int:
@@ -26,7 +27,12 @@ class Watching:
         return self.prompt_tokens + len(self.scores)
 
     def take(self, score: float) -> None:
+        level = self.level + self.watch.smoothing * (score - self.level)
+        self.follow(score, level, drifted=level > self.watch.threshold)
+
+    def follow(self, score: float, level: float, *, drifted: bool) -> None:
+        """What the next token's score did elsewhere: a device has its own drift."""
         self.scores.append(score)
-        self.level += self.watch.smoothing * (score - self.level)
-        if self.since is None and self.level > self.watch.threshold:
+        self.level = level
+        if self.since is None and drifted:
             self.since = self.next

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from hypothesis import settings
 from safetensors.numpy import load
 
@@ -42,7 +43,7 @@ class LiveServer:
 
     def client(self, **options: object) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=120, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=300, **options)
 
 
 def free_port() -> int:
@@ -89,9 +90,22 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What an upgrade of vLLM breaks is told first, not by a server that fails to start."""
+    """What an upgrade of vLLM breaks is told first, not by a server that fails to start.
+
+    Side by side, the tests of the shared server stay together, as those of any other file do.
+    """
     items.sort(key=lambda item: item.path.name != "test_vllm_contract.py")
+    for item in items:
+        shared = "server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("server" if shared else str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a second engine finds room beside the first on a CPU, but not on a GPU."""
+    return 0 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """What only a GPU can show of steering: the compiled kernel, graphs that see each step's layout, no waits."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from steering.spec import (
 from tests.steering import models, reference
 from tests.steering.random_layouts import LAYERS, World, every_combination, random_world, run, states
 from tests.steering.vllm_engine import EngineProcess
+from tests.steering.watched_lives import TOKENS, agree, watched_life
 
 pytestmark = [
     pytest.mark.gpu,
@@ -167,6 +170,27 @@ def test_replays_capture():
         assert capture._counts.tolist() == [[96, 96]]
         assert np.allclose(capture.means()[0, 1], expected.mean(0), rtol=1e-4, atol=1e-4)
         assert np.allclose(capture.norms()[0, 1], expected.norm(dim=1).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["scores at once", "scores late"])
+def test_watches_in_a_replayed_graph_are_those_of_torch(late):
+    """Scores, latches and what they set off, though the host may hear of neither before the end."""
+    world, reference = World.of(WIDTH, "cuda", latching=True), World.of(WIDTH, "cuda")
+    subject, other = graph_pass(world.bank), TorchPass(reference.bank, torch.float32)
+    hidden, residual = states(TOKENS, WIDTH, torch.float32, residual=True, device="cuda")
+    inputs = hidden.clone(), residual.clone()
+    graph = Recorded(subject, *inputs)
+
+    def replay(*given):
+        for buffer, values in zip(inputs, given, strict=True):
+            buffer.copy_(values)
+        return graph.replay()
+
+    found, told = watched_life(world, subject, WIDTH, replay, late=late)
+    expected, known = watched_life(reference, other, WIDTH, partial(run, other))
+    assert agree(told, known, tolerance=1e-4)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert close(mine, theirs)
 
 
 def test_a_step_never_waits_for_the_gpu():

@@ -36,7 +36,7 @@ class Client:
         return [facts]
 
 
-FACTS = {"problem": None, "layers": 2, "width": 4, "fingerprint": "f", "rows": 9, "watches": True}
+FACTS = {"problem": None, "layers": 2, "width": 4, "fingerprint": "f", "rows": 9}
 
 
 async def opened(client, tmp_path, processes=1):

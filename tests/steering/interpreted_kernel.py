@@ -1,5 +1,7 @@
 """The kernel's tests in Triton's interpreter, for which `test_kernel` starts a process of its own."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from steering.kernel import CapacityError, GraphPass, lines_of
 from steering.layout import Layout, Reading, Stretch
 from steering.program import Change
 from steering.spec import MAX_RANGES, MAX_TERMS, CaptureSpec, Operation, SteeringSpec, Tokens
+from steering.vector import Scaling
 from tests.steering.random_layouts import (
     LAYERS,
     World,
@@ -19,6 +22,7 @@ from tests.steering.random_layouts import (
     states,
     touched,
 )
+from tests.steering.watched_lives import agree, watched_life
 
 PADDING = 3
 
@@ -266,3 +270,47 @@ def test_an_idle_layer_launches_nothing_once_its_kernel_is_there():
     assert len(subject._seen) == 2
     subject.take(Layout((Stretch(0, 1, {2: (addition(world.bank),)}),)))
     assert subject.live == {2}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["scores at once", "scores late"])
+def test_watches_are_those_of_torch(late):
+    """Scores, levels, what acts from when on and its evidence, whenever the host hears of the scores."""
+    width, lives = 24, []
+    for latching in (True, False):
+        world = World.of(width, latching=latching)
+        subject = graph_pass(world.bank) if latching else TorchPass(world.bank, torch.float32)
+        lives.append(watched_life(world, subject, width, partial(run, subject), late=late and latching))
+    (found, told), (expected, reference) = lives
+    assert agree(told, reference)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert close(mine, theirs)
+
+
+def test_watched_requests_take_turns():
+    """More over time than blocks: those that are gone make room, and those of no step lose nothing."""
+    ours, theirs = World.of(16, latching=True), World.of(16)
+    levels = []
+    for world, subject in (
+        (ours, graph_pass(ours.bank, max_requests=2)),
+        (theirs, TorchPass(theirs.bank, torch.float32)),
+    ):
+        rng = np.random.default_rng(1)
+        for name in "abcd":
+            world.batch.admit(name, SteeringSpec((), name, watches=(world.watch(rng, Scaling.NONE),)), 1)
+        for step, names in enumerate(["ab", "cd", "ac", "bd", "ad", "bc"]):
+            subject.begin()
+            counts = np.ones(2, np.int32)
+            done = np.array(
+                [
+                    1 + sum(name in earlier for earlier in ["ab", "cd", "ac", "bd", "ad"][:step])
+                    for name in names
+                ]
+            )
+            if world.batch.prepare(list(names), counts, done):
+                subject.take(world.layout)
+            hidden, residual = states(2, 16, torch.float32, residual=True, seed=step)
+            run(subject, hidden, residual)
+        subject.settle()
+        levels.append([each.level for one in world.batch.evidence("abcd").values() for each in one.watchings])
+    assert np.allclose(*levels, atol=1e-5)
+    assert len(levels[0]) == 4

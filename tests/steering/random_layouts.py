@@ -7,9 +7,9 @@ import torch
 
 from steering.capture import Capture
 from steering.layout import Batch, Layout
-from steering.spec import CaptureSpec, Gate, GateKind, Operation, Phase, SteeringSpec, Term, Tokens
+from steering.spec import CaptureSpec, Gate, GateKind, Operation, Phase, SteeringSpec, Term, Tokens, Watch
 from steering.table import VectorTable
-from steering.vector import Layer, Probe, SteeringVector, Units
+from steering.vector import Detector, Layer, Probe, SteeringVector, Units
 
 LAYERS = 3
 TOKENS = (
@@ -43,6 +43,35 @@ def random_vector(rng, width, latents=3):
     )
 
 
+def random_detector(rng, width, scaling, latents=4):
+    """A vector that detects at every layer; its scores are about 0, and of size 1."""
+
+    def numbers(scale=1.0):
+        return (rng.standard_normal(latents) * scale).astype(np.float32)
+
+    def rows(*shape):
+        return (rng.standard_normal((*shape, width)) / np.sqrt(width)).astype(np.float32)
+
+    return SteeringVector(
+        {
+            layer: Layer(
+                rows(),
+                detector=Detector(
+                    rows(latents),
+                    numbers(0.3),
+                    numbers(0.3),
+                    1 + numbers(0.2),
+                    numbers(0.1),
+                    numbers(),
+                    float(rng.normal() * 0.1),
+                    scaling,
+                ),
+            )
+            for layer in range(LAYERS)
+        }
+    )
+
+
 @dataclass
 class World:
     """A bank of three vectors, and the batch whose requests use them."""
@@ -53,13 +82,13 @@ class World:
     captures: list[Capture]
 
     @classmethod
-    def of(cls, width, device="cpu", seed=0):
+    def of(cls, width, device="cpu", seed=0, *, latching=False):
         rng = np.random.default_rng(seed)
-        table = VectorTable(96, width, torch.device(device))
+        table = VectorTable(192, width, torch.device(device))
         vectors = [random_vector(rng, width) for _ in range(3)]
         for vector in vectors:
             table.load(vector.digest, vector.blob, LAYERS)
-        return cls(table, Batch(table), [vector.digest for vector in vectors], [])
+        return cls(table, Batch(table, latching=latching), [vector.digest for vector in vectors], [])
 
     @property
     def bank(self):
@@ -86,6 +115,14 @@ class World:
             tokens or Tokens(),
             gate and Gate(gate[0], str(second), float(rng.normal() * 0.3), 1.3, gate[1]),
         )
+
+    def watch(self, rng, scaling, terms=1):
+        """Which drifts after some tokens, often enough."""
+        vector = random_detector(rng, self.bank.shape[1], scaling)
+        self.table.load(vector.digest, vector.blob, LAYERS)
+        acts = tuple(self.random_term(rng) for _ in range(terms))
+        layer = int(rng.integers(LAYERS))
+        return Watch(vector.digest, layer, float(rng.uniform(0, 0.4)), float(rng.uniform(0.2, 0.6)), acts)
 
     def random_term(self, rng):
         layers = tuple(map(int, rng.permutation(LAYERS)[: rng.integers(1, LAYERS + 1)]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from steering.program import NotResident, segments
+from steering.program import NotResident, segments, spans
 from steering.spec import Gate, GateKind, Operation, Phase, SteeringSpec, Term, Tokens
 from steering.table import VectorTable
 from steering.vector import Layer, Probe, SteeringVector, Units
@@ -36,7 +36,7 @@ def table():
 
 
 def compiled(table, *terms, prompt_tokens=10):
-    return segments(SteeringSpec(terms), table, prompt_tokens)
+    return segments(spans(SteeringSpec(terms), prompt_tokens), table)
 
 
 ALL = Tokens()
