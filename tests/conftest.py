@@ -24,7 +24,7 @@ from steering.sae import train
 from steering.sae.quality import measure
 from tests.live.steered import PAIRS
 
-START_SECONDS = 240
+START_SECONDS = 480
 
 # How long an example takes says what else the machine does.
 settings.register_profile("untimed", deadline=None)
@@ -43,7 +43,7 @@ class LiveServer:
 
     def client(self, **options: object) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=300, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=600, **options)
 
 
 def free_port() -> int:

@@ -81,7 +81,7 @@ class Asking:
 async def http(server) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"authorization": f"Bearer {server.key}"}
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=500, limits=limits) as made:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=600, limits=limits) as made:
         yield made
 
 

@@ -8,7 +8,7 @@ from tests.live.conftest import BEHAVIOUR as NAME
 from tests.live.conftest import EXAMPLES as TRAINED
 from tests.live.steered import PAIRS, pairs_body
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 
 
 def test_a_behaviour_is_told_from_its_opposite(behaviour, client):

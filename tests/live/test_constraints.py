@@ -13,7 +13,7 @@ import jsonschema
 import lark
 import pytest
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 
 CHAT = "/v1/chat/completions"
 METHODS = [

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 
 from tests.conftest import start_server, stop
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Say it."}]
-LIMIT = 8  # seconds that a drain may take
+LIMIT = 16  # seconds that a drain may take
 TINY = ["--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "8"]
 TINY += ["--kv-cache-memory-bytes", str(64 * 1024**2), "--shutdown-timeout", str(LIMIT)]
 
@@ -94,7 +94,7 @@ def serving(tiny):
         live = start_server(home, str(tiny), *TINY, *length, *flags, **options)
         headers = {"authorization": f"Bearer {key or live.key}"}
         try:
-            with httpx.Client(base_url=live.url, headers=headers, timeout=60) as client:
+            with httpx.Client(base_url=live.url, headers=headers, timeout=180) as client:
                 yield live, client
         finally:
             stop(live.process)
@@ -208,11 +208,11 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         assert steered != content(chat(client, max_tokens=12))
         check_disconnects(client)
         started = time.monotonic()
-        whole = content(chat(client, max_tokens=300))
+        whole = content(chat(client, max_tokens=150))
         assert time.monotonic() - started < LIMIT, "too slow a machine for what follows"
-        stream = Reading(client, max_tokens=300)
+        stream = Reading(client, max_tokens=150)
         live.process.send_signal(signal.SIGTERM)
-        stream.join(30)
+        stream.join(60)
         assert stream.lines[-1] == "[DONE]"
         chunks = [json.loads(line) for line in stream.lines[:-1]]
         text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
@@ -228,7 +228,7 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         started = time.monotonic()
         assert live.process.wait(LIMIT + 20) == 0
         assert time.monotonic() - started < LIMIT + 10
-        stream.join(5)
+        stream.join(60)
         assert stream.lines[-1] != "[DONE]" or any("error" in line for line in stream.lines[-2:])
 
 
@@ -240,7 +240,7 @@ def check_adapter(client):
     assert (base["model"], tuned["model"]) == ("tiny", "tuned")
     assert content(base) != content(tuned)
     stream = Reading(client, model="tuned", max_tokens=12)
-    stream.join(30)
+    stream.join(60)
     assert {json.loads(line)["model"] for line in stream.lines[:-1]} == {"tuned"}
     both = {"sampling_method": "ensemble-sampling", "ensemble_models": ["tiny", "tuned"]}
     voted = chat(client, max_tokens=12, **both)
@@ -269,8 +269,8 @@ def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tm
         check_running(client, 2)
         (engine,) = engines(live.process)
         os.kill(engine.pid, signal.SIGKILL)
-        stream.join(30)
-        whole.join(30)
+        stream.join(60)
+        whole.join(60)
         assert any('"error"' in line for line in stream.lines[-2:]), (stream.lines[-2:], stream.error)
         (status,) = answers
         assert isinstance(status, int), status
@@ -279,7 +279,7 @@ def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tm
             assert client.get("/health").status_code == 503
         except httpx.HTTPError as error:
             assert isinstance(error, httpx.ConnectError | httpx.RemoteProtocolError | httpx.ReadError)
-        assert live.process.wait(30) not in (0, None)
+        assert live.process.wait(60) not in (0, None)
 
 
 def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
@@ -290,7 +290,14 @@ def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
     """
     config = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
     outputs = {"backend": "xgrammar", "enable_in_reasoning": True}
-    flags = ("--speculative-config", json.dumps(config), "--reasoning-parser", "granite")
+    flags = (
+        "--speculative-config",
+        json.dumps(config),
+        "--reasoning-parser",
+        "granite",
+        "--shutdown-timeout",
+        "90",
+    )
     with serving(tmp_path, *flags, "--structured-outputs-config", json.dumps(outputs)) as (live, client):
         thinking = "Here is my thought process: [a-z]{3} Here is my response: [a-z]{4}"
         message = chat(client, regex_pattern=thinking, max_tokens=100)["choices"][0]["message"]
@@ -310,7 +317,7 @@ def test_a_speculative_engine_says_what_it_does(serving, tmp_path):
         assert chat(client, max_tokens=4)["usage"]["completion_tokens"] == 4
         stream = Reading(client, max_tokens=300)
         os.killpg(live.process.pid, signal.SIGINT)
-        stream.join(30)
+        stream.join(60)
         assert stream.lines[-1:] == ["[DONE]"], (stream.lines[-1:], stream.error)
         assert "error" not in stream.lines[-2]
         assert live.process.wait(LIMIT + 15) == 0
@@ -366,7 +373,7 @@ def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
     flags = ("--api-server-count", "2")
     with serving(tmp_path, *flags, max_model_len=8192, database_url=postgres) as (live, client):
         for method in ("ads", "typical") * 3:
-            with httpx.Client(base_url=live.url, headers=client.headers, timeout=60) as fresh:
+            with httpx.Client(base_url=live.url, headers=client.headers, timeout=180) as fresh:
                 answer = chat(fresh, sampling_method=method, temperature=1, max_tokens=4)
                 assert answer["steersman"]["method_used"] == method
         use_keys(client, live.url)
@@ -374,11 +381,11 @@ def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
         assert not (live.home / "test.db").exists()
         assert "steersman_sampling_requests_total" in client.get("/metrics").text
         with ExitStack() as clients:  # a client's connections would all go to one server
-            own = [httpx.Client(base_url=live.url, headers=client.headers, timeout=60) for _ in range(4)]
+            own = [httpx.Client(base_url=live.url, headers=client.headers, timeout=180) for _ in range(4)]
             streams = [Reading(clients.enter_context(client), max_tokens=300) for client in own]
             live.process.send_signal(signal.SIGTERM)
             for stream in streams:
-                stream.join(30)
+                stream.join(60)
                 assert stream.lines[-1:] == ["[DONE]"], (stream.lines[-1:], stream.error)
         assert live.process.wait(LIMIT + 15) == 0
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.live.steered import pairs_body
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.engine
 
 PROMPT = "Write a short formal letter to the mayor about the new library."
 
