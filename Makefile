@@ -35,5 +35,6 @@ bench: install ## measure the running stack against stock vLLM (an hour; ARGS="-
 	@$(BIN)/python tests/bench/steering_speed.py --compile $(ARGS)
 	@$(BIN)/python tests/bench/vllm_steering_pair.py $(ARGS)
 	@$(BIN)/python tests/bench/vllm_steering_pair.py --compile $(ARGS)
+	@$(BIN)/python tests/bench/watching_speed.py $(ARGS)
 	@$(BIN)/python tests/bench/policy_speed.py $(ARGS)
 	@$(BIN)/python tests/bench/policy_value.py

@@ -1,9 +1,10 @@
 """How well behaviours are told and corrected on texts that they were not made from.
 
-    python tests/bench/behaviors.py --url http://127.0.0.1:8000 --key KEY [--home FOLDER] [--model FOLDER]
+    python tests/bench/behaviors.py [--url http://127.0.0.1:8000 --key KEY --home FOLDER --model FOLDER]
         [--prompts 24] [--tokens 64] [--only verbosity|lists|formality] [--markdown FILE]
 
-Asks a running server that has an autoencoder (`steersman sae train`). Every other pair of a data set makes a
+Asks a running server that has an autoencoder (`steersman sae train`), by default one of its own, whose
+autoencoder it trains first. Every other pair of a data set makes a
 behaviour, the others judge it. Told: AUROC of the score in the autoencoder's latents and of a plain probe,
 the mean difference of the same pairs' states, over means and over peaks of drift; and how often texts drift
 at the calibrated threshold, reviews among them, which are about none of these behaviours. Corrected: answers
@@ -30,13 +31,13 @@ from safetensors.numpy import load
 
 # Before this folder, whose policies.py and steering.py would hide the packages.
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from server.settings import Settings
 from steering.drift import drift
 from steering.sae.baseline import Baseline
 from steering.sae.load import load as load_sae
 from steering.train.auroc import auroc
 from steering.train.pairs import Answer, Pair, answer, read_jsonl
-from tests.bench.serve import HERE, REPO, _embedded, _machine
+from tests.bench.serve import HERE, REPO, _machine
+from tests.bench.watched_server import add_arguments, watched_server
 
 # Behaviour → its data set, and whether the negative answers are those that show it.
 SOURCES = {
@@ -145,25 +146,23 @@ class Asked:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--key", required=True)
-    parser.add_argument("--home", type=Path, help="of the server, where its autoencoders lie")
-    parser.add_argument("--model", type=Path, help="the model's folder; the embedded one by default")
+    add_arguments(parser)
     parser.add_argument("--prompts", type=int, default=24, help="of the held-out half, to be answered")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--only", choices=sorted(SOURCES), action="append")
     parser.add_argument("--markdown", type=Path, help="also append the tables to this file")
     args = parser.parse_args()
-    headers = {"authorization": f"Bearer {args.key}", "accept": "application/json"}
-    with httpx.Client(base_url=args.url, headers=headers, timeout=600) as http:
-        asked = Asked(http, _tokenizer(args.model or _embedded()), _served(http))
-        told, corrected = [_TOLD, "|---" * (_TOLD.count("|") - 1) + "|"], list[str]()
-        facts = []
-        for name in args.only or SOURCES:
-            row, fact, lines = _behaviour(asked, name, args)
-            told.append(row)
-            facts.append(fact)
-            corrected += lines
+    told, corrected = [_TOLD, "|---" * (_TOLD.count("|") - 1) + "|"], list[str]()
+    facts = []
+    with watched_server(args) as served:
+        headers = {"authorization": f"Bearer {served.key}", "accept": "application/json"}
+        with httpx.Client(base_url=served.url, headers=headers, timeout=600) as http:
+            asked = Asked(http, _tokenizer(served.model), _served(http))
+            for name in args.only or SOURCES:
+                row, fact, lines = _behaviour(asked, name, served.home, args)
+                told.append(row)
+                facts.append(fact)
+                corrected += lines
     title = f"## Behaviours: {datetime.now(UTC):%Y-%m-%d}, {_machine()}\n"
     lines = [title, "AUROC on held-out texts, and how often they drift:\n", *told, "", *facts, "", *corrected]
     print("\n".join(lines))
@@ -182,7 +181,7 @@ def _served(http: httpx.Client) -> str:
     return str(http.get("/v1/models").json()["data"][0]["id"])
 
 
-def _behaviour(asked: Asked, name: str, args: argparse.Namespace) -> tuple[str, str, list[str]]:
+def _behaviour(asked: Asked, name: str, home: Path, args: argparse.Namespace) -> tuple[str, str, list[str]]:
     """The row of the first table, a line of facts, and the second table."""
     learnt, held = split(name)
     label, began = f"bench {name} {time.time():.0f}", time.monotonic()
@@ -195,7 +194,7 @@ def _behaviour(asked: Asked, name: str, args: argparse.Namespace) -> tuple[str, 
     answered = asked.ok("POST", "/behaviors/create", **body).json()
     seconds = time.monotonic() - began
     try:
-        made = _made(label, answered, args.home or Settings.read().home)
+        made = _made(label, answered, home)
         evidence = made.baseline.evidence
         fact = (
             f"{name}: made from {len(learnt)} pairs in {seconds:.0f} s, {len(made.baseline.latents)} latents"
