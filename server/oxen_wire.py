@@ -70,7 +70,8 @@ def _message(message: Any, path: str, media: list[MediaPart]) -> Any:
 
 
 def _part(part: Any, path: str, media: list[MediaPart]) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
+    given = part.get("type") if isinstance(part, dict) else None
+    kind = given if isinstance(given, str) else None
     if kind == "file":
         raise InvalidRequest(
             f"{path}: file parts are not read here; send the text of the document as a text part",

@@ -14,10 +14,11 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import DefaultResolver
 from PIL.Image import DecompressionBombError
 from vllm.connections import HTTPConnection
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMUnprocessableEntityError
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 from server.media_hosts import ListedResolver, MediaHosts, MediaRefused
+from server.vllm_errors import MediaFailed
 
 CONNECTOR = "steersman"
 _VISION = "vision_chunk"  # what some models call images and videos alike
@@ -84,7 +85,7 @@ def _connection(hosts: MediaHosts) -> ListedConnection:
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
 class ListedMedia(MediaConnector):
-    """Raises VLLMValidationError for all that cannot be had: a client named it, and is told why."""
+    """Raises MediaFailed for all that cannot be had: a client named it, and is told why."""
 
     def __init__(
         self,
@@ -125,8 +126,8 @@ def _told() -> Iterator[None]:
     """vLLM has no status, or a server's, for some of what a client's URL leads to."""
     try:
         yield
-    except MediaRefused as error:
-        raise VLLMValidationError(str(error)) from error
-    except (ClientError, OSError, DecompressionBombError, NotImplementedError) as error:
+    except (MediaRefused, VLLMUnprocessableEntityError) as error:
+        raise MediaFailed(str(error.args[0])) from error
+    except (ClientError, OSError, ValueError, DecompressionBombError, NotImplementedError) as error:
         reason = str(error) or type(error).__name__
-        raise VLLMValidationError(f"the media could not be loaded: {reason}") from error
+        raise MediaFailed(f"the media could not be loaded: {reason}") from error

@@ -6,6 +6,8 @@ import time
 import httpx
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from server.embedded import NAME
 from tests import oxen
@@ -178,6 +180,34 @@ def test_a_model_of_text_takes_no_media(client, kind, url):
     parts = [{"type": "text", "text": "See?"}, {"type": kind, kind: {"url": url}}]
     response = client.post(CHAT, json=body(messages=[{"role": "user", "content": parts}]))
     assert refused(response, 400)["param"] == "messages.0.content.1"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = (
+    "model",
+    "messages",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "stream",
+    "target_namespace",
+    "stop",
+)
+
+
+@given(field=st.sampled_from(FIELDS), value=JSON)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_json_in_any_field_is_answered(client, field, value):
+    """Never a 5xx but 501; every refusal in the vendor's shape."""
+    content = json.dumps(body(max_tokens=2, **{field: value}))
+    response = client.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert response.status_code < 500 or response.status_code == 501, (content, response.text)
+    if response.status_code >= 400:
+        check(response.json(), oxen.ERROR)
 
 
 def test_models_are_listed_searched_and_retrieved(client, ox):

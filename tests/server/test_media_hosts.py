@@ -1,11 +1,11 @@
 """Which URLs of media may be fetched, and from which addresses."""
 
-import socket
-
 import pytest
-from aiohttp.abc import AbstractResolver
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.media_hosts import ListedResolver, MediaHosts, MediaRefused
+from tests.server.resolvers import Answering
 
 HOSTS = MediaHosts.of(["Media.Example", "10.1.2.3", "2001:4860:4860::8888"])
 
@@ -71,6 +71,17 @@ def test_anything_else_is_refused(url):
         HOSTS.check(url)
 
 
+@given(st.text(max_size=30))
+def test_any_text_is_refused_or_leads_to_a_listed_host(text):
+    """Alone, as a whole URL, or behind a listed host: nothing but MediaRefused is raised."""
+    for url in (text, f"http://{text}", f"https://media.example{text}", f"https://{text}media.example/"):
+        try:
+            host = HOSTS.check(url).raw_host
+        except MediaRefused:
+            continue
+        assert host in HOSTS.listed
+
+
 def test_none_is_listed_by_default():
     """Without a list there is no host, and the refusal names the flag."""
     for hosts in (None, []):
@@ -112,23 +123,6 @@ def test_addresses_a_name_may_stand_for(address):
 def test_addresses_no_name_may_stand_for(address):
     """Loopback, private, link-local, shared, multicast, in either family or one within the other."""
     assert not HOSTS.admits(address)
-
-
-class Answering(AbstractResolver):
-    """Each look-up has its own answer."""
-
-    def __init__(self, *answers: list[str]) -> None:
-        self.answers = list(answers)
-
-    async def resolve(self, host, port=0, family=socket.AF_INET):
-        found = self.answers.pop(0)
-        return [
-            {"hostname": host, "host": each, "port": port, "family": family, "proto": 0, "flags": 0}
-            for each in found
-        ]
-
-    async def close(self) -> None:
-        self.answers = []
 
 
 async def test_a_name_with_public_addresses_resolves():

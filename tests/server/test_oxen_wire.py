@@ -1,8 +1,11 @@
 """The parts of Oxen.ai's messages, and the models it lists."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
 from server.media_hosts import MediaHosts
@@ -72,6 +75,33 @@ def test_a_faulty_part_is_refused_by_its_place(part, field, says):
     with pytest.raises(InvalidRequest, match=says) as raised:
         parted(messages(part))
     assert raised.value.param == field
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+KINDS = st.sampled_from(["text", "image_url", "video_url", "audio_url", "file"])
+
+
+@given(kind=KINDS | JSON, value=JSON, more=st.dictionaries(st.sampled_from(["detail", "url"]), JSON))
+def test_any_json_is_a_part_or_is_refused(kind, value, more):
+    """Whatever stands in a part, its link or beside it: nothing but InvalidRequest is raised."""
+    for part in (
+        value,
+        {"type": kind, "text": value},
+        {"type": kind, str(kind): value},
+        {"type": kind, **more},
+    ):
+        for sent in (
+            messages(part),
+            [{"role": "user", "content": [{**more, "type": kind, str(kind): more}]}],
+        ):
+            with suppress(InvalidRequest):
+                parted(sent)
+                for each in parted(sent)[1]:
+                    each.admit(ALL, HOSTS)
 
 
 ALL = frozenset({"image", "video", "audio"})

@@ -5,17 +5,19 @@ import base64
 import struct
 import zlib
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
-from vllm.exceptions import VLLMValidationError
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
+from vllm.renderers.chat_utils import AsyncMultiModalContentParser
 
 from server import __main__
 from server.media_hosts import MediaHosts
-from server.vllm_errors import as_steersman
+from server.vllm_errors import MediaFailed, as_steersman
 from server.vllm_media import CONNECTOR, ListedConnection, ListedMedia, modalities
-from tests.server.test_media_hosts import Answering
+from tests.server.resolvers import Answering
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -75,7 +77,7 @@ async def fetching(*listed: str, resolver=None, **options):
 async def refused(site, url, *listed, says="", resolver=None, **options):
     """The message of a refusal, before which nothing was asked of the site."""
     async with fetching(*listed, resolver=resolver, **options) as fetch:
-        with pytest.raises(VLLMValidationError, match=says):
+        with pytest.raises(MediaFailed, match=says):
             await fetch(url)
     return site.asked
 
@@ -138,11 +140,10 @@ async def test_a_proxy_of_the_environment_is_not_asked(site, monkeypatch):
 
 @pytest.mark.parametrize(("path", "says"), [("/text", "cannot identify"), ("/gone", "404")])
 async def test_what_is_no_picture_is_the_clients_error(site, path, says):
-    """Never a server's: a 400 that says what came instead."""
+    """Which says what came instead."""
     async with fetching("127.0.0.1") as fetch:
-        with pytest.raises(Exception, match=says) as raised:
+        with pytest.raises(MediaFailed, match=says):
             await fetch(site.url(path))
-    assert as_steersman(raised.value).status == 400
 
 
 async def test_a_host_that_does_not_answer_is_the_clients_error(site, monkeypatch):
@@ -160,13 +161,14 @@ async def test_data_urls_need_no_list(site):
     assert (image.media.size, site.asked) == ((2, 3), [])
 
 
-@pytest.mark.parametrize("url", ["data:image/png,plain", "data:image/png;base64", "DATA:,"])
+@pytest.mark.parametrize(
+    "url", ["data:image/png,plain", "data:image/png;base64", "DATA:,", "data:image/png;base64,AAAA"]
+)
 async def test_other_data_urls_are_the_clients_error(site, url):
     """Those not in base64 among them, which vLLM calls not implemented."""
     async with fetching() as fetch:
-        with pytest.raises(Exception, match=r".") as raised:
+        with pytest.raises(MediaFailed, match="could not be loaded"):
             await fetch(url)
-    assert as_steersman(raised.value).status == 400
 
 
 async def test_files_of_the_server_stay_there(site, tmp_path):
@@ -178,14 +180,14 @@ async def test_files_of_the_server_stay_there(site, tmp_path):
     await refused(site, outside.as_uri(), "127.0.0.1", says="neither")
     async with fetching(allowed_local_media_path=str(inside.parent)) as fetch:
         assert (await fetch(inside.as_uri())).media.size == (1, 1)
-        with pytest.raises(ValueError, match="subpath"):
+        with pytest.raises(MediaFailed, match="subpath"):
             await fetch(outside.as_uri())
 
 
 async def test_a_route_that_would_block_fetches_nothing(site):
     """vLLM's other client, for code without an event loop, follows its own rules: it is refused."""
     media = ListedMedia(allowed_media_domains=["127.0.0.1"])
-    with pytest.raises(VLLMValidationError, match="not fetched"):
+    with pytest.raises(MediaFailed, match="not fetched"):
         await asyncio.to_thread(media.fetch_image, site.url("/red.png"))
     assert site.asked == []
 
@@ -194,6 +196,32 @@ def test_the_server_names_this_connector():
     """In the environment from which vLLM takes the name, and in the registry where it looks it up."""
     assert __main__._ENVIRONMENT["VLLM_MEDIA_CONNECTOR"] == CONNECTOR
     assert isinstance(MEDIA_CONNECTOR_REGISTRY.load(CONNECTOR), ListedMedia)
+
+
+def test_what_cannot_be_had_is_the_clients_error():
+    """400 of its own kind, whatever route it was asked on; vLLM's own routes have its status too."""
+    error = as_steersman(MediaFailed("gone"))
+    assert (error.status, error.message, error.reason) == (400, "gone", "invalid_file_input")
+    assert create_error_response(MediaFailed("gone")).error.code == 400
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+async def test_vllms_own_parser_goes_through_it(site, kind, monkeypatch):
+    """Which every chat route has parse its messages: without a list, nothing is asked for."""
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", CONNECTOR)
+    items = []
+    tracker = SimpleNamespace(
+        media_io_kwargs=None,
+        allowed_local_media_path="",
+        allowed_media_domains=None,
+        video_processor_name=None,
+        add=lambda modality, item: items.append(item),
+    )
+    parser = AsyncMultiModalContentParser(tracker)
+    getattr(parser, f"parse_{kind}")(site.url("/red.png"))
+    with pytest.raises(MediaFailed, match="allowed-media-domains"):
+        await items[0]()
+    assert site.asked == []
 
 
 class Renderer:
