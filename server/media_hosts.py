@@ -39,7 +39,7 @@ class MediaHosts:
         try:
             parsed = URL(url)
             host, port = parsed.raw_host, parsed.port
-        except ValueError as error:
+        except (ValueError, IndexError) as error:  # the parser trips over "]" before "["
             raise MediaRefused(f"the URL cannot be read: {error}") from error
         if parsed.scheme not in {"http", "https"}:
             raise MediaRefused("the URL is neither an http, https nor a data URL")

@@ -63,6 +63,7 @@ def test_a_listed_host_passes(url):
         "",
         "https://",
         "https://[media.example/",
+        "https://]media.example[@",
     ],
 )
 def test_anything_else_is_refused(url):
