@@ -75,7 +75,7 @@ async def fetching(*listed: str, resolver=None, **options):
 
 
 async def refused(site, url, *listed, says="", resolver=None, **options):
-    """The message of a refusal, before which nothing was asked of the site."""
+    """The paths that were asked for until the refusal that must come."""
     async with fetching(*listed, resolver=resolver, **options) as fetch:
         with pytest.raises(MediaFailed, match=says):
             await fetch(url)
