@@ -12,6 +12,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_MAX_STOP_STRINGS": "64",
+    "VLLM_MEDIA_CONNECTOR": "steersman",  # server/vllm_media.py
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # our logits processors are written for the first runner
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }

@@ -174,9 +174,40 @@ def _axionic(error: SteersmanError) -> tuple[int, Json]:
     return error.status, {"detail": error.message}
 
 
+def _oxen(error: SteersmanError) -> tuple[int, Json]:
+    """Oxen.ai's status form, with what OpenAI's clients read in it."""
+    kind = next((kind for known, kind in _OXEN_TYPES.items() if isinstance(error, known)), "unknown_error")
+    if error.reason == INVALID_FILE_INPUT:
+        kind = INVALID_FILE_INPUT
+    body: Json = {
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "title": kind.replace("_", " ").capitalize(),
+            "detail": error.message,
+            "param": error.param,
+            "code": error.reason,
+        },
+        "status": "error",
+        "status_message": kind,
+    }
+    # Its clients know no 503; whether to try again they learn from `retry-after`.
+    overloaded = isinstance(error, Unavailable)
+    return HTTPStatus.INTERNAL_SERVER_ERROR if overloaded else error.status, body
+
+
+INVALID_FILE_INPUT = "invalid_file_input"  # the code of a media part that cannot be had
+_OXEN_TYPES: dict[type[SteersmanError], str] = {
+    Unauthenticated: "unauthenticated",
+    NotFound: "resource_not_found",
+    InvalidRequest: "invalid_params",
+    PayloadTooLarge: "invalid_params",
+}
+
 _FAMILIES: dict[str, Callable[[SteersmanError], tuple[int, Json]]] = {
     # path prefix → shape; the first match wins, so the catch-all stands last
     "/v1/": _openai,
+    "/api/ai/": _oxen,
     "/": _axionic,
 }
 

@@ -26,6 +26,7 @@ ROUTES = frozenset(
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/responses",
+        "/api/ai/chat/completions",
         "/generate",
         "/sampling/generate",
         "/steering/run",

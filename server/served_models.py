@@ -14,6 +14,7 @@ class ServedModels:
 
     serving: Any
     created: int
+    modalities: frozenset[str] = frozenset()  # what they take beside text: image, video, audio
 
     @property
     def default(self) -> str:
@@ -30,6 +31,10 @@ class ServedModels:
     @property
     def root(self) -> str:
         return str(self.serving.base_model_paths[0].model_path)
+
+    @property
+    def adapters(self) -> list[str]:
+        return list(self.serving.lora_requests)
 
     @property
     def max_model_len(self) -> int:

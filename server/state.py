@@ -9,6 +9,7 @@ from server.constraints import ConstraintChecker
 from server.errors import NotSupported
 from server.jobs import Jobs
 from server.judge import Judge
+from server.media_hosts import MediaHosts
 from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
@@ -39,6 +40,7 @@ class ServerState:
     policy_runs: PolicyRuns
     studio: Studio | Unsteerable
     observed: ObservedRequests
+    media_hosts: MediaHosts
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

@@ -34,6 +34,7 @@ from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
 from server.jobs import Jobs
 from server.judge import Judge
+from server.media_hosts import MediaHosts
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
@@ -47,6 +48,7 @@ from server.routes import (
     native,
     observability,
     openai,
+    oxen,
     policies,
     saes,
     saved_policies,
@@ -65,6 +67,7 @@ from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_errors import as_steersman
+from server.vllm_media import modalities
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
@@ -95,7 +98,7 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys)
-        for routes in (openai, *axionic, observability):
+        for routes in (openai, oxen, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -110,7 +113,7 @@ class SteersmanPlugin:
         assert doors is not None
         meter = UsageMeter()
         checker = ConstraintChecker(engine_client.vllm_config, doors.settings.constraint_seconds)
-        models = ServedModels(state.openai_serving_models, int(time.time()))
+        models = ServedModels(state.openai_serving_models, int(time.time()), modalities(engine_client))
         vectors, jobs = Vectors(doors.store.database), Jobs(doors.store.database)
         behaviors = Behaviors(doors.store.database)
         studio = await open_studio(
@@ -156,6 +159,7 @@ class SteersmanPlugin:
             PolicyRuns(serving, checker, judge, sandbox),
             studio,
             doors.observed,
+            MediaHosts.of(engine_client.vllm_config.model_config.allowed_media_domains),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)

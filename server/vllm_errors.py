@@ -5,11 +5,22 @@ from http import HTTPStatus
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import VLLMError
+from vllm.exceptions import VLLMError, VLLMValidationError
 
-from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
+from server.errors import (
+    INVALID_FILE_INPUT,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    SteersmanError,
+    Unavailable,
+)
 
 logger = logging.getLogger("vllm.steersman")
+
+
+class MediaFailed(VLLMValidationError):
+    """Media that a client named cannot be had. One of vLLM's, for the routes whose errors vLLM writes."""
 
 
 def translated(response: ErrorResponse) -> SteersmanError:
@@ -29,6 +40,8 @@ def as_steersman(error: Exception) -> SteersmanError:
     """Whatever was raised, as what its client is told: a defect of ours is told as no more than that."""
     if isinstance(error, SteersmanError):
         return error
+    if isinstance(error, MediaFailed):
+        return InvalidRequest(str(error), code=INVALID_FILE_INPUT)
     known = translated(create_error_response(error))
     if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
         return SteersmanError("internal error; the server's log has the details")

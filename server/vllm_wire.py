@@ -4,7 +4,7 @@ The models derive from vLLM's, so one validation pass serves both and vLLM's ser
 are. What a request's plan changes enters through `to_sampling_params`, where vLLM merges its own defaults.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -236,6 +236,15 @@ class Planned(AxionicFields, _VllmFields):
     def counted(self) -> dict[str, Any]:
         """The changes that make a stream end with its usage."""
         return {} if self.include_usage else {"stream_options": StreamOptions(include_usage=True)}
+
+    def as_body(self, response: Any) -> dict[str, Any]:
+        """vLLM's response as clients of this request's dialect read it."""
+        body: dict[str, Any] = response.model_dump()
+        return body
+
+    def as_events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        """The same of a stream of SSE events."""
+        return stream
 
     @property
     def group(self) -> int:

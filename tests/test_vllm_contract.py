@@ -96,6 +96,16 @@ CALLS = {
     "vllm.utils.torch_utils:direct_register_custom_op": (4, ("target_lib",)),
     "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc": (2, ("args",)),
     "vllm.config:ModelConfig.get_hidden_size": (1, ()),
+    "vllm.connections:HTTPConnection": (0, ()),
+    "vllm.connections:HTTPConnection.get_sync_client": (1, ()),
+    "vllm.connections:HTTPConnection.get_async_client": (1, ()),
+    "vllm.connections:HTTPConnection._headers": (1, ()),
+    "vllm.multimodal.media.connector:MediaConnector": (
+        2,
+        ("allowed_local_media_path", "allowed_media_domains"),
+    ),
+    "vllm.multimodal.media.connector:MediaConnector.load_from_url": (3, ("fetch_timeout",)),
+    "vllm.multimodal.media.connector:MediaConnector.load_from_url_async": (3, ("fetch_timeout",)),
     **{
         f"{worker}_worker:{name}.load_model": (1, ())
         for worker, name in (("vllm.v1.worker.cpu", "CPUWorker"), ("vllm.v1.worker.gpu", "Worker"))
@@ -147,7 +157,8 @@ FIELDS = {
     "vllm.v1.structured_output.backend_guidance:GuidanceGrammar": "ll_matcher",
     "vllm.config:VllmConfig": "model_config parallel_config scheduler_config speculative_config"
     " additional_config structured_outputs_config compilation_config use_v2_model_runner",
-    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config max_logprobs dtype",
+    "vllm.config:ModelConfig": "logits_processors max_model_len hf_text_config max_logprobs dtype"
+    " allowed_media_domains",
     "vllm.config:SchedulerConfig": "max_num_seqs",
     "vllm.config:ParallelConfig": "data_parallel_size data_parallel_external_lb data_parallel_hybrid_lb"
     " use_ubatching pipeline_parallel_size use_sequence_parallel_moe worker_cls",
@@ -235,6 +246,16 @@ def test_the_plugin_is_one():
         ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
         ("vllm.v1.engine.async_llm", ["self.renderer"]),
+        ("vllm.renderers.base", ["self.mm_processor:", ".info.allowed_mm_limits"]),
+        (
+            "vllm.renderers.chat_utils",
+            ["envs.VLLM_MEDIA_CONNECTOR,", "allowed_media_domains=self._tracker.allowed_media_domains"],
+        ),
+        ("vllm.connections", ["await self.get_async_response(", "self.get_sync_client()"]),
+        (
+            "vllm.multimodal.media.connector",
+            ["connection.async_get_bytes(", "self.allowed_local_media_path ="],
+        ),
         ("vllm.tokenizers.mistral", ["self.is_tekken =", "self.tokenizer: Tokenizer =", "def vocab("]),
         ("vllm.v1.worker.gpu_input_batch", ["self.num_computed_tokens_cpu ="]),
         ("vllm.v1.worker.gpu_model_runner", ["self.input_batch ="]),
@@ -269,6 +290,6 @@ def test_the_flags_we_set_exist():
         "model_tag served_model_name tool_call_parser enable_auto_tool_choice kv_cache_memory_bytes"
         " enforce_eager logits_processors speculative_config shutdown_timeout gpu_memory_utilization headless"
         " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile"
-        " uds host port async_scheduling worker_cls additional_config"
+        " uds host port async_scheduling worker_cls additional_config allowed_media_domains"
     )
     assert set(expected.split()) <= args.keys()

@@ -22,13 +22,13 @@ _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-strea
 @router.post("/v1/chat/completions", responses=_STREAMS)
 @guarded
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
-    return await _answer(request, raw_request)
+    return await answer(request, raw_request)
 
 
 @router.post("/v1/completions", responses=_STREAMS)
 @guarded
 async def create_completion(request: CompletionRequest, raw_request: Request) -> Response:
-    return await _answer(request, raw_request)
+    return await answer(request, raw_request)
 
 
 @router.post("/v1/responses", responses=_STREAMS)
@@ -37,7 +37,8 @@ async def create_response(request: SteeredResponses, raw_request: Request) -> Re
     return await respond(request, raw_request)
 
 
-async def _answer(request: Decodable, raw: Request) -> Response:
+async def answer(request: Decodable, raw: Request) -> Response:
+    """For the routes of every dialect that speaks OpenAI's. Raises SteersmanError."""
     if request.policy is not None or request.policy_id is not None:
         return await policy_answers.respond(request, raw)
     if request.include_trace:
@@ -45,8 +46,9 @@ async def _answer(request: Decodable, raw: Request) -> Response:
     decoded: Decoded = await raw.app.state.steersman.serving.decode(request, raw)
     headers = evidence(decoded)
     if decoded.stream is not None:
-        return StreamingResponse(decoded.stream, media_type="text/event-stream", headers=headers)
-    content = decoded.response.model_dump()
+        events = request.as_events(decoded.stream)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    content = request.as_body(decoded.response)
     content["steersman"] = {"method_used": decoded.plan.method_used}
     if decoded.plan.warning:
         content["steersman"]["warning"] = decoded.plan.warning

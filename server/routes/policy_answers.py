@@ -51,7 +51,7 @@ async def respond(request: Decodable, raw: Request) -> Response:
         direct = await state.policy_runs.stream(policy, template, raw)
         headers = evidence(direct.decoded)
         events = _told_at_the_end(direct, policy, request)
-    alive = kept_alive(events, interval)
+    alive = kept_alive(request.as_events(events), interval)
     return StreamingResponse(alive, media_type="text/event-stream", headers=headers)
 
 
@@ -121,5 +121,5 @@ def _told(policy: RuntimePolicy, outcome: Outcome, request: Decodable) -> dict[s
 
 
 def _body(policy: RuntimePolicy, outcome: Outcome, request: Decodable) -> dict[str, Any]:
-    body: dict[str, Any] = _answer(outcome, request).model_dump()
+    body = request.as_body(_answer(outcome, request))
     return {**body, "steersman": _told(policy, outcome, request)}

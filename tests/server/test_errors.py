@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.errors import (
+    INVALID_FILE_INPUT,
     Conflict,
     Forbidden,
     HttpError,
@@ -20,6 +21,7 @@ from server.errors import (
     Unavailable,
     render,
 )
+from tests import oxen
 
 
 def subclasses(kind):
@@ -75,6 +77,32 @@ def test_axionic_routes_get_detail(path, error, _v1, _kind, _code, status):
     else:
         assert rendered.body == {"detail": error.message}
     json.dumps(rendered.body)
+
+
+OXEN = {
+    Unauthenticated: "unauthenticated",
+    InvalidRequest: "invalid_params",
+    InvalidBody: "invalid_params",
+    PayloadTooLarge: "invalid_params",
+    NotFound: "resource_not_found",
+}
+
+
+@pytest.mark.parametrize(("error", "status", "_kind", "code", "_"), TABLE)
+def test_oxens_routes_get_the_status_form(error, status, _kind, code, _):
+    """`/api/ai` answers in Oxen's status form, which holds OpenAI's envelope; overload is a 500 there."""
+    rendered = render("/api/ai/chat/completions", error)
+    body = oxen.check(rendered.body, oxen.ERROR)
+    assert rendered.status == (500 if isinstance(error, Unavailable) else status)
+    assert body["status_message"] == body["error"]["type"] == OXEN.get(type(error), "unknown_error")
+    assert body["error"]["message"] == body["error"]["detail"] == error.message
+    assert (body["error"]["param"], body["error"]["code"]) == (error.param, code)
+
+
+def test_a_file_that_cannot_be_had_has_its_own_type():
+    """Oxen's clients tell it from other faults of a request."""
+    error = InvalidRequest("no", param="messages.0.content.1.image_url.url", code=INVALID_FILE_INPUT)
+    assert render("/api/ai/chat/completions", error).body["error"]["type"] == "invalid_file_input"
 
 
 def test_the_field_is_named_in_both_families():
@@ -133,6 +161,7 @@ def test_headers_tell_what_to_do_next():
     assert render("/v1/models", Unauthenticated("who")).headers == {"www-authenticate": "Bearer"}
     assert render("/models", Unavailable("later", retry_after=7)).headers == {"retry-after": "7"}
     assert render("/models", Unavailable("later", retry_after=0)).headers == {"retry-after": "0"}
+    assert render("/api/ai/models", Unavailable("later", retry_after=7)).headers == {"retry-after": "7"}
     assert render("/models", Unavailable("later")).headers == {}
     assert render("/models", NotFound("gone")).headers == {}
 

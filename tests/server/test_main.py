@@ -34,13 +34,14 @@ def test_serve_hands_on_its_flags(serving):
 
 
 def test_the_environment_is_ready_before_the_engine(serving):
-    """No usage statistics, the runner that our processors are written for, 64 stop strings, our plugin."""
+    """No usage statistics, the runner that our processors are for, 64 stop strings, our plugin and media."""
     command.main(["serve"])
     _, environ = serving.calls[0]
     assert (environ["DO_NOT_TRACK"], environ["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     assert environ["VLLM_MAX_STOP_STRINGS"] == "64"
     assert environ["VLLM_PLUGINS"] == "steersman"
+    assert environ["VLLM_MEDIA_CONNECTOR"] == "steersman"
 
 
 def test_an_operators_environment_wins(serving):

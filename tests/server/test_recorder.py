@@ -15,7 +15,7 @@ from server import recorder as module
 from server.errors import InvalidRequest, Unavailable
 from server.observation import Observation, observed
 from server.recorder import ROUTES, Observing, Recorder
-from server.routes import native, openai, policies, steering, watched
+from server.routes import native, openai, oxen, policies, steering, watched
 from server.routes.body import JsonRoute
 from server.streams import failed, sse
 from tests.server.apps import routes_alone
@@ -342,6 +342,6 @@ async def test_calls_side_by_side_are_kept_apart(world):
 
 def test_every_recorded_route_exists():
     """A route that is renamed would be forgotten here in silence."""
-    modules = (openai, native, policies, steering, watched)
+    modules = (openai, oxen, native, policies, steering, watched)
     paths = {route.path for module in modules for route in module.router.routes if "POST" in route.methods}
     assert paths >= ROUTES
