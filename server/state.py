@@ -7,6 +7,8 @@ from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.errors import NotSupported
+from server.interaction_log import InteractionLog
+from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.observed import ObservedRequests
@@ -39,6 +41,8 @@ class ServerState:
     policy_runs: PolicyRuns
     studio: Studio | Unsteerable
     observed: ObservedRequests
+    interactions: Interactions
+    interaction_log: InteractionLog
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

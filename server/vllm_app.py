@@ -32,6 +32,8 @@ from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.interaction_log import InteractionLog, Keep
+from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.metrics import AUTH_ATTEMPTS, record_build
@@ -40,6 +42,7 @@ from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.recorder import Observing, Recorder
+from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import behaviors as behavior_routes
 from server.routes import (
@@ -53,6 +56,7 @@ from server.routes import (
     steering,
     steering_trials,
     steering_vectors,
+    stored_completions,
     watched,
 )
 from server.sandbox import Sandbox, SandboxOff
@@ -90,12 +94,17 @@ class SteersmanPlugin:
         keyring = KeyRing(store.find_key, settings.key_cache_seconds)
         drain = Drain()
         observed = ObservedRequests(store.database)
-        recorder = Recorder(observed, most=settings.observe_requests, days=settings.observe_days)
+        recorder = Recorder(
+            observed,
+            most=settings.observe_requests,
+            days=settings.observe_days,
+            redaction=Redaction(settings.redact),
+        )
         self._app, self._doors = app, _Doors(settings, store, keyring, drain, observed, recorder)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys)
-        for routes in (openai, *axionic, observability):
+        for routes in (openai, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -156,6 +165,8 @@ class SteersmanPlugin:
             PolicyRuns(serving, checker, judge, sandbox),
             studio,
             doors.observed,
+            interactions := Interactions(doors.store.database),
+            _interaction_log(interactions, doors.settings),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -178,6 +189,16 @@ class _Doors:
     drain: Drain
     observed: ObservedRequests
     recorder: Recorder
+
+
+def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:
+    return InteractionLog(
+        interactions,
+        which=Keep(settings.interactions),
+        most=settings.interaction_rows,
+        days=settings.interaction_days,
+        redaction=Redaction(settings.redact),
+    )
 
 
 def _monitor(studio: Studio | Unsteerable, behaviors: Behaviors, settings: Settings) -> Monitor | None:
@@ -253,6 +274,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
             server.checker.start()
             beside = [flushing, asyncio.create_task(recorder.run())]
+            beside.append(asyncio.create_task(server.interaction_log.run()))
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
-from server import behaviors, jobs, observed, policies, vectors  # noqa: F401  # their tables
+from server import behaviors, interactions, jobs, observed, policies, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
