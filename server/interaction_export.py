@@ -1,11 +1,14 @@
 """Interactions as files: everything as JSON lines or Parquet, or pairs of answers to one prompt."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Self
 
+from server.feedback import Feedback, Key
 from server.interactions import Interaction
 
 _ROWS_AT_ONCE = 1000  # of a Parquet file's groups
@@ -28,7 +31,7 @@ def first_text(interaction: Interaction) -> str | None:
     return content if isinstance(content, str) and content else None
 
 
-def record(interaction: Interaction) -> dict[str, Any]:
+def record(interaction: Interaction, feedback: Sequence[Feedback] = ()) -> dict[str, Any]:
     """All that is stored, and for convenience the texts of a plain prompt and its answer."""
     return {
         "id": interaction.id,
@@ -42,11 +45,22 @@ def record(interaction: Interaction) -> dict[str, Any]:
         "messages": interaction.messages,
         "choices": interaction.answer["choices"],
         "steersman": interaction.answer.get("steersman"),
+        "feedback": [_told(each) for each in feedback],
         "parameters": interaction.parameters,
         "prompt_tokens": interaction.prompt_tokens,
         "completion_tokens": interaction.completion_tokens,
         "latency_ms": interaction.latency_ms,
         "first_token_ms": interaction.first_token_ms,
+    }
+
+
+def _told(given: Feedback) -> dict[str, Any]:
+    return {
+        "metric": given.metric,
+        "value": given.value,
+        "reason": given.reason,
+        "details": given.details,
+        "created_at": given.created_at.isoformat(),
     }
 
 
@@ -98,7 +112,45 @@ class Pairing:
         return self._unfit + sum(abs(len(good) - len(bad)) for good, bad in self._answers.values())
 
 
-async def write_parquet(interactions: AsyncIterator[Interaction], path: Path) -> int:
+@dataclass(slots=True)
+class Ranking:
+    """Answers to the same prompt by their mean score: the best one beside the worst, where they differ."""
+
+    scores: Mapping[Key, float]
+    _answers: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    _unfit: int = 0
+
+    @classmethod
+    def of(cls, feedback: Mapping[Key, Sequence[Feedback]], metric: str) -> Self:
+        values = {
+            key: [each.value for each in given if each.metric == metric] for key, given in feedback.items()
+        }
+        return cls({key: fmean(each) for key, each in values.items() if each})
+
+    def take(self, interaction: Interaction) -> None:
+        score = self.scores.get((interaction.account_id, interaction.id))
+        if score is None:
+            return
+        prompt, text = single_prompt(interaction), first_text(interaction)
+        if prompt is None or text is None:
+            self._unfit += 1
+            return
+        self._answers.setdefault(prompt, []).append((score, text))
+
+    def pairs(self) -> Iterable[Mapping[str, str]]:
+        """As `Pairing.pairs`."""
+        for prompt, answers in self._answers.items():
+            (low, bad), (high, good) = min(answers), max(answers)
+            if high > low:
+                yield {"prompt": prompt, "positive_answer": good, "negative_answer": bad}
+
+    @property
+    def left_out(self) -> int:
+        scored = sum(map(len, self._answers.values()))
+        return self._unfit + scored - 2 * sum(1 for _ in self.pairs())
+
+
+async def write_parquet(records: AsyncIterator[Mapping[str, Any]], path: Path) -> int:
     """Returns how many; what is nested is JSON in a column of text. Raises ValueError without pyarrow."""
     try:
         import pyarrow as pa  # noqa: PLC0415  # an extra, which other formats do without
@@ -112,8 +164,8 @@ async def write_parquet(interactions: AsyncIterator[Interaction], path: Path) ->
         "created_at": pa.timestamp("us", tz="UTC"),
         "model": text,
         "session_id": text,
-        **dict.fromkeys(("metadata", "prompt", "completion", "messages", "choices", "steersman"), text),
-        "parameters": text,
+        **dict.fromkeys(("metadata", "prompt", "completion", "messages", "choices"), text),
+        **dict.fromkeys(("steersman", "feedback", "parameters"), text),
         "prompt_tokens": whole,
         "completion_tokens": whole,
         "latency_ms": real,
@@ -122,8 +174,8 @@ async def write_parquet(interactions: AsyncIterator[Interaction], path: Path) ->
     schema, written = pa.schema(list(kinds.items())), 0
     with parquet.ParquetWriter(path, schema) as writer:
         rows: list[dict[str, Any]] = []
-        async for interaction in interactions:
-            rows.append({**_flat(record(interaction)), "created_at": interaction.created_at})
+        async for each in records:
+            rows.append({**_flat(each), "created_at": datetime.fromisoformat(each["created_at"])})
             written += 1
             if len(rows) >= _ROWS_AT_ONCE:
                 writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -3,15 +3,16 @@
 import asyncio
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from server.database import Database
 from server.errors import SteersmanError
-from server.interaction_export import Pairing, line, record, write_parquet
+from server.feedback import FeedbackStore
+from server.interaction_export import Pairing, Ranking, line, record, write_parquet
 from server.interactions import Interaction, Interactions, Sought
 from server.settings import Settings
 
@@ -31,8 +32,9 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
         "export",
         help="write them as a file, oldest first",
         description="`pairs` are lines of prompt, positive_answer and negative_answer, from which steering "
-        "vectors and behaviors are made: two answers to the same prompt, told apart by a label of each. Only "
-        "answers to a single message of a user make pairs. Without --negative the positives stand alone.",
+        "vectors and behaviors are made: two answers to the same prompt, told apart by a label of each, or by "
+        "--metric the best and the worst one. Only answers to a single message of a user make pairs. Without "
+        "--negative the positives stand alone.",
     )
     exporting.add_argument("--format", choices=("jsonl", "parquet", "pairs"), default="jsonl")
     exporting.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
@@ -44,6 +46,7 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
     )
     exporting.add_argument("--positive", type=_label, metavar="KEY=VALUE", help="of pairs: the positive ones")
     exporting.add_argument("--negative", type=_label, metavar="KEY=VALUE", help="of pairs: the negative ones")
+    exporting.add_argument("--metric", help="of pairs: whose scores tell the best answer from the worst")
     return parser
 
 
@@ -61,10 +64,14 @@ def run(args: Namespace) -> int:
 
 
 def _check(args: Namespace) -> None:
-    if args.format == "pairs" and args.positive is None:
-        raise ValueError("--format pairs needs --positive KEY=VALUE, the label of the positive answers")
-    if args.format != "pairs" and (args.positive or args.negative):
-        raise ValueError("--positive and --negative are for --format pairs")
+    if args.format == "pairs" and (args.positive is None) == (args.metric is None):
+        raise ValueError(
+            "--format pairs needs --positive KEY=VALUE, the positive answers' label, or --metric"
+        )
+    if args.metric is not None and args.negative is not None:
+        raise ValueError("--negative goes with --positive, not with --metric")
+    if args.format != "pairs" and (args.positive or args.negative or args.metric):
+        raise ValueError("--positive, --negative and --metric are for --format pairs")
     if args.positive is not None and args.positive == args.negative:
         raise ValueError("--positive and --negative are the same label")
     if args.format == "parquet" and args.output is None:
@@ -73,15 +80,19 @@ def _check(args: Namespace) -> None:
 
 async def _act(database: Database, args: Namespace) -> None:
     sought = Sought(args.account, args.model, dict(args.metadata), args.since)
-    found = _all(Interactions(database), sought)
     try:
+        found = _all(Interactions(database), sought)
+        feedback = await FeedbackStore(database).by_interaction(args.account)
+        records = (record(each, feedback.get((each.account_id, each.id), ())) async for each in found)
         match args.format:
             case "jsonl":
-                written = await _write_lines(found, args.output)
+                written = await _write_lines(records, args.output)
                 sys.stderr.write(f"Exported {written} interactions.\n")
             case "parquet":
-                written = await write_parquet(found, Path(args.output))
+                written = await write_parquet(records, Path(args.output))
                 sys.stderr.write(f"Exported {written} interactions.\n")
+            case "pairs" if args.metric is not None:
+                await _write_pairs(found, Ranking.of(feedback, args.metric), args.output)
             case "pairs":
                 await _write_pairs(found, Pairing(args.positive, args.negative), args.output)
     finally:
@@ -99,23 +110,25 @@ async def _all(interactions: Interactions, sought: Sought) -> AsyncIterator[Inte
         last = page.last
 
 
-async def _write_lines(found: AsyncIterator[Interaction], output: str | None) -> int:
+async def _write_lines(records: AsyncIterator[Mapping[str, Any]], output: str | None) -> int:
     written = 0
     with _opened(output) as file:
-        async for each in found:
-            file.write(line(record(each)))
+        async for each in records:
+            file.write(line(each))
             written += 1
     return written
 
 
-async def _write_pairs(found: AsyncIterator[Interaction], pairing: Pairing, output: str | None) -> None:
+async def _write_pairs(
+    found: AsyncIterator[Interaction], pairing: Pairing | Ranking, output: str | None
+) -> None:
     async for each in found:
         pairing.take(each)
     pairs = list(pairing.pairs())
     if pairing.left_out:
         sys.stderr.write(
-            f"Left out {pairing.left_out}: no partner for the same prompt, more than one message, no text,"
-            " or both labels.\n"
+            f"Left out {pairing.left_out}: no partner for the same prompt, or more than one message, no text,"
+            " both labels.\n"
         )
     if not pairs:
         raise ValueError("there are no pairs")

@@ -7,6 +7,7 @@ from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.errors import NotSupported
+from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog
 from server.interactions import Interactions
 from server.jobs import Jobs
@@ -43,6 +44,7 @@ class ServerState:
     observed: ObservedRequests
     interactions: Interactions
     interaction_log: InteractionLog
+    feedback: FeedbackStore
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

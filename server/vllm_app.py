@@ -32,6 +32,7 @@ from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interactions
 from server.jobs import Jobs
@@ -46,6 +47,7 @@ from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import behaviors as behavior_routes
 from server.routes import (
+    feedback,
     keys,
     native,
     observability,
@@ -104,7 +106,7 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys)
-        for routes in (openai, stored_completions, *axionic, observability):
+        for routes in (openai, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -167,6 +169,7 @@ class SteersmanPlugin:
             doors.observed,
             interactions := Interactions(doors.store.database),
             _interaction_log(interactions, doors.settings),
+            FeedbackStore(doors.store.database),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)

@@ -168,6 +168,14 @@ def test_a_client_that_leaves_leaves_nothing_behind(server, client, oai, run):
     assert listed(oai, run) == []
 
 
+def test_feedback_is_given_on_a_stored_completion(client, oai, run):
+    answer = create(oai, run)
+    path = f"{CHAT}/{answer.id}/feedback"
+    given = client.post(path, json={"metric": "polite", "value": 1, "reason": "kind"})
+    assert given.status_code == 201, given.text
+    assert client.get(path).json()["data"] == [given.json()]
+
+
 def test_ratings_become_pairs_for_training(server, oai, run, tmp_path):
     """Two answers to one prompt, labelled afterwards, exported by the command line."""
     good, bad = (create(oai, run, temperature=1, seed=seed, max_tokens=12) for seed in (1, 2))

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
-from server import behaviors, interactions, jobs, observed, policies, vectors  # noqa: F401  # their tables
+from server import behaviors, feedback, interactions, jobs, observed, policies, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -66,14 +66,17 @@ def test_what_came_after_steering_can_be_undone_alone(database_url):
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone | {"interactions", "interaction_labels"}
+    assert whole - left == gone | {"interactions", "interaction_labels", "feedback"}
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
 @pytest.mark.parametrize(
     ("above", "below", "gone"),
-    [("0007", "0006", {"interactions", "interaction_labels"}), ("0006", "0005", {"observed_requests"})],
+    [
+        ("0007", "0006", {"interactions", "interaction_labels", "feedback"}),
+        ("0006", "0005", {"observed_requests"}),
+    ],
 )
 def test_logs_can_be_undone_alone(database_url, above, below, gone):
     """One step down takes their tables away and nothing else; steps up bring them back."""

@@ -10,6 +10,8 @@ from datetime import timedelta
 import pytest
 
 from server import interactions_cli
+from server.database import Database
+from server.feedback import FeedbackStore
 from server.interactions import Interactions
 from server.store import Store
 from steering.train.pairs import Pair, read_jsonl
@@ -79,6 +81,7 @@ def test_everything_stored_is_exported(steersman, keep, monkeypatch):
         "messages": ONE.messages,
         "choices": ONE.answer["choices"],
         "steersman": ONE.answer["steersman"],
+        "feedback": [],
         "parameters": ONE.parameters,
         "prompt_tokens": 7,
         "completion_tokens": 2,
@@ -136,6 +139,56 @@ def test_pairs_are_what_vectors_are_made_from(steersman, keep, tmp_path):
     assert read_jsonl(path.read_text()) == (Pair("Hi?", "Good day."), Pair("Why?", "Because."))
 
 
+@pytest.fixture
+def rate(database_url):
+    """Give feedback on stored interactions, as (id, metric, value)."""
+
+    def rated(*scores):
+        async def act():
+            database = Database(database_url)
+            feedback = FeedbackStore(database)
+            for name, metric, value in scores:
+                await feedback.add(ONE.account_id, name, metric, value, reason="so", details=[1])
+            await database.close()
+
+        asyncio.run(act())
+
+    return rated
+
+
+def test_the_best_and_the_worst_answer_make_a_pair(steersman, keep, rate, tmp_path):
+    """By the mean of what they were given for that metric; equal ones do not."""
+    keep(
+        asked("a", "Hi?", "Good day."),
+        asked("b", "Hi?", "Yo."),
+        asked("c", "Hi?", "Hm."),
+        asked("d", "Why?", "Because."),
+        asked("e", "Why?", "Dunno."),
+        asked("f", "How?", "So."),
+    )
+    rate(
+        *(("a", "polite", 1), ("a", "polite", 0), ("b", "polite", 0.25), ("c", "polite", 0.75)),
+        *(("d", "polite", 1), ("e", "polite", 1), ("f", "polite", 1), ("e", "other", 0)),
+    )
+    path = tmp_path / "pairs.jsonl"
+    status, _, err = steersman("export", "--format", "pairs", "--metric", "polite", "-o", path)
+    assert status == 0, err
+    assert read_jsonl(path.read_text()) == (Pair("Hi?", "Hm.", "Yo."),)
+    assert "Left out 4" in err
+
+
+def test_feedback_is_exported_with_its_interaction(steersman, keep, rate):
+    keep(named("a"), named("b"))
+    rate(("b", "polite", 1))
+    status, out, err = steersman("export")
+    assert status == 0, err
+    bare, rated = lines(out)
+    assert bare["feedback"] == []
+    [given] = rated["feedback"]
+    assert given.pop("created_at")
+    assert given == {"metric": "polite", "value": 1.0, "reason": "so", "details": [1]}
+
+
 def test_no_pairs_are_an_error(steersman, keep, tmp_path):
     """An empty file would only fail later, where vectors are made."""
     keep(asked("a", "Hi?", "Good day.", tone="formal"))
@@ -153,6 +206,9 @@ def test_no_pairs_are_an_error(steersman, keep, tmp_path):
     [
         (("--format", "pairs"), "--positive"),
         (("--positive", "a=b"), "--format pairs"),
+        (("--metric", "polite"), "--format pairs"),
+        (("--format", "pairs", "--positive", "a=b", "--metric", "m"), "or --metric"),
+        (("--format", "pairs", "--negative", "a=b", "--metric", "m"), "--negative goes"),
         (("--format", "parquet"), "--output"),
         (("--format", "pairs", "--positive", "a=b", "--negative", "a=b"), "same label"),
     ],

@@ -10,9 +10,11 @@ import pytest
 from sqlalchemy import text
 
 from server.auth import Authentication, KeyRing
+from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interactions
 from server.redaction import Redaction
+from server.routes import feedback
 from server.routes.stored_completions import router
 from server.wire import StoredFields
 from tests.server.apps import routes_alone
@@ -25,7 +27,7 @@ PATH = "/v1/chat/completions"
 @pytest.fixture
 async def world(store):
     """Two accounts' clients: plain HTTP with `get`, and what it takes to make OpenAI's."""
-    app = routes_alone(router)
+    app = routes_alone(feedback.router, router)
     key = await store.first_key()
     async with store.database.writing() as connection:
         await connection.execute(
@@ -33,7 +35,9 @@ async def world(store):
         )
     interactions = Interactions(store.database)
     log = InteractionLog(interactions, which=Keep.ASKED, most=100, days=9999, redaction=Redaction(["0x"]))
-    app.state.steersman = SimpleNamespace(interactions=interactions, interaction_log=log)
+    app.state.steersman = SimpleNamespace(
+        interactions=interactions, interaction_log=log, feedback=FeedbackStore(store.database)
+    )
     signed = Authentication(app, KeyRing(store.find_key, ttl=60), lambda method, outcome: None)
     other = (await store.create_key("other", None)).key
     async with httpx.AsyncClient(
@@ -136,8 +140,6 @@ async def test_the_client_reads_the_messages(world, client):
 
 async def test_what_was_just_answered_is_found_at_once(world):
     """Though it was not written yet; by its id, and in the list."""
-    account = (await world.interactions.list(_all(), limit=1)).interactions
-    assert account == []
     made = transcript("fresh")
     made.account_id = ONE.account_id
     world.log.add(made)
@@ -155,12 +157,6 @@ async def test_what_was_just_answered_is_found_at_once(world):
     )
 
 
-def _all():
-    from server.interactions import Sought
-
-    return Sought(None)
-
-
 async def test_another_accounts_completions_are_not_found(world):
     await world.interactions.keep([ONE])
     for method, path, body in (
@@ -169,6 +165,9 @@ async def test_another_accounts_completions_are_not_found(world):
         ("POST", f"{PATH}/{ONE.id}", {"metadata": {}}),
         ("DELETE", f"{PATH}/{ONE.id}", None),
         ("GET", f"{PATH}?after={ONE.id}", None),
+        ("GET", f"{PATH}/{ONE.id}/feedback", None),
+        ("POST", f"{PATH}/{ONE.id}/feedback", {"metric": "m", "value": 1}),
+        ("DELETE", f"{PATH}/{ONE.id}/feedback/x", None),
     ):
         answer = await world.http.request(method, path, json=body, headers=world.other)
         assert answer.status_code == 404, (method, path)
@@ -223,6 +222,52 @@ async def test_an_id_may_hold_any_sign(world):
     assert answer.json()["id"] == "chatcmpl-a/b c?d"
     messages = await world.http.get(f"{PATH}/chatcmpl-a%2Fb%20c%3Fd/messages")
     assert messages.json()["first_id"] == "chatcmpl-a/b c?d-0"
+
+
+async def test_feedback_is_given_listed_and_taken_back(world):
+    """With what is to be redacted left out; it goes with its completion."""
+    await world.interactions.keep([ONE, named("b")])
+    path = f"{PATH}/{ONE.id}/feedback"
+    body = {"metric": "polite", "value": True, "reason": "0x!", "details": {"by": ["me", "0x"]}}
+    first = await world.http.post(path, json=body)
+    assert first.status_code == 201, first.text
+    assert first.json() | {"id": "", "created_at": ""} == {
+        "id": "",
+        "completion_id": ONE.id,
+        "metric": "polite",
+        "value": 1.0,
+        "reason": "[redacted]!",
+        "details": {"by": ["me", "[redacted]"]},
+        "created_at": "",
+    }
+    second = await world.http.post(path, json={"metric": "short", "value": -2.5})
+    assert (await world.http.get(path)).json() == {"object": "list", "data": [first.json(), second.json()]}
+    assert (await world.http.get(f"{PATH}/b/feedback")).json()["data"] == []
+    assert (await world.http.delete(f"{PATH}/b/feedback/{first.json()['id']}")).status_code == 404
+    gone = await world.http.delete(f"{path}/{first.json()['id']}")
+    assert gone.json() == {"id": first.json()["id"], "deleted": True}
+    assert (await world.http.get(path)).json()["data"] == [second.json()]
+    await world.interactions.delete(ONE.account_id, ONE.id)
+    assert (await world.http.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"metric": "m"}, "value"),
+        ({"metric": "", "value": 1}, "metric"),
+        ({"metric": "m" * 201, "value": 1}, "metric"),
+        ({"metric": "m", "value": "much"}, "value"),
+        ({"metric": "m", "value": None}, "value"),
+        ({"metric": "m", "value": 1, "reason": "x" * 10_001}, "reason"),
+        ({"metric": "m", "value": 1, "score": 1}, "score"),
+    ],
+)
+async def test_bad_feedback_is_refused_by_name(world, body, param):
+    await world.interactions.keep([ONE])
+    answer = await world.http.post(f"{PATH}/{ONE.id}/feedback", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
 
 
 def test_metadata_and_labels_are_one_map():

@@ -1,4 +1,4 @@
-"""Interactions: chat completions that are kept with what was asked, and their labels."""
+"""Interactions: chat completions that are kept with what was asked, their labels, and what people thought."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -57,8 +57,24 @@ def upgrade() -> None:
         "interaction_labels",
         ["account_id", "key", "value", "number"],
     )
+    op.create_table(
+        "feedback",
+        sa.Column("id", sa.String(36), nullable=False),
+        sa.Column("number", number, nullable=False),
+        sa.Column("metric", sa.String(200), nullable=False),
+        sa.Column("value", sa.Float(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("details", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_feedback"),
+        sa.ForeignKeyConstraint(
+            ["number"], ["interactions.number"], name="fk_feedback_number_interactions", ondelete="CASCADE"
+        ),
+    )
+    op.create_index("ix_feedback_number", "feedback", ["number"])
 
 
 def downgrade() -> None:
+    op.drop_table("feedback")
     op.drop_table("interaction_labels")
     op.drop_table("interactions")
