@@ -32,7 +32,7 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
         "export",
         help="write them as a file, oldest first",
         description="`pairs` are lines of prompt, positive_answer and negative_answer, from which steering "
-        "vectors and behaviors are made: two answers to the same prompt, told apart by a label of each, or by "
+        "vectors and behaviors are made: two answers to one prompt, told apart by a label of each, or by "
         "--metric the best and the worst one. Only answers to a single message of a user make pairs. Without "
         "--negative the positives stand alone.",
     )
