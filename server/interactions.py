@@ -184,7 +184,7 @@ class Interactions:
         number = (await self._find(account_id, interaction_id)).number
         this = InteractionRow.number == number
         async with self._database.writing() as connection:
-            change = update(InteractionRow).where(this).values(labels=_json(labels))
+            change = update(InteractionRow).where(this).values(labels=_json(_fit(labels)))
             if (await connection.execute(change)).rowcount == 0:
                 raise _unknown(interaction_id)
             await connection.execute(delete(InteractionLabelRow).where(InteractionLabelRow.number == number))
@@ -240,7 +240,7 @@ async def _label(
 ) -> None:
     rows = [
         {"number": number, "account_id": account_id, "key": storable(key), "value": storable(value)}
-        for key, value in labels.items()
+        for key, value in _fit(labels).items()
     ]
     if rows:
         await connection.execute(insert(InteractionLabelRow), rows)
@@ -276,6 +276,11 @@ def _conditions(sought: Sought) -> Iterable[ColumnElement[bool]]:
         yield InteractionRow.created_at >= sought.since
 
 
+def _fit(labels: Mapping[str, str]) -> dict[str, str]:
+    """As their columns hold them: a value may have grown where it was redacted."""
+    return {key[:MAX_LABEL_KEY]: value[:MAX_LABEL_VALUE] for key, value in labels.items()}
+
+
 def _json(value: Any) -> str:
     return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
@@ -291,7 +296,7 @@ def _row(interaction: Interaction) -> dict[str, Any]:
         "messages": _json(interaction.messages),
         "parameters": _json(interaction.parameters),
         "answer": _json(interaction.answer),
-        "labels": _json(interaction.labels),
+        "labels": _json(_fit(interaction.labels)),
         "prompt_tokens": interaction.prompt_tokens,
         "completion_tokens": interaction.completion_tokens,
         "latency_ms": interaction.latency_ms,

@@ -63,7 +63,9 @@ async def list_completions(
     labels = labels_asked(request.query_params.multi_items(), _PARAMETERS)
     sought = Sought(principal.account_id, model=model, labels=labels)
     page = await stored.list(sought, limit=limit, after=after, newest_first=order == "desc")
-    return Page.of([StoredCompletion.of(each) for each in page.interactions], more=page.more)
+    return Page[StoredCompletion].of(
+        [StoredCompletion.of(each) for each in page.interactions], more=page.more
+    )
 
 
 @router.get(f"{_ONE}/messages")
@@ -85,7 +87,7 @@ async def list_messages(
         if after not in ids:
             raise NotFound(f"{completion_id!r} has no message {after!r}", param="after")
         messages = messages[ids.index(after) + 1 :]
-    return Page.of(messages[:limit], more=len(messages) > limit)
+    return Page[StoredMessage].of(messages[:limit], more=len(messages) > limit)
 
 
 @router.get(_ONE)

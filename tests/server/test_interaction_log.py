@@ -108,7 +108,7 @@ async def test_old_ones_are_pruned_now_and_then():
 async def test_a_request_that_asks_waits_for_room(monkeypatch, bound):
     """In a full log, be it full of answers or of bytes, until the database has taken them."""
     monkeypatch.setattr(module, "WAITING", 2 if bound == "count" else 100)
-    monkeypatch.setattr(module, "WAITING_BYTES", 1000 if bound == "count" else 400)
+    monkeypatch.setattr(module, "WAITING_BYTES", 1000 if bound == "count" else 300)
     keeper = Keeper()
     subject = log(keeper)
     for name in "ab":

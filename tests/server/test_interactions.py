@@ -208,9 +208,11 @@ async def test_the_longest_labels_fit_the_databases_index(interactions):
 
 async def test_names_beyond_their_columns_are_cut(interactions):
     """Clients choose ids, operators models; an answer is not lost for either."""
-    await interactions.keep([named("i" * 999, model="m" * 999, session_id="s" * 999)])
+    labels = {"redacted": "x" * 999}
+    await interactions.keep([named("i" * 999, model="m" * 999, session_id="s" * 999, labels=labels)])
     [kept] = (await interactions.list(MINE, limit=1)).interactions
     assert (len(kept.id), len(kept.model), len(kept.session_id)) == (200, 500, 200)
+    assert kept.labels == {"redacted": "x" * MAX_LABEL_VALUE}
 
 
 async def test_an_accounts_interactions_go_with_it(interactions, store):
