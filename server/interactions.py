@@ -135,8 +135,8 @@ class Interactions:
         async with self._database.writing() as connection:
             await connection.execute(delete(InteractionRow).where(_any_of(latest)))
             numbers = (await connection.execute(added, rows)).scalars().all()
-            for each, number in zip(latest, numbers, strict=True):
-                await _label(connection, number, each.account_id, each.labels)
+            labelled = zip(numbers, latest, strict=True)
+            await _label(connection, [(number, each.account_id, each.labels) for number, each in labelled])
 
     async def prune(self, *, most: int, since: datetime) -> None:
         """Of all accounts together, leave the latest `most` since then."""
@@ -188,7 +188,7 @@ class Interactions:
             if (await connection.execute(change)).rowcount == 0:
                 raise _unknown(interaction_id)
             await connection.execute(delete(InteractionLabelRow).where(InteractionLabelRow.number == number))
-            await _label(connection, number, account_id, labels)
+            await _label(connection, [(number, account_id, labels)])
         return await self.get(account_id, interaction_id)
 
     async def delete(self, account_id: str, interaction_id: str) -> None:
@@ -235,11 +235,11 @@ def _any_of(interactions: Sequence[Interaction]) -> ColumnElement[bool]:
     )
 
 
-async def _label(
-    connection: AsyncConnection, number: int, account_id: str, labels: Mapping[str, str]
-) -> None:
+async def _label(connection: AsyncConnection, labelled: Iterable[tuple[int, str, Mapping[str, str]]]) -> None:
+    """Each by its number and account."""
     rows = [
         {"number": number, "account_id": account_id, "key": storable(key), "value": storable(value)}
+        for number, account_id, labels in labelled
         for key, value in _fit(labels).items()
     ]
     if rows:

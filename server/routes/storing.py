@@ -32,7 +32,8 @@ async def stored(request: ChatRequest, raw: Request, answer: Answer) -> Response
     )
     response = await answer(request, raw)
     if isinstance(response, StreamingResponse):
-        transcript.told = {"method_used": response.headers["x-steersman-method"]}
+        if method := response.headers.get("x-steersman-method"):  # a policy's is told at its end alone
+            transcript.told = {"method_used": method}
         response.body_iterator = _heard(response.body_iterator, transcript, log)
     else:
         transcript.ends(bytes(response.body))
