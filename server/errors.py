@@ -75,7 +75,8 @@ _BRANCHES = re.compile(
 
 
 def _issue(error: dict[str, Any]) -> Issue:
-    path = tuple(part for part in error["loc"] if part != "body" and not _BRANCHES.search(str(part)))
+    loc = error["loc"][1:] if error["loc"][:1] == ("query",) else error["loc"]
+    path = tuple(part for part in loc if part != "body" and not _BRANCHES.search(str(part)))
     cause = (error.get("ctx") or {}).get("error")
     field = getattr(cause, "parameter", None)  # vLLM's validators know the field, pydantic only the model
     if not path and isinstance(field, str):

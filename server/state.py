@@ -7,6 +7,9 @@ from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.errors import NotSupported
+from server.feedback import FeedbackStore
+from server.interaction_log import InteractionLog
+from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
@@ -41,6 +44,9 @@ class ServerState:
     studio: Studio | Unsteerable
     observed: ObservedRequests
     media_hosts: MediaHosts
+    interactions: Interactions
+    interaction_log: InteractionLog
+    feedback: FeedbackStore
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

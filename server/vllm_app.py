@@ -32,6 +32,9 @@ from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.feedback import FeedbackStore
+from server.interaction_log import InteractionLog, Keep
+from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
@@ -41,9 +44,11 @@ from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.recorder import Observing, Recorder
+from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import behaviors as behavior_routes
 from server.routes import (
+    feedback,
     keys,
     native,
     observability,
@@ -55,6 +60,7 @@ from server.routes import (
     steering,
     steering_trials,
     steering_vectors,
+    stored_completions,
     watched,
 )
 from server.sandbox import Sandbox, SandboxOff
@@ -93,12 +99,17 @@ class SteersmanPlugin:
         keyring = KeyRing(store.find_key, settings.key_cache_seconds)
         drain = Drain()
         observed = ObservedRequests(store.database)
-        recorder = Recorder(observed, most=settings.observe_requests, days=settings.observe_days)
+        recorder = Recorder(
+            observed,
+            most=settings.observe_requests,
+            days=settings.observe_days,
+            redaction=Redaction(settings.redact),
+        )
         self._app, self._doors = app, _Doors(settings, store, keyring, drain, observed, recorder)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys)
-        for routes in (openai, oxen, *axionic, observability):
+        for routes in (openai, feedback, stored_completions, oxen, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -160,6 +171,9 @@ class SteersmanPlugin:
             studio,
             doors.observed,
             MediaHosts.of(engine_client.vllm_config.model_config.allowed_media_domains),
+            interactions := Interactions(doors.store.database),
+            _interaction_log(interactions, doors.settings),
+            FeedbackStore(doors.store.database),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -182,6 +196,16 @@ class _Doors:
     drain: Drain
     observed: ObservedRequests
     recorder: Recorder
+
+
+def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:
+    return InteractionLog(
+        interactions,
+        which=Keep(settings.interactions),
+        most=settings.interaction_rows,
+        days=settings.interaction_days,
+        redaction=Redaction(settings.redact),
+    )
 
 
 def _monitor(studio: Studio | Unsteerable, behaviors: Behaviors, settings: Settings) -> Monitor | None:
@@ -257,6 +281,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
             server.checker.start()
             beside = [flushing, asyncio.create_task(recorder.run())]
+            beside.append(asyncio.create_task(server.interaction_log.run()))
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:

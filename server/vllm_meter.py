@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.auth import current_principal
 from server.candidates import counts_prompt
-from server.observation import SNIPPET, Observation, observed
+from server.observation import NOTED, Observation, observed
 from server.usage import UsageMeter
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -93,7 +93,7 @@ class _Tally:
         for part in output.outputs:
             before = self.completion_tokens.get(part.index, 0) if self.delta else 0
             self.completion_tokens[part.index] = before + len(part.token_ids)
-            if part.index == 0 and not (self.delta and len(self.text) >= SNIPPET):
+            if part.index == 0 and not (self.delta and len(self.text) >= NOTED):
                 self.text = self.text + part.text if self.delta else part.text
 
     def add_to(self, meter: UsageMeter) -> None:
