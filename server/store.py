@@ -1,10 +1,11 @@
-"""What outlives the process: accounts and API keys with their usage."""
+"""What outlives the process: accounts, their logins and API keys, with their usage."""
 
 import hmac
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     bindparam,
+    func,
     insert,
     select,
     update,
@@ -64,6 +66,20 @@ class AccountRow(Table):
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     email: Mapped[str] = mapped_column(String(320), unique=True)
     created_at: Mapped[datetime] = mapped_column(Moment)
+
+
+class LoginRow(Table):
+    """How an account logs in, where it may, and what its sessions have used."""
+
+    __tablename__ = "logins"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True)
+    password_hash: Mapped[str] = mapped_column(String(200))
+    selected_model: Mapped[str | None] = mapped_column(String(500))
+    last_used: Mapped[datetime | None] = mapped_column(Moment)
+    requests: Mapped[int] = mapped_column(BigInteger, default=0)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class ApiKeyRow(Table):
@@ -182,9 +198,12 @@ class Store:
         """None if the key is malformed, unknown or revoked."""
         if not is_key(key):
             return None
-        query = select(
-            ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, ApiKeyRow.selected_model
-        ).where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
+        model = func.coalesce(ApiKeyRow.selected_model, LoginRow.selected_model)
+        query = (
+            select(ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, model)
+            .outerjoin(LoginRow, LoginRow.account_id == ApiKeyRow.account_id)
+            .where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
+        )
         async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
         digest = key_digest(key)
@@ -198,23 +217,23 @@ class Store:
             if (await connection.execute(change)).rowcount == 0:
                 raise NotFound(f"There is no API key {key_id!r}.")
 
+    async def set_account_model(self, account_id: str, model: str | None) -> None:
+        """Bind an account that logs in: its sessions, and its keys without a model of their own.
+
+        Raises NotFound.
+        """
+        change = update(LoginRow).where(LoginRow.account_id == account_id).values(selected_model=model)
+        async with self.database.writing() as connection:
+            if (await connection.execute(change)).rowcount == 0:
+                raise NotFound(f"There is no account {account_id!r} with a login.")
+
     async def record_usage(self, usage: Mapping[str, Usage], now: datetime) -> None:
-        """Add to the counters of each key id; ids that are gone are passed over."""
+        """Add to the counters of each key id, or account id of sessions; unknown ids are passed over."""
         if not usage:
             return
-        change = (
-            update(ApiKeyRow)
-            .where(ApiKeyRow.id == bindparam("key_id"))
-            .values(
-                requests=ApiKeyRow.requests + bindparam("new_requests"),
-                prompt_tokens=ApiKeyRow.prompt_tokens + bindparam("new_prompt_tokens"),
-                completion_tokens=ApiKeyRow.completion_tokens + bindparam("new_completion_tokens"),
-                last_used=bindparam("now"),
-            )
-        )
         values = [
             {
-                "key_id": key_id,
+                "used_id": key_id,
                 "new_requests": used.requests,
                 "new_prompt_tokens": used.prompt_tokens,
                 "new_completion_tokens": used.completion_tokens,
@@ -224,7 +243,19 @@ class Store:
             for key_id, used in sorted(usage.items())
         ]
         async with self.database.writing() as connection:
-            await connection.execute(change, values)
+            for table, used_id in ((ApiKeyRow, ApiKeyRow.id), (LoginRow, LoginRow.account_id)):
+                change = update(table).where(used_id == bindparam("used_id"))
+                await connection.execute(change.values(_added(table)), values)
+
+    async def account_usage(self, account_id: str) -> Usage:
+        """Of all its keys, those revoked too, and of its sessions."""
+        async with self.database.reading() as connection:
+            total = Usage()
+            for table in (ApiKeyRow, LoginRow):
+                counted = (table.requests, table.prompt_tokens, table.completion_tokens)
+                query = select(*counted).where(table.account_id == account_id)
+                total = sum((Usage(*row) for row in await connection.execute(query)), total)
+        return total
 
     async def usage(self, key_id: str) -> Usage:
         """Raises NotFound."""
@@ -243,6 +274,15 @@ class Store:
         if row is None:
             raise NotFound(f"There is no account {account_id!r}.")
         return Account(*row)
+
+
+def _added(table: type[ApiKeyRow] | type[LoginRow]) -> dict[str, Any]:
+    return {
+        "requests": table.requests + bindparam("new_requests"),
+        "prompt_tokens": table.prompt_tokens + bindparam("new_prompt_tokens"),
+        "completion_tokens": table.completion_tokens + bindparam("new_completion_tokens"),
+        "last_used": bindparam("now"),
+    }
 
 
 async def _insert_key(connection: AsyncConnection, account_id: str, name: str | None) -> NewKey:

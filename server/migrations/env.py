@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from server import behaviors, jobs, observed, policies, vectors  # noqa: F401  # their tables
+from server import behaviors, jobs, observed, policies, sessions, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.settings import Settings
 from server.store import Table

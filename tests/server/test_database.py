@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
-from server import behaviors, jobs, observed, policies, vectors  # noqa: F401  # their tables
+from server import behaviors, jobs, observed, policies, sessions, vectors  # noqa: F401  # their tables
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -59,21 +59,37 @@ def test_the_migrations_can_be_undone(database_url):
 
 
 def test_what_came_after_steering_can_be_undone_alone(database_url):
-    """Steps down take recent calls, behaviours, policies and their presets, and nothing else; steps up bring
-    them back."""
+    """Steps down take logins, recent calls, behaviours, policies and their presets, and nothing else; steps
+    up bring them back."""
     Store(database_url).migrate()
     whole = on_connection(database_url, tables)
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone
+    assert whole - left == gone | LOGINS
+    Store(database_url).migrate()
+    assert on_connection(database_url, differences) == []
+
+
+LOGINS = {"logins", "sessions", "signing_secrets"}
+
+
+def test_logins_can_be_undone_alone(database_url):
+    """One step down takes their tables away and nothing else, accounts and keys stay; one step up brings them
+    back."""
+    Database(database_url).alembic(lambda config: command.upgrade(config, "0008"))
+    whole = on_connection(database_url, tables)
+    Database(database_url).alembic(lambda config: command.downgrade(config, "-1"))
+    assert whole - on_connection(database_url, tables) == LOGINS
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
 def test_recent_calls_can_be_undone_alone(database_url):
-    """One step down takes their table away and nothing else; one step up brings it back."""
+    """Above them stand logins; a step down from there takes their table away and nothing else, steps up bring
+    it back."""
     Store(database_url).migrate()
+    Database(database_url).alembic(lambda config: command.downgrade(config, "0006"))
     whole = on_connection(database_url, tables)
     Database(database_url).alembic(lambda config: command.downgrade(config, "0005"))
     assert whole - on_connection(database_url, tables) == {"observed_requests"}
