@@ -11,6 +11,7 @@ from platformdirs import user_data_path
 from steering.spec import DEFAULT_ROWS
 
 BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
+ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operator adds, whoever signs up
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Settings:
     behavior_mode: str = "online"
     observe_requests: int = 10_000
     observe_days: float = 7.0
+    accounts: str = "off"
+
+    @property
+    def has_accounts(self) -> bool:
+        return self.accounts != "off"
 
     @classmethod
     def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -61,6 +67,7 @@ class Settings:
             database_url=value("database_url") or f"sqlite+aiosqlite:///{home / 'steersman.db'}",
             behaviors=tuple(filter(None, (value("behaviors") or "").replace(",", " ").split())),
             behavior_mode=_mode(value("behavior_mode") or "online"),
+            accounts=_accounts(value("accounts") or "off"),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -71,6 +78,12 @@ def _mode(text: str) -> str:
             f"behavior_mode (--behavior-mode) is one of {', '.join(BEHAVIOR_MODES)}, not {text!r}: a request"
             " itself may ask for more"
         )
+    return text
+
+
+def _accounts(text: str) -> str:
+    if text not in ACCOUNTS:
+        raise ValueError(f"accounts (--accounts) is one of {', '.join(ACCOUNTS)}, not {text!r}")
     return text
 
 

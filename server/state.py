@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from server.accounts import Accounts
 from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
@@ -39,6 +40,7 @@ class ServerState:
     policy_runs: PolicyRuns
     studio: Studio | Unsteerable
     observed: ObservedRequests
+    accounts: Accounts
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

@@ -142,6 +142,13 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "D",
         "help": "After how many days they are deleted (7).",
     },
+    "--accounts": {
+        "nargs": "?",
+        "const": "open",
+        "metavar": "WHO",
+        "help": "Accounts that log in with a password: open (whoever signs up; without a word too), closed "
+        "(those of `steersman accounts add`), off (the default) (STEERSMAN_ACCOUNTS).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

@@ -16,6 +16,7 @@ FLAGS = {
     "constraint_seconds": ("2.5", 2.5),
     "observe_requests": ("0", 0),
     "observe_days": ("0.5", 0.5),
+    "accounts": ("open", "open"),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -25,6 +26,7 @@ VARIABLES = {
     "constraint_seconds": ("4", 4.0),
     "observe_requests": ("6", 6),
     "observe_days": ("30", 30.0),
+    "accounts": ("closed", "closed"),
 }
 
 
@@ -58,6 +60,15 @@ def test_a_number_that_is_none_is_refused():
     """Text where a number belongs stops the start instead of being ignored."""
     with pytest.raises(ValueError, match="many"):
         Settings.read(environ={"STEERSMAN_MAX_BODY_BYTES": "many"})
+
+
+def test_accounts_are_off_open_or_closed():
+    """Off unless asked for; another word stops the start and lists the three."""
+    assert not Settings.read(environ={}).has_accounts
+    assert not Settings.read(environ={"STEERSMAN_ACCOUNTS": "off"}).has_accounts
+    assert Settings.read(environ={"STEERSMAN_ACCOUNTS": "closed"}).has_accounts
+    with pytest.raises(ValueError, match="off, closed, open"):
+        Settings.read(environ={"STEERSMAN_ACCOUNTS": "yes"})
 
 
 def test_settings_do_not_change():
