@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -15,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     String,
     TypeDecorator,
+    Update,
     bindparam,
     func,
     insert,
@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 
 from server.auth import Principal, is_key, key_digest, key_prefix, new_key
 from server.database import Database
@@ -97,6 +97,9 @@ class ApiKeyRow(Table):
     requests: Mapped[int] = mapped_column(BigInteger, default=0)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+_Counting = type[ApiKeyRow] | type[LoginRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,19 +246,21 @@ class Store:
             for key_id, used in sorted(usage.items())
         ]
         async with self.database.writing() as connection:
-            for table, used_id in ((ApiKeyRow, ApiKeyRow.id), (LoginRow, LoginRow.account_id)):
-                change = update(table).where(used_id == bindparam("used_id"))
-                await connection.execute(change.values(_added(table)), values)
+            await connection.execute(_add_usage(ApiKeyRow, ApiKeyRow.id), values)
+            await connection.execute(_add_usage(LoginRow, LoginRow.account_id), values)
 
     async def account_usage(self, account_id: str) -> Usage:
         """Of all its keys, those revoked too, and of its sessions."""
+        counting: tuple[_Counting, ...] = (ApiKeyRow, LoginRow)
+        queries = [
+            select(table.requests, table.prompt_tokens, table.completion_tokens).where(
+                table.account_id == account_id
+            )
+            for table in counting
+        ]
         async with self.database.reading() as connection:
-            total = Usage()
-            for table in (ApiKeyRow, LoginRow):
-                counted = (table.requests, table.prompt_tokens, table.completion_tokens)
-                query = select(*counted).where(table.account_id == account_id)
-                total = sum((Usage(*row) for row in await connection.execute(query)), total)
-        return total
+            rows = [row for query in queries for row in await connection.execute(query)]
+        return sum((Usage(*row) for row in rows), Usage())
 
     async def usage(self, key_id: str) -> Usage:
         """Raises NotFound."""
@@ -276,13 +281,14 @@ class Store:
         return Account(*row)
 
 
-def _added(table: type[ApiKeyRow] | type[LoginRow]) -> dict[str, Any]:
-    return {
-        "requests": table.requests + bindparam("new_requests"),
-        "prompt_tokens": table.prompt_tokens + bindparam("new_prompt_tokens"),
-        "completion_tokens": table.completion_tokens + bindparam("new_completion_tokens"),
-        "last_used": bindparam("now"),
-    }
+def _add_usage(table: _Counting, used_id: InstrumentedAttribute[str]) -> Update:
+    change = update(table).where(used_id == bindparam("used_id"))
+    return change.values(
+        requests=table.requests + bindparam("new_requests"),
+        prompt_tokens=table.prompt_tokens + bindparam("new_prompt_tokens"),
+        completion_tokens=table.completion_tokens + bindparam("new_completion_tokens"),
+        last_used=bindparam("now"),
+    )
 
 
 async def _insert_key(connection: AsyncConnection, account_id: str, name: str | None) -> NewKey:
