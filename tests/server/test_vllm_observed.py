@@ -121,8 +121,8 @@ def output(tokens, text):
     ],
 )
 async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted, principal, counter):
-    """Of deltas the sum, else the last; tokens as the usage of the key, or of the session's account, has them,
-    also when the client leaves."""
+    """Of deltas the sum, else the last; tokens as the usage of the key, or of the session's account, has
+    them, also when the client leaves."""
     pieces = ["a ", "pear ", "x" * SNIPPET, "y"]
 
     async def generate(*_):
