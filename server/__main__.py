@@ -38,7 +38,7 @@ def _serve(argv: list[str]) -> int:
 
 def _administer(argv: list[str]) -> int:
     # The database's packages are slow to import.
-    from server import embedded, interactions_cli, keys, saes_cli, vectors_cli  # noqa: PLC0415
+    from server import accounts_cli, embedded, interactions_cli, keys, saes_cli, vectors_cli  # noqa: PLC0415
 
     parser = ArgumentParser(prog="steersman", description=__doc__)
     parser.add_argument("--version", action="version", version=_version())
@@ -46,12 +46,14 @@ def _administer(argv: list[str]) -> int:
     subparsers.add_parser("serve", help="serve a model; `steersman serve --help` lists its flags")
     runs = {
         "keys": keys.run,
+        "accounts": accounts_cli.run,
         "vectors": vectors_cli.run,
         "sae": saes_cli.run,
         "interactions": interactions_cli.run,
         "model": embedded.run,
     }
     keys.add_parser(subparsers)
+    accounts_cli.add_parser(subparsers)
     vectors_cli.add_parser(subparsers)
     saes_cli.add_parser(subparsers)
     interactions_cli.add_parser(subparsers)

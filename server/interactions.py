@@ -31,7 +31,7 @@ from sqlalchemy.orm import Mapped, aliased, mapped_column
 from server.database import Database
 from server.errors import NotFound
 from server.observed import storable
-from server.store import Moment, Table
+from server.store import Moment, Table, known_accounts
 
 MAX_ID, MAX_MODEL, MAX_SESSION = 200, 500, 200  # characters
 MAX_LABELS, MAX_LABEL_KEY, MAX_LABEL_VALUE = 16, 64, 512  # OpenAI's limits of `metadata`
@@ -125,7 +125,8 @@ class Interactions:
         self._database = database
 
     async def keep(self, interactions: Sequence[Interaction]) -> None:
-        """Add them. An account's earlier interaction of the same id, which clients choose, is replaced."""
+        """Add them, except those of accounts that are gone. An account's earlier interaction of the same id,
+        which clients choose, is replaced."""
         if not interactions:
             return
         latest = list({(each.account_id, each.id): each for each in interactions}.values())
@@ -133,10 +134,19 @@ class Interactions:
         rows = await asyncio.to_thread(lambda: [_row(each) for each in latest])
         added = insert(InteractionRow).returning(InteractionRow.number, sort_by_parameter_order=True)
         async with self._database.writing() as connection:
+            known = await known_accounts(connection, {each.account_id for each in latest})
+            kept = [pair for pair in zip(latest, rows, strict=True) if pair[0].account_id in known]
+            if not kept:
+                return
             await connection.execute(delete(InteractionRow).where(_any_of(latest)))
-            numbers = (await connection.execute(added, rows)).scalars().all()
-            labelled = zip(numbers, latest, strict=True)
-            await _label(connection, [(number, each.account_id, each.labels) for number, each in labelled])
+            numbers = (await connection.execute(added, [row for _, row in kept])).scalars().all()
+            await _label(
+                connection,
+                [
+                    (number, each.account_id, each.labels)
+                    for number, (each, _) in zip(numbers, kept, strict=True)
+                ],
+            )
 
     async def prune(self, *, most: int, since: datetime) -> None:
         """Of all accounts together, leave the latest `most` since then."""

@@ -13,6 +13,7 @@ from steering.spec import DEFAULT_ROWS
 
 BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
 INTERACTIONS = ("asked", "all", "none")  # which chat completions are stored
+ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operator adds, whoever signs up
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Settings:
     interaction_rows: int = 100_000
     interaction_days: float = 30.0
     redact: tuple[str, ...] = ()
+    accounts: str = "off"
+
+    @property
+    def has_accounts(self) -> bool:
+        return self.accounts != "off"
 
     @classmethod
     def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -72,6 +78,7 @@ class Settings:
             behavior_mode=_mode(value("behavior_mode") or "online"),
             interactions=_interactions(value("interactions") or "asked"),
             redact=read_patterns(Path(path).expanduser()) if (path := value("redact")) else (),
+            accounts=_accounts(value("accounts") or "off"),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -88,6 +95,12 @@ def _mode(text: str) -> str:
 def _interactions(text: str) -> str:
     if text not in INTERACTIONS:
         raise ValueError(f"interactions (--interactions) is one of {', '.join(INTERACTIONS)}, not {text!r}")
+    return text
+
+
+def _accounts(text: str) -> str:
+    if text not in ACCOUNTS:
+        raise ValueError(f"accounts (--accounts) is one of {', '.join(ACCOUNTS)}, not {text!r}")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from server.accounts import Accounts
 from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
@@ -47,6 +48,7 @@ class ServerState:
     interactions: Interactions
     interaction_log: InteractionLog
     feedback: FeedbackStore
+    accounts: Accounts
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

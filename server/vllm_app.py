@@ -26,6 +26,7 @@ from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.sampling import EngineFacts
+from server.accounts import Accounts
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
@@ -46,8 +47,8 @@ from server.policy_runs import PolicyRuns
 from server.recorder import Observing, Recorder
 from server.redaction import Redaction
 from server.refusal import refusal
-from server.routes import behaviors as behavior_routes
 from server.routes import (
+    accounts,
     feedback,
     keys,
     native,
@@ -63,8 +64,10 @@ from server.routes import (
     stored_completions,
     watched,
 )
+from server.routes import behaviors as behavior_routes
 from server.sandbox import Sandbox, SandboxOff
 from server.served_models import ServedModels
+from server.sessions import Sessions
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
@@ -105,17 +108,20 @@ class SteersmanPlugin:
             days=settings.observe_days,
             redaction=Redaction(settings.redact),
         )
-        self._app, self._doors = app, _Doors(settings, store, keyring, drain, observed, recorder)
+        people = Accounts(store, Sessions(store.database, settings.key_cache_seconds))
+        self._app = app
+        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
-        axionic = (native, policies, saved_policies, *activations, keys)
+        axionic = (native, policies, saved_policies, *activations, keys, accounts)
         for routes in (openai, feedback, stored_completions, oxen, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
         app.add_middleware(Draining, drain=drain)
         app.add_middleware(Observing, recorder=recorder)
-        app.add_middleware(Authentication, keyring=keyring, count=_count_attempt)
+        session = people.sessions.principal if settings.has_accounts else None
+        app.add_middleware(Authentication, keyring=keyring, count=_count_attempt, session=session)
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
@@ -174,6 +180,7 @@ class SteersmanPlugin:
             interactions := Interactions(doors.store.database),
             _interaction_log(interactions, doors.settings),
             FeedbackStore(doors.store.database),
+            doors.accounts,
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -196,6 +203,7 @@ class _Doors:
     drain: Drain
     observed: ObservedRequests
     recorder: Recorder
+    accounts: Accounts
 
 
 def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:

@@ -162,6 +162,13 @@ _OURS: dict[str, dict[str, object]] = {
         "help": "Regular expressions, one a line: what they match is replaced in every text of requests and "
         "answers before it is stored.",
     },
+    "--accounts": {
+        "nargs": "?",
+        "const": "open",
+        "metavar": "WHO",
+        "help": "Accounts that log in with a password: open (whoever signs up; without a word too), closed "
+        "(those of `steersman accounts add`), off (the default) (STEERSMAN_ACCOUNTS).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

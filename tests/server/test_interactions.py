@@ -221,3 +221,12 @@ async def test_an_accounts_interactions_go_with_it(interactions, store):
         await connection.execute(text("DELETE FROM accounts WHERE id = 'other'"))
     assert await ids(interactions, Sought(None)) == []
     assert await labels_left(store) == 0
+
+
+async def test_an_account_that_goes_takes_no_other_with_it(interactions):
+    """What was asked by an account that is gone by now is passed over; the rest of the batch is kept."""
+    await interactions.keep([named("a"), named("b", account_id="nobody"), named("c", labels={"team": "x"})])
+    await interactions.keep([named("d", account_id="nobody")])
+    assert [each.id for each in (await interactions.list(MINE, limit=9)).interactions] == ["a", "c"]
+    found = await interactions.list(Sought(DEFAULT_ACCOUNT, labels={"team": "x"}), limit=9)
+    assert [each.id for each in found.interactions] == ["c"]

@@ -19,6 +19,7 @@ FLAGS = {
     "interactions": ("all", "all"),
     "interaction_rows": ("5", 5),
     "interaction_days": ("0.25", 0.25),
+    "accounts": ("open", "open"),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -31,6 +32,7 @@ VARIABLES = {
     "interactions": ("none", "none"),
     "interaction_rows": ("6", 6),
     "interaction_days": ("60", 60.0),
+    "accounts": ("closed", "closed"),
 }
 
 
@@ -80,6 +82,15 @@ def test_patterns_are_read_from_their_file(tmp_path):
     path.write_text("(\n")
     with pytest.raises(ValueError, match="line 1"):
         Settings.read(environ={"STEERSMAN_REDACT": str(path)})
+
+
+def test_accounts_are_off_open_or_closed():
+    """Off unless asked for; another word stops the start and lists the three."""
+    assert not Settings.read(environ={}).has_accounts
+    assert not Settings.read(environ={"STEERSMAN_ACCOUNTS": "off"}).has_accounts
+    assert Settings.read(environ={"STEERSMAN_ACCOUNTS": "closed"}).has_accounts
+    with pytest.raises(ValueError, match="off, closed, open"):
+        Settings.read(environ={"STEERSMAN_ACCOUNTS": "yes"})
 
 
 def test_settings_do_not_change():

@@ -115,8 +115,16 @@ def output(tokens, text):
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("counted", [True, False])
-async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted):
-    """Of deltas the sum, else the last; tokens as the key's usage has them, also when the client leaves."""
+@pytest.mark.parametrize(
+    ("principal", "counter"),
+    [
+        (Principal("key", "me", None, None), "key"),
+        (Principal(None, "me", None, None, "session"), "me"),
+    ],
+)
+async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted, principal, counter):
+    """Of deltas the sum, else the last; tokens as the usage of the key, or of the session's account, has
+    them, also when the client leaves."""
     pieces = ["a ", "pear ", "x" * NOTED, "y"]
 
     async def generate(*_):
@@ -126,7 +134,7 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
 
     meter, observation = UsageMeter(), Observation()
     tokens = [
-        (current_principal, current_principal.set(Principal("key", "me", None, None))),
+        (current_principal, current_principal.set(principal)),
         (current_observation, current_observation.set(observation)),
         (counts_prompt, counts_prompt.set(counted)),
     ]
@@ -139,7 +147,7 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
         for variable, token in tokens:
             variable.reset(token)
     assert observation.output == "".join(pieces)[:NOTED]
-    used = meter._pending["key"]
+    used = meter._pending[counter]
     assert used == Usage(1, 3 if counted else 0, 4)
     assert (observation.prompt_tokens, observation.completion_tokens) == (
         used.prompt_tokens,
