@@ -153,6 +153,22 @@ async def test_calls_are_as_oxen_writes_them():
     assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
 
 
+@pytest.mark.parametrize("choice", [NAMED, None])
+async def test_an_answer_goes_back_into_the_conversation(choice):
+    """As OpenAI's client received it: its calls, with the index they have here, and their results follow."""
+    engine = Calling("Rome") if choice else Engine(always("A pear."))
+    fields = {"model": "base", "tools": [WEATHER], **({"tool_choice": choice} if choice else {})}
+    async with sdk(engine) as client:
+        answer = (await client.chat.completions.create(messages=ASKED, **fields)).choices[0].message
+        results = [
+            {"role": "tool", "tool_call_id": each.id, "content": "Sunny."} for each in answer.tool_calls or ()
+        ]
+        await client.chat.completions.create(messages=[*ASKED, answer, *results], **fields)
+    _, message, *_ = engine.requests[1].messages
+    assert message["content"] == answer.content
+    assert len(message.get("tool_calls") or ()) == len(results) == (1 if choice else 0)
+
+
 async def test_calls_that_were_cut_say_so():
     """The length stays the reason."""
     response = await posted(Calling("Rome", reason="length"), tools=[WEATHER], tool_choice="required")
