@@ -37,16 +37,26 @@ def _serve(argv: list[str]) -> int:
 
 
 def _administer(argv: list[str]) -> int:
-    from server import embedded, keys, saes_cli, vectors_cli  # noqa: PLC0415  # the database's packages are slow to import
+    # The database's packages are slow to import.
+    from server import accounts_cli, embedded, interactions_cli, keys, saes_cli, vectors_cli  # noqa: PLC0415
 
     parser = ArgumentParser(prog="steersman", description=__doc__)
     parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(dest="command", required=True)
     subparsers.add_parser("serve", help="serve a model; `steersman serve --help` lists its flags")
-    runs = {"keys": keys.run, "vectors": vectors_cli.run, "sae": saes_cli.run, "model": embedded.run}
+    runs = {
+        "keys": keys.run,
+        "accounts": accounts_cli.run,
+        "vectors": vectors_cli.run,
+        "sae": saes_cli.run,
+        "interactions": interactions_cli.run,
+        "model": embedded.run,
+    }
     keys.add_parser(subparsers)
+    accounts_cli.add_parser(subparsers)
     vectors_cli.add_parser(subparsers)
     saes_cli.add_parser(subparsers)
+    interactions_cli.add_parser(subparsers)
     embedded.add_parser(subparsers)
     args = parser.parse_args(argv)
     return runs[args.command](args)

@@ -1,4 +1,4 @@
-"""API key → Principal: the form of a key, the cache of known keys, the ASGI middleware that asks for one.
+"""API key or session → Principal: the form of a key, the cache of known keys, the ASGI middleware that asks.
 
 A key is `ax_` and 48 lowercase hexadecimal digits. Its first eight digits are public: they find the record
 and name the key to people. Only the SHA-256 of the whole is kept; 192 random bits need no slower hash.
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import SteersmanError, Unauthenticated
 from server.refusal import refuse, route_path
 
-Method = Literal["x-api-key", "bearer", "none"]
+Method = Literal["x-api-key", "bearer", "session", "none"]
 Outcome = Literal["ok", "missing", "invalid"]
 
 _KEY = re.compile(r"ax_[0-9a-f]{48}")
@@ -46,12 +46,21 @@ def key_digest(key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. `selected_model` is the model bound to the key, None for the server's default."""
+    """Who calls, by a key or by a session of its account.
 
-    key_id: str
+    `selected_model` is the model bound to the key, else to the account; None for the server's default.
+    """
+
+    key_id: str | None
     account_id: str
     name: str | None
     selected_model: str | None
+    session_id: str | None = None
+
+    @property
+    def usage_id(self) -> str:
+        """Whose counters its requests add to: the key's, or with a session the account's."""
+        return self.key_id or self.account_id
 
 
 current_principal: ContextVar[Principal] = ContextVar("current_principal")
@@ -98,9 +107,14 @@ class KeyRing:
 
     def forget(self, key_id: str) -> None:
         """Ask the store again at the next use: call it after the key's record has changed."""
-        self._known = {
-            prefix: known for prefix, known in self._known.items() if known.principal.key_id != key_id
-        }
+        self._drop(lambda principal: principal.key_id == key_id)
+
+    def forget_account(self, account_id: str) -> None:
+        """As `forget`, for every key of an account."""
+        self._drop(lambda principal: principal.account_id == account_id)
+
+    def _drop(self, changed: Callable[[Principal], bool]) -> None:
+        self._known = {prefix: known for prefix, known in self._known.items() if not changed(known.principal)}
         # A load that began before the change may return the old record: nobody may join or keep it.
         self._loading.clear()
 
@@ -132,6 +146,10 @@ _OPEN_PATHS = frozenset(
         "/docs/oauth2-redirect",
         "/openapi.json",
         "/version",
+        # how one gets a credential; without --accounts they answer 404
+        "/auth/signup",
+        "/auth/login",
+        "/auth/refresh",
     }
 )
 
@@ -145,13 +163,21 @@ class Authentication:
     """Pure ASGI middleware: every HTTP route and WebSocket needs a key, but for `_OPEN_PATHS` and preflights.
 
     Sets `scope["state"]["principal"]` and `current_principal`. `count(method, outcome)` is called once for
-    each attempt that the store could decide.
+    each attempt that the store could decide. `session`, where there are accounts, finds who an access token
+    stands for, or raises Unauthenticated; such a token comes as Bearer only.
     """
 
-    def __init__(self, app: ASGIApp, keyring: KeyRing, count: Callable[[Method, Outcome], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: KeyRing,
+        count: Callable[[Method, Outcome], None],
+        session: Callable[[str], Awaitable[Principal]] | None = None,
+    ) -> None:
         self.app = app
         self._keyring = keyring
         self._count = count
+        self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or _is_open(scope):
@@ -171,6 +197,8 @@ class Authentication:
 
     async def _authenticate(self, scope: Scope) -> Principal:
         method, key = self._credential(scope)
+        if self._session is not None and method == "bearer" and _is_token(key):
+            return await self._in_session(self._session, key)
         principal = await self._keyring.principal(key)
         if principal is not None:
             self._count(method, "ok")
@@ -181,6 +209,15 @@ class Authentication:
         raise Unauthenticated(
             "This is not an API key of this server: a key is `ax_` followed by 48 hexadecimal digits."
         )
+
+    async def _in_session(self, session: Callable[[str], Awaitable[Principal]], token: str) -> Principal:
+        try:
+            principal = await session(token)
+        except Unauthenticated:
+            self._count("session", "invalid")
+            raise
+        self._count("session", "ok")
+        return principal
 
     def _credential(self, scope: Scope) -> _Credential:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -197,6 +234,11 @@ class Authentication:
                 "No API key was sent: add the header `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
         return _Credential("bearer", token.strip())
+
+
+def _is_token(text: str) -> bool:
+    """Whether it has the three parts of a JWT; a key has no dots."""
+    return text.count(".") == 2
 
 
 def _is_open(scope: Scope) -> bool:

@@ -8,6 +8,7 @@ SteersmanError
 ├── NotFound            404
 ├── Conflict            409
 ├── PayloadTooLarge     413
+├── TooManyRequests     429: `retry_after` says when to try again
 ├── NotSupported        501: understood, but not served here
 ├── HttpError           what the framework answers by itself: 405 and the like
 └── Unavailable         503: later it may work; `retry_after` says when
@@ -75,7 +76,8 @@ _BRANCHES = re.compile(
 
 
 def _issue(error: dict[str, Any]) -> Issue:
-    path = tuple(part for part in error["loc"] if part != "body" and not _BRANCHES.search(str(part)))
+    loc = error["loc"][1:] if error["loc"][:1] == ("query",) else error["loc"]
+    path = tuple(part for part in loc if part != "body" and not _BRANCHES.search(str(part)))
     cause = (error.get("ctx") or {}).get("error")
     field = getattr(cause, "parameter", None)  # vLLM's validators know the field, pydantic only the model
     if not path and isinstance(field, str):
@@ -115,6 +117,16 @@ class PayloadTooLarge(SteersmanError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class TooManyRequests(SteersmanError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotSupported(SteersmanError):
@@ -217,7 +229,7 @@ def render(path: str, error: SteersmanError) -> Rendered:
     shape = next(shape for prefix, shape in _FAMILIES.items() if path.startswith(prefix))
     status, body = shape(error)
     headers: dict[str, str] = {}
-    if isinstance(error, Unavailable) and error.retry_after is not None:
+    if isinstance(error, Unavailable | TooManyRequests) and error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"

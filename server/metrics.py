@@ -58,6 +58,11 @@ SANDBOX_IDLE = Gauge("steersman_sandbox_idle", "Sandboxes that wait for code.", 
 OBSERVED_DROPPED = Counter(
     "steersman_observed_dropped", "Calls that /observability/requests lacks, since too many came at once."
 )
+INTERACTIONS_DROPPED = Counter(
+    "steersman_interactions_dropped",
+    "Chat completions missing from the interaction log: stored unasked while it was full, or by a defect.",
+    ["reason"],
+)
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )

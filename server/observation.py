@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-SNIPPET = 200  # characters
+SNIPPET = 200  # characters that are kept of a text
+NOTED = 4 * SNIPPET  # what is noted, so that what is to be redacted is not cut in two and missed
 CLIENT_LEFT = 499  # nginx's status for a client that left before the end of its answer
 _LOOKED_AT = 64  # messages, or parts of one
 
@@ -52,7 +53,7 @@ class Observation:
         if not isinstance(body, Mapping):
             return
         asked = (body.get(name) for name in ("messages", "input", "prompt", "prompts"))
-        self.prompt = next((said[:SNIPPET] for value in asked if (said := _said(value))), None)
+        self.prompt = next((said[:NOTED] for value in asked if (said := _said(value))), None)
         if isinstance(model := body.get("model"), str):
             self.model = model
 
@@ -66,12 +67,12 @@ class Observation:
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         if not self._chosen:
-            self.output = text[:SNIPPET]
+            self.output = text[:NOTED]
 
     def chooses(self, text: str) -> None:
         """Of several candidates, this one is the answer. One that only calls tools leaves what it wrote."""
         if text:
-            self.output, self._chosen = text[:SNIPPET], True
+            self.output, self._chosen = text[:NOTED], True
 
     def tells(self, told: Told) -> None:
         """Called after the end. The last one counts: of an answer generated again, its last attempt."""

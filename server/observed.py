@@ -25,7 +25,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from server.database import Database
 from server.errors import NotFound
-from server.store import Moment, Table
+from server.store import Moment, Table, known_accounts
 
 MAX_ID, MAX_MODEL, MAX_ERROR = 128, 500, 2000  # characters
 
@@ -103,7 +103,10 @@ class ObservedRequests:
         self._database = database
 
     async def keep(self, requests: Sequence[ObservedRequest], *, most: int, since: datetime) -> None:
-        """Add `requests`, oldest first. Of all accounts together, the latest `most` since then are left."""
+        """Add `requests`, oldest first, except those of accounts that are gone.
+
+        Of all accounts together, the latest `most` since then are left.
+        """
         oldest = (
             select(ObservedRequestRow.number)
             .order_by(ObservedRequestRow.number.desc())
@@ -112,8 +115,11 @@ class ObservedRequests:
             .scalar_subquery()
         )
         async with self._database.writing() as connection:
-            if requests:
-                await connection.execute(insert(ObservedRequestRow), [_row(each) for each in requests])
+            known = await known_accounts(connection, {each.account_id for each in requests})
+            # An account may be deleted while it calls.
+            kept = [_row(each) for each in requests if each.account_id in known]
+            if kept:
+                await connection.execute(insert(ObservedRequestRow), kept)
             await connection.execute(delete(ObservedRequestRow).where(ObservedRequestRow.number <= oldest))
             await connection.execute(delete(ObservedRequestRow).where(ObservedRequestRow.created_at < since))
 

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import logging
 import re
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,13 +10,12 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import Unavailable
+from server.backlog import SECONDS, Backlog
 from server.metrics import OBSERVED_DROPPED
-from server.observation import CLIENT_LEFT, Observation, current_observation
+from server.observation import CLIENT_LEFT, SNIPPET, Observation, current_observation
 from server.observed import MAX_ERROR, MAX_ID, MAX_MODEL, ObservedRequest, storable
+from server.redaction import NOTHING_REDACTED, Redaction
 from server.refusal import route_path
-
-logger = logging.getLogger(__name__)
 
 ROUTES = frozenset(
     {
@@ -40,8 +36,6 @@ ROUTES = frozenset(
 )
 QUEUED = 4096
 _BATCH = 512
-_SECONDS = 1.0
-_IDLE_SECONDS = 600.0  # after which old calls are deleted though no new ones came
 _UNFORESEEN = "internal error; the server's log has the details"
 
 
@@ -55,62 +49,42 @@ class Recorder:
     With `most` 0 none is recorded, and what is kept from before is deleted.
     """
 
-    def __init__(self, keeper: Keeper, *, most: int, days: float) -> None:
+    def __init__(
+        self, keeper: Keeper, *, most: int, days: float, redaction: Redaction = NOTHING_REDACTED
+    ) -> None:
         self._keeper, self._most, self._age = keeper, most, timedelta(days=days)
-        self._pending: deque[Observation] = deque()
+        self._redaction = redaction
+        self._backlog = Backlog[Observation]("calls", self._write, self._drop, batch=_BATCH)
 
     @property
     def on(self) -> bool:
         return self._most > 0
 
     def record(self, observation: Observation) -> None:
-        if len(self._pending) >= QUEUED:
+        if len(self._backlog) >= QUEUED:
             OBSERVED_DROPPED.inc()
         else:
-            self._pending.append(observation)
+            self._backlog.add(observation)
 
     async def flush(self) -> None:
         """Hand over what came; while the database is unavailable it waits for the next time."""
-        while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
-            if not await self._hand_over(batch):
-                return
+        await self._backlog.flush()
 
-    async def run(self, interval: float = _SECONDS) -> None:
+    async def run(self, interval: float = SECONDS) -> None:
         """Flush every `interval` seconds until cancelled; what came since is flushed then."""
-        due = 0.0
-        try:
-            while True:
-                if self._pending or time.monotonic() >= due:
-                    await (self.flush() if self._pending else self._hand_over([]))
-                    due = time.monotonic() + _IDLE_SECONDS
-                await asyncio.sleep(interval)
-        finally:
-            await self.flush()
+        await self._backlog.run(interval)
 
-    async def _hand_over(self, batch: list[Observation]) -> bool:
-        waits = bool(batch)
-        try:
-            # In a thread: telling how requests were steered takes longer than others should wait.
-            requests = await asyncio.to_thread(lambda: [_settled(each) for each in batch])
-            since = datetime.now(UTC) - self._age
-            await self._keeper.keep(requests, most=self._most, since=since)
-            waits = False
-        except Unavailable as error:
-            logger.warning("%d calls could not be recorded yet: %s", len(batch), error)
-            return False
-        except Exception:  # a defect, which must not end the recording of all later calls
-            logger.exception("%d calls could not be recorded and are dropped", len(batch))
-            OBSERVED_DROPPED.inc(len(batch))
-            waits = False
-        finally:
-            if waits:
-                self._pending.extendleft(reversed(batch))
-        return True
+    async def _write(self, batch: list[Observation]) -> None:
+        # In a thread: telling how requests were steered takes longer than others should wait.
+        requests = await asyncio.to_thread(lambda: [_settled(each, self._redaction) for each in batch])
+        await self._keeper.keep(requests, most=self._most, since=datetime.now(UTC) - self._age)
+
+    def _drop(self, batch: list[Observation]) -> None:
+        OBSERVED_DROPPED.inc(len(batch))
 
 
-def _settled(seen: Observation) -> ObservedRequest:
-    told = seen.told() if seen.told is not None else {}
+def _settled(seen: Observation, redaction: Redaction) -> ObservedRequest:
+    told = redaction.json(seen.told()) if seen.told is not None else {}
     return ObservedRequest(
         id=storable(seen.id)[:MAX_ID],
         account_id=seen.account_id,
@@ -118,32 +92,33 @@ def _settled(seen: Observation) -> ObservedRequest:
         route=seen.route,
         status=CLIENT_LEFT if seen.left or seen.status is None else seen.status,
         model=_cut(seen.model, MAX_MODEL),
-        prompt=_cut(seen.prompt),
-        output=_cut(seen.output),
+        prompt=_cut(redaction.text(seen.prompt), SNIPPET),
+        output=_cut(redaction.text(seen.output), SNIPPET),
         latency_ms=round(seen.latency_ms, 3),
         prompt_tokens=seen.prompt_tokens,
         completion_tokens=seen.completion_tokens,
         stream=seen.stream,
         steering=told.get("steering"),
         behaviors=told.get("behaviors"),
-        error=_cut(seen.error, MAX_ERROR),
+        error=_cut(redaction.text(seen.error), MAX_ERROR),
     )
 
 
-def _cut(text: str | None, length: int | None = None) -> str | None:
+def _cut(text: str | None, length: int) -> str | None:
     return None if text is None else storable(text[:length])
 
 
 @dataclass(frozen=True, slots=True)
 class Observing:
-    """ASGI middleware, within the authentication: records the calls of `ROUTES`, however they end."""
+    """ASGI middleware, within the authentication: every POST has an observation, and those of `ROUTES` are
+    recorded, however they end."""
 
     app: ASGIApp
     recorder: Recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = scope.get("state", {}).get("principal")
-        if scope["type"] != "http" or scope["method"] != "POST" or principal is None or not self.recorder.on:
+        if scope["type"] != "http" or scope["method"] != "POST" or principal is None:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
@@ -161,7 +136,7 @@ class Observing:
             raise
         finally:
             route = getattr(scope.get("route"), "path", None) or route_path(scope)
-            if route in ROUTES:
+            if route in ROUTES and self.recorder.on:
                 observation.ends(route)
                 self.recorder.record(observation)
 

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from server.redaction import read_patterns
 from steering.spec import DEFAULT_ROWS
 
 BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
+INTERACTIONS = ("asked", "all", "none")  # which chat completions are stored
+ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operator adds, whoever signs up
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`home` holds the database and the prepared model; sizes are bytes, times seconds."""
+    """`home` holds the database and the prepared model; sizes are bytes, times seconds; `redact` are regular
+    expressions."""
 
     home: Path
     database_url: str
@@ -30,6 +34,15 @@ class Settings:
     behavior_mode: str = "online"
     observe_requests: int = 10_000
     observe_days: float = 7.0
+    interactions: str = "asked"
+    interaction_rows: int = 100_000
+    interaction_days: float = 30.0
+    redact: tuple[str, ...] = ()
+    accounts: str = "off"
+
+    @property
+    def has_accounts(self) -> bool:
+        return self.accounts != "off"
 
     @classmethod
     def read(cls, args: Namespace | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -50,6 +63,8 @@ class Settings:
             "steering_max_dose": float,
             "observe_requests": int,
             "observe_days": float,
+            "interaction_rows": int,
+            "interaction_days": float,
         }
         numbers = {
             name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
@@ -61,6 +76,9 @@ class Settings:
             database_url=value("database_url") or f"sqlite+aiosqlite:///{home / 'steersman.db'}",
             behaviors=tuple(filter(None, (value("behaviors") or "").replace(",", " ").split())),
             behavior_mode=_mode(value("behavior_mode") or "online"),
+            interactions=_interactions(value("interactions") or "asked"),
+            redact=read_patterns(Path(path).expanduser()) if (path := value("redact")) else (),
+            accounts=_accounts(value("accounts") or "off"),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -71,6 +89,18 @@ def _mode(text: str) -> str:
             f"behavior_mode (--behavior-mode) is one of {', '.join(BEHAVIOR_MODES)}, not {text!r}: a request"
             " itself may ask for more"
         )
+    return text
+
+
+def _interactions(text: str) -> str:
+    if text not in INTERACTIONS:
+        raise ValueError(f"interactions (--interactions) is one of {', '.join(INTERACTIONS)}, not {text!r}")
+    return text
+
+
+def _accounts(text: str) -> str:
+    if text not in ACCOUNTS:
+        raise ValueError(f"accounts (--accounts) is one of {', '.join(ACCOUNTS)}, not {text!r}")
     return text
 
 

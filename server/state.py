@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+from server.accounts import Accounts
 from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.errors import NotSupported
+from server.feedback import FeedbackStore
+from server.interaction_log import InteractionLog
+from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
@@ -41,6 +45,10 @@ class ServerState:
     studio: Studio | Unsteerable
     observed: ObservedRequests
     media_hosts: MediaHosts
+    interactions: Interactions
+    interaction_log: InteractionLog
+    feedback: FeedbackStore
+    accounts: Accounts
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

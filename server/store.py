@@ -1,8 +1,8 @@
-"""What outlives the process: accounts and API keys with their usage."""
+"""What outlives the process: accounts, their logins and API keys, with their usage."""
 
 import hmac
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,13 +14,15 @@ from sqlalchemy import (
     MetaData,
     String,
     TypeDecorator,
+    Update,
     bindparam,
+    func,
     insert,
     select,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 
 from server.auth import Principal, is_key, key_digest, key_prefix, new_key
 from server.database import Database
@@ -66,6 +68,27 @@ class AccountRow(Table):
     created_at: Mapped[datetime] = mapped_column(Moment)
 
 
+async def known_accounts(connection: AsyncConnection, account_ids: Collection[str]) -> set[str]:
+    """Those that there are, and that stay until the end of the transaction."""
+    query = select(AccountRow.id).where(AccountRow.id.in_(account_ids))
+    rows = await connection.execute(query.with_for_update(read=True, key_share=True))
+    return set(rows.scalars())
+
+
+class LoginRow(Table):
+    """How an account logs in, where it may, and what its sessions have used."""
+
+    __tablename__ = "logins"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True)
+    password_hash: Mapped[str] = mapped_column(String(200))
+    selected_model: Mapped[str | None] = mapped_column(String(500))
+    last_used: Mapped[datetime | None] = mapped_column(Moment)
+    requests: Mapped[int] = mapped_column(BigInteger, default=0)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
 class ApiKeyRow(Table):
     __tablename__ = "api_keys"
 
@@ -81,6 +104,9 @@ class ApiKeyRow(Table):
     requests: Mapped[int] = mapped_column(BigInteger, default=0)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+_Counting = type[ApiKeyRow] | type[LoginRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +208,12 @@ class Store:
         """None if the key is malformed, unknown or revoked."""
         if not is_key(key):
             return None
-        query = select(
-            ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, ApiKeyRow.selected_model
-        ).where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
+        model = func.coalesce(ApiKeyRow.selected_model, LoginRow.selected_model)
+        query = (
+            select(ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, model)
+            .outerjoin(LoginRow, LoginRow.account_id == ApiKeyRow.account_id)
+            .where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
+        )
         async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
         digest = key_digest(key)
@@ -198,23 +227,23 @@ class Store:
             if (await connection.execute(change)).rowcount == 0:
                 raise NotFound(f"There is no API key {key_id!r}.")
 
+    async def set_account_model(self, account_id: str, model: str | None) -> None:
+        """Bind an account that logs in: its sessions, and its keys without a model of their own.
+
+        Raises NotFound.
+        """
+        change = update(LoginRow).where(LoginRow.account_id == account_id).values(selected_model=model)
+        async with self.database.writing() as connection:
+            if (await connection.execute(change)).rowcount == 0:
+                raise NotFound(f"There is no account {account_id!r} with a login.")
+
     async def record_usage(self, usage: Mapping[str, Usage], now: datetime) -> None:
-        """Add to the counters of each key id; ids that are gone are passed over."""
+        """Add to the counters of each key id, or account id of sessions; unknown ids are passed over."""
         if not usage:
             return
-        change = (
-            update(ApiKeyRow)
-            .where(ApiKeyRow.id == bindparam("key_id"))
-            .values(
-                requests=ApiKeyRow.requests + bindparam("new_requests"),
-                prompt_tokens=ApiKeyRow.prompt_tokens + bindparam("new_prompt_tokens"),
-                completion_tokens=ApiKeyRow.completion_tokens + bindparam("new_completion_tokens"),
-                last_used=bindparam("now"),
-            )
-        )
         values = [
             {
-                "key_id": key_id,
+                "used_id": key_id,
                 "new_requests": used.requests,
                 "new_prompt_tokens": used.prompt_tokens,
                 "new_completion_tokens": used.completion_tokens,
@@ -224,7 +253,21 @@ class Store:
             for key_id, used in sorted(usage.items())
         ]
         async with self.database.writing() as connection:
-            await connection.execute(change, values)
+            await connection.execute(_add_usage(ApiKeyRow, ApiKeyRow.id), values)
+            await connection.execute(_add_usage(LoginRow, LoginRow.account_id), values)
+
+    async def account_usage(self, account_id: str) -> Usage:
+        """Of all its keys, those revoked too, and of its sessions."""
+        counting: tuple[_Counting, ...] = (ApiKeyRow, LoginRow)
+        queries = [
+            select(table.requests, table.prompt_tokens, table.completion_tokens).where(
+                table.account_id == account_id
+            )
+            for table in counting
+        ]
+        async with self.database.reading() as connection:
+            rows = [row for query in queries for row in await connection.execute(query)]
+        return sum((Usage(*row) for row in rows), Usage())
 
     async def usage(self, key_id: str) -> Usage:
         """Raises NotFound."""
@@ -243,6 +286,16 @@ class Store:
         if row is None:
             raise NotFound(f"There is no account {account_id!r}.")
         return Account(*row)
+
+
+def _add_usage(table: _Counting, used_id: InstrumentedAttribute[str]) -> Update:
+    change = update(table).where(used_id == bindparam("used_id"))
+    return change.values(
+        requests=table.requests + bindparam("new_requests"),
+        prompt_tokens=table.prompt_tokens + bindparam("new_prompt_tokens"),
+        completion_tokens=table.completion_tokens + bindparam("new_completion_tokens"),
+        last_used=bindparam("now"),
+    )
 
 
 async def _insert_key(connection: AsyncConnection, account_id: str, name: str | None) -> NewKey:

@@ -26,12 +26,16 @@ from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.sampling import EngineFacts
+from server.accounts import Accounts
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.feedback import FeedbackStore
+from server.interaction_log import InteractionLog, Keep
+from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
@@ -41,9 +45,11 @@ from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
 from server.recorder import Observing, Recorder
+from server.redaction import Redaction
 from server.refusal import refusal
-from server.routes import behaviors as behavior_routes
 from server.routes import (
+    accounts,
+    feedback,
     keys,
     native,
     observability,
@@ -55,10 +61,13 @@ from server.routes import (
     steering,
     steering_trials,
     steering_vectors,
+    stored_completions,
     watched,
 )
+from server.routes import behaviors as behavior_routes
 from server.sandbox import Sandbox, SandboxOff
 from server.served_models import ServedModels
+from server.sessions import Sessions
 from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
@@ -93,18 +102,26 @@ class SteersmanPlugin:
         keyring = KeyRing(store.find_key, settings.key_cache_seconds)
         drain = Drain()
         observed = ObservedRequests(store.database)
-        recorder = Recorder(observed, most=settings.observe_requests, days=settings.observe_days)
-        self._app, self._doors = app, _Doors(settings, store, keyring, drain, observed, recorder)
+        recorder = Recorder(
+            observed,
+            most=settings.observe_requests,
+            days=settings.observe_days,
+            redaction=Redaction(settings.redact),
+        )
+        people = Accounts(store, Sessions(store.database, settings.key_cache_seconds))
+        self._app = app
+        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
-        axionic = (native, policies, saved_policies, *activations, keys)
-        for routes in (openai, oxen, *axionic, observability):
+        axionic = (native, policies, saved_policies, *activations, keys, accounts)
+        for routes in (openai, feedback, stored_completions, oxen, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
         app.add_middleware(Draining, drain=drain)
         app.add_middleware(Observing, recorder=recorder)
-        app.add_middleware(Authentication, keyring=keyring, count=_count_attempt)
+        session = people.sessions.principal if settings.has_accounts else None
+        app.add_middleware(Authentication, keyring=keyring, count=_count_attempt, session=session)
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
@@ -160,6 +177,10 @@ class SteersmanPlugin:
             studio,
             doors.observed,
             MediaHosts.of(engine_client.vllm_config.model_config.allowed_media_domains),
+            interactions := Interactions(doors.store.database),
+            _interaction_log(interactions, doors.settings),
+            FeedbackStore(doors.store.database),
+            doors.accounts,
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -182,6 +203,17 @@ class _Doors:
     drain: Drain
     observed: ObservedRequests
     recorder: Recorder
+    accounts: Accounts
+
+
+def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:
+    return InteractionLog(
+        interactions,
+        which=Keep(settings.interactions),
+        most=settings.interaction_rows,
+        days=settings.interaction_days,
+        redaction=Redaction(settings.redact),
+    )
 
 
 def _monitor(studio: Studio | Unsteerable, behaviors: Behaviors, settings: Settings) -> Monitor | None:
@@ -257,6 +289,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
             server.checker.start()
             beside = [flushing, asyncio.create_task(recorder.run())]
+            beside.append(asyncio.create_task(server.interaction_log.run()))
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:

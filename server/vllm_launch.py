@@ -142,6 +142,33 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "D",
         "help": "After how many days they are deleted (7).",
     },
+    "--interactions": {
+        "metavar": "WHICH",
+        "help": "Which chat completions are stored: asked (those with `store: true`; the default), all (but "
+        "those with `store: false`), none.",
+    },
+    "--interaction-rows": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many of them are kept, of all accounts together (100000).",
+    },
+    "--interaction-days": {
+        "type": float,
+        "metavar": "D",
+        "help": "After how many days they are deleted (30).",
+    },
+    "--redact": {
+        "metavar": "FILE",
+        "help": "Regular expressions, one a line: what they match is replaced in every text of requests and "
+        "answers before it is stored.",
+    },
+    "--accounts": {
+        "nargs": "?",
+        "const": "open",
+        "metavar": "WHO",
+        "help": "Accounts that log in with a password: open (whoever signs up; without a word too), closed "
+        "(those of `steersman accounts add`), off (the default) (STEERSMAN_ACCOUNTS).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.auth import current_principal
 from server.candidates import counts_prompt
-from server.observation import SNIPPET, Observation, observed
+from server.observation import NOTED, Observation, observed
 from server.usage import UsageMeter
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -29,7 +29,7 @@ _within_beam: ContextVar[bool] = ContextVar("within_beam", default=False)
 
 
 def metered(generate: Generate, meter: UsageMeter) -> Generate:
-    """`generate`, adding prompt and completion tokens of each request to its key, also when it is aborted."""
+    """`generate`, adding prompt and completion tokens of each request to its caller, aborted ones too."""
 
     async def counting(
         prompt: Any, params: Any, request_id: str, *args: Any, **kwargs: Any
@@ -66,7 +66,7 @@ def metered_beam(beam_search: Generate, meter: UsageMeter) -> Generate:
 
 @dataclass(slots=True)
 class _Tally:
-    key_id: str | None
+    used_by: str | None
     call: Call
     counts_prompt: bool
     delta: bool
@@ -81,7 +81,7 @@ class _Tally:
         principal = current_principal.get(None)
         counted = principal is not None and not _within_beam.get()
         return cls(
-            key_id=principal.key_id if principal and counted else None,
+            used_by=principal.usage_id if principal and counted else None,
             call=current_call.get() or Call(),
             counts_prompt=counts_prompt.get(),
             delta=delta,
@@ -93,16 +93,16 @@ class _Tally:
         for part in output.outputs:
             before = self.completion_tokens.get(part.index, 0) if self.delta else 0
             self.completion_tokens[part.index] = before + len(part.token_ids)
-            if part.index == 0 and not (self.delta and len(self.text) >= SNIPPET):
+            if part.index == 0 and not (self.delta and len(self.text) >= NOTED):
                 self.text = self.text + part.text if self.delta else part.text
 
     def add_to(self, meter: UsageMeter) -> None:
-        if self.key_id is None or not self.prompt_tokens:
+        if self.used_by is None or not self.prompt_tokens:
             return
         prompt_tokens = self.prompt_tokens if self.counts_prompt else 0
         completion_tokens = sum(self.completion_tokens.values())
         meter.add(
-            self.key_id,
+            self.used_by,
             requests=0 if self.call.counted else 1,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,

@@ -52,6 +52,7 @@ from server.wire import (
     MinP,
     Penalty,
     RepetitionPenalty,
+    StoredFields,
     Temperature,
     TopK,
     TopP,
@@ -322,7 +323,7 @@ def _fits(model: type[BaseModel], name: str, value: Any) -> bool:
     return True
 
 
-class ChatRequest(Planned, ChatCompletionRequest):
+class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
     model_config = ConfigDict(extra="forbid")
 
     messages: Annotated[list[ChatCompletionMessageParam], Field(min_length=1)]

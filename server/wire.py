@@ -10,6 +10,7 @@ from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked, known_metho
 from policies.steering import Flat, SteeringEntry, Strength
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
 from server.errors import InvalidRequest
+from server.interactions import MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS, MAX_SESSION
 from server.monitor import Mode, WatchList
 from steering.spec import MAX_TERMS, MAX_WATCHES
 
@@ -33,6 +34,9 @@ RepetitionPenalty = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Models = Annotated[list[str], Field(min_length=1, max_length=16)]
+LabelKey = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_KEY)]
+LabelValue = Annotated[str, Field(max_length=MAX_LABEL_VALUE)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=MAX_LABELS)]
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)]
 
 
@@ -146,12 +150,32 @@ class AxionicFields(SteeringFields, WatchFields):
     policy: RuntimePolicy | None = None
     policy_id: str | None = Field(default=None, description="of a stored policy, in place of `policy`")
     include_trace: bool = Field(default=False, description="of the policy's run, in `steersman.policy`")
+    metadata: Labels | None = None
+    store: bool | None = Field(default=None, description="keep this chat completion to be looked up later")
     # Sent by OpenAI's clients as a matter of course; nothing here depends on them.
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+
+class StoredFields(BaseModel):
+    """By what a stored chat completion may be found."""
+
+    metadata: Labels | None = Field(default=None, description="stored with the completion")
+    labels: Labels | None = Field(default=None, description="the same as `metadata`")
+    session_id: Annotated[str, Field(min_length=1, max_length=MAX_SESSION)] | None = None
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """Of `metadata` and `labels`. Raises InvalidRequest where they differ or are too many."""
+        metadata, labels = self.metadata or {}, self.labels or {}
+        for key in metadata.keys() & labels.keys():
+            if metadata[key] != labels[key]:
+                raise InvalidRequest(f"`metadata` and `labels` differ in {key!r}", param=f"labels.{key}")
+        both = {**metadata, **labels}
+        if len(both) > MAX_LABELS:
+            raise InvalidRequest(f"`metadata` and `labels` are at most {MAX_LABELS} together", param="labels")
+        return both
 
 
 class NativeSampling(Strict):

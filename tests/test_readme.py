@@ -81,7 +81,7 @@ def test_the_steersman_flags_exist() -> None:
     assert lines
     for command, *rest in lines:
         help_flag = "--help=all" if command == "serve" else "--help"
-        words = [command, *(rest[:1] if command == "keys" else []), help_flag]
+        words = [command, *(rest[:1] if command in ("keys", "interactions") else []), help_flag]
         done = subprocess.run(
             [sys.executable, "-m", "server", *words], cwd=ROOT, capture_output=True, text=True, check=False
         )

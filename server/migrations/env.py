@@ -3,7 +3,16 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from server import behaviors, jobs, observed, policies, vectors  # noqa: F401  # their tables
+from server import (  # noqa: F401  # their tables
+    behaviors,
+    feedback,
+    interactions,
+    jobs,
+    observed,
+    policies,
+    sessions,
+    vectors,
+)
 from server.database import Database
 from server.settings import Settings
 from server.store import Table

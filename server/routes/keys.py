@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Protocol
 from fastapi import APIRouter, Body, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.accounts import Accounts
 from server.auth import KeyRing, Principal, caller
 from server.store import KeyRecord, Store
 from server.usage import UsageMeter
@@ -27,6 +28,8 @@ class KeysState(Protocol):
     def meter(self) -> UsageMeter: ...
     @property
     def models(self) -> Models: ...
+    @property
+    def accounts(self) -> Accounts: ...
 
 
 def _state(request: Request) -> KeysState:
@@ -54,20 +57,26 @@ class CreatedKey(Wire):
 
 
 class ApiKeyItem(Wire):
-    """`key` is masked: the plain key was shown once, when it was made."""
+    """`masked` names the key to people: the plain one was shown once, when it was made.
+
+    `key` is the same, or empty to a session: after a login Axionic's command line takes the `key` that it
+    finds here for a whole one, sends it from then on, and could call nothing.
+    """
 
     id: str
     key: str
+    masked: str
     name: str | None
     selected_model: str | None
     created_at: datetime
     last_used: datetime | None
 
     @classmethod
-    def of(cls, record: KeyRecord) -> "ApiKeyItem":
+    def of(cls, record: KeyRecord, principal: Principal) -> "ApiKeyItem":
         return cls(
             id=record.id,
-            key=record.masked,
+            key="" if principal.session_id else record.masked,
+            masked=record.masked,
             name=record.name,
             selected_model=record.selected_model,
             created_at=record.created_at,
@@ -85,31 +94,33 @@ class SetModel(Wire):
 
 
 class SelectedModel(Wire):
-    """None stands for the server's default."""
+    """None stands for the server's default; `id` is the key's, or to a session its account's."""
 
     id: str
     selected_model: str | None
 
 
 class VerifiedKey(Wire):
+    """A session has no `id` and no name."""
+
     valid: Literal[True] = True
-    id: str
+    id: str | None
     name: str | None
     selected_model: str | None
 
 
 class Identity(Wire):
-    """AuthUser, and the key that was used."""
+    """AuthUser, and the key that was used, None for a session."""
 
     id: str
     email: str
     created_at: datetime
-    api_key_id: str
+    api_key_id: str | None
     api_key_name: str | None
 
 
 class Balance(Wire):
-    """The usage of the calling key since it was made."""
+    """The usage of the calling key since it was made; to a session, of its account and all its keys."""
 
     billing: Literal[False] = False
     message: str = "This server has no billing: nothing is charged, requests and tokens are only counted."
@@ -142,7 +153,10 @@ async def whoami(principal: Caller, state: State) -> Identity:
 @router.get("/api-keys/balance")
 async def balance(principal: Caller, state: State) -> Balance:
     await state.meter.flush(state.store)
-    used = await state.store.usage(principal.key_id)
+    if principal.key_id is None:
+        used = await state.store.account_usage(principal.account_id)
+    else:
+        used = await state.store.usage(principal.key_id)
     return Balance(
         requests=used.requests,
         prompt_tokens=used.prompt_tokens,
@@ -153,8 +167,16 @@ async def balance(principal: Caller, state: State) -> Balance:
 
 @router.post("/api-keys/set-model")
 async def set_model(principal: Caller, state: State, body: SetModel) -> SelectedModel:
-    """Bind a model to the calling key; `default` unbinds it."""
+    """Bind a model to the calling key; `default` unbinds it.
+
+    A session binds its account: all its sessions, and those of its keys that have no model of their own.
+    """
     selected = None if body.model_name == "default" else state.models.resolve(body.model_name)
+    if principal.key_id is None:
+        await state.store.set_account_model(principal.account_id, selected)
+        state.accounts.sessions.forget()
+        state.keyring.forget_account(principal.account_id)
+        return SelectedModel(id=principal.account_id, selected_model=selected)
     await state.store.set_model(principal.key_id, selected)
     state.keyring.forget(principal.key_id)
     return SelectedModel(id=principal.key_id, selected_model=selected)
@@ -163,7 +185,7 @@ async def set_model(principal: Caller, state: State, body: SetModel) -> Selected
 @router.get("/api-keys")
 async def list_keys(principal: Caller, state: State) -> list[ApiKeyItem]:
     records = await state.store.list_keys(principal.account_id)
-    return [ApiKeyItem.of(record) for record in records if record.revoked_at is None]
+    return [ApiKeyItem.of(record, principal) for record in records if record.revoked_at is None]
 
 
 @router.post("/api-keys")

@@ -9,6 +9,7 @@ from server.errors import InvalidRequest
 from server.routes import policy_answers
 from server.routes.body import JsonRoute
 from server.routes.evidence import evidence
+from server.routes.storing import stored
 from server.served_models import ServedModels
 from server.vllm_responses import SteeredResponses, respond
 from server.vllm_serving import Decodable, Decoded, guarded
@@ -22,12 +23,14 @@ _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-strea
 @router.post("/v1/chat/completions", responses=_STREAMS)
 @guarded
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
-    return await answer(request, raw_request)
+    return await stored(request, raw_request, answer)
 
 
 @router.post("/v1/completions", responses=_STREAMS)
 @guarded
 async def create_completion(request: CompletionRequest, raw_request: Request) -> Response:
+    if request.store:
+        raise InvalidRequest("only chat completions are stored", param="store")
     return await answer(request, raw_request)
 
 

@@ -12,6 +12,7 @@ from server.oxen_wire import Model, Models
 from server.routes.body import JsonRoute
 from server.routes.dependencies import State
 from server.routes.openai import answer
+from server.routes.storing import stored
 from server.served_models import ServedModels
 from server.vllm_serving import guarded
 
@@ -46,7 +47,7 @@ async def create_chat_completion(request: OxenChatRequest, raw_request: Request)
     state = raw_request.app.state.steersman
     for part in request.media:
         part.admit(state.models.modalities, state.media_hosts)
-    return await answer(request, raw_request)
+    return await stored(request, raw_request, answer)
 
 
 @router.get("/models")

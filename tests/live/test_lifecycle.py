@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -210,7 +211,7 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         started = time.monotonic()
         whole = content(chat(client, max_tokens=150))
         assert time.monotonic() - started < LIMIT, "too slow a machine for what follows"
-        stream = Reading(client, max_tokens=150)
+        stream = Reading(client, max_tokens=150, store=True)
         live.process.send_signal(signal.SIGTERM)
         stream.join(60)
         assert stream.lines[-1] == "[DONE]"
@@ -222,6 +223,7 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         assert "shown once" not in live.log.read_text()
         assert key not in live.log.read_text()
         assert client.get("/auth/whoami").status_code == 200
+        assert content(client.get(f"{CHAT}/{chunks[0]['id']}").json()) == text  # stored as it stopped
         assert content(chat(client, max_tokens=12, **steering)) == steered
         stream = Reading(client, max_tokens=8000)
         live.process.send_signal(signal.SIGTERM)
@@ -230,6 +232,20 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         assert time.monotonic() - started < LIMIT + 10
         stream.join(60)
         assert stream.lines[-1] != "[DONE]" or any("error" in line for line in stream.lines[-2:])
+
+
+def test_a_kill_loses_no_more_than_the_last_second_of_stored_answers(serving, tmp_path):
+    """Those before are in the database, whole."""
+    with serving(tmp_path) as (live, client):
+        kept = chat(client, max_tokens=4, store=True)
+        time.sleep(3)
+        chat(client, max_tokens=4, store=True)
+        os.killpg(live.process.pid, signal.SIGKILL)
+    with sqlite3.connect(tmp_path / "test.db") as connection:
+        rows = connection.execute("SELECT id, answer FROM interactions ORDER BY number").fetchall()
+    connection.close()
+    assert rows[0][0] == kept["id"]
+    assert all(json.loads(answer)["choices"] for _, answer in rows)
 
 
 def check_adapter(client):

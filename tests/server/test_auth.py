@@ -13,13 +13,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
 from server.auth import Authentication, KeyRing, Principal, current_principal
-from server.errors import Unavailable
+from server.errors import Unauthenticated, Unavailable
 
 KEY = "ax_" + "0123456789abcdef" * 3
 OTHER = "ax_" + "f" * 48
 ME = Principal(key_id="k1", account_id="a1", name="ci", selected_model=None)
 YOU = Principal(key_id="k2", account_id="a1", name=None, selected_model="m")
 OPEN = ("/health", "/metrics", "/metrics/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/version")
+OPEN += ("/auth/signup", "/auth/login", "/auth/refresh")
 
 
 class World:
@@ -131,7 +132,7 @@ async def test_each_refusal_says_what_is_wrong(world, headers, counted, says):
 
 @pytest.mark.parametrize("path", OPEN)
 async def test_open_paths_need_no_key(world, path):
-    """Health, metrics, documentation and version answer anybody and count nothing."""
+    """Health, metrics, documentation, version and what gives credentials answer anybody and count nothing."""
     assert (await world.get(path)).status_code == 200
     assert world.counts == {}
     assert world.lookups == []
@@ -154,6 +155,8 @@ async def test_open_paths_need_no_key(world, path):
         "/tokenize",
         "/invocations",
         "/auth/whoami",
+        "/auth/login/",
+        "/auth/change-password",
         "/health%2f",
         "/unknown",
     ],
@@ -272,6 +275,68 @@ async def test_a_forgotten_key_is_looked_up_at_once(world):
     assert await world.keyring.principal(KEY) is None
     assert await world.keyring.principal(OTHER) == YOU
     assert world.lookups == [KEY, OTHER, KEY]
+
+
+async def test_the_keys_of_a_forgotten_account_are_looked_up(world):
+    """After `forget_account` all of them are, and those of other accounts stay cached."""
+    stranger = "ax_" + "e" * 48
+    world.keys[stranger] = Principal(key_id="k3", account_id="a2", name=None, selected_model=None)
+    for key in (KEY, OTHER, stranger):
+        await world.keyring.principal(key)
+    world.keyring.forget_account("a1")
+    world.lookups.clear()
+    for key in (KEY, OTHER, stranger):
+        await world.keyring.principal(key)
+    assert world.lookups == [KEY, OTHER]
+
+
+class Sessions:
+    """Knows one access token, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.failure: Exception = Unauthenticated("no such session")
+
+    async def principal(self, token: str) -> Principal:
+        self.asked.append(token)
+        if token == "good.access.token":
+            return Principal(None, "a1", None, None, "s1")
+        raise self.failure
+
+
+@pytest.fixture
+def sessions(world) -> Sessions:
+    made = Sessions()
+    world.app = Authentication(world.app.app, world.keyring, world.count, made.principal)
+    return made
+
+
+async def test_bearer_carries_a_session_too(world, sessions):
+    """A token opens every route, keys go on working beside it, and each is counted under its own name."""
+    for path in ("/models", "/v1/models"):
+        response = await world.get(path, authorization="Bearer good.access.token")
+        assert (response.status_code, response.json()) == (200, None)
+        assert (await world.get(path, authorization=f"Bearer {KEY}")).json() == "k1"
+    assert world.counts == {("session", "ok"): 2, ("bearer", "ok"): 2}
+    assert sessions.asked == ["good.access.token"] * 2
+
+
+async def test_a_refused_session_says_why(world, sessions):
+    """In the shape of the route's family; an outage is a 503 and not counted."""
+    response = await world.get("/v1/models", authorization="Bearer a.b.c")
+    assert (response.status_code, response.json()["error"]["message"]) == (401, "no such session")
+    assert world.counts == {("session", "invalid"): 1}
+    sessions.failure = Unavailable("away", retry_after=1)
+    assert (await world.get("/v1/models", authorization="Bearer a.b.c")).status_code == 503
+    assert world.counts == {("session", "invalid"): 1}
+
+
+async def test_x_api_key_carries_keys_alone(world, sessions):
+    """A token there is no key, and a server without accounts has no sessions."""
+    assert (await world.get(x_api_key="good.access.token")).status_code == 401
+    world.app = Authentication(world.app.app, world.keyring, world.count)
+    assert (await world.get(authorization="Bearer good.access.token")).status_code == 401
+    assert sessions.asked == []
 
 
 async def test_only_known_keys_are_cached(world):

@@ -16,7 +16,16 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
-from server import behaviors, jobs, observed, policies, vectors  # noqa: F401  # their tables
+from server import (  # noqa: F401  # their tables
+    behaviors,
+    feedback,
+    interactions,
+    jobs,
+    observed,
+    policies,
+    sessions,
+    vectors,
+)
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -59,24 +68,33 @@ def test_the_migrations_can_be_undone(database_url):
 
 
 def test_what_came_after_steering_can_be_undone_alone(database_url):
-    """Steps down take recent calls, behaviours, policies and their presets, and nothing else; steps up bring
-    them back."""
+    """Steps down take logins, interactions, recent calls, behaviours, policies and their presets, and nothing
+    else; steps up bring them back."""
     Store(database_url).migrate()
     whole = on_connection(database_url, tables)
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone
+    assert whole - left == gone | INTERACTIONS | LOGINS
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
-def test_recent_calls_can_be_undone_alone(database_url):
-    """One step down takes their table away and nothing else; one step up brings it back."""
+LOGINS = {"logins", "sessions", "signing_secrets"}
+INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "gone"),
+    [("0008", "0007", LOGINS), ("0007", "0006", INTERACTIONS), ("0006", "0005", {"observed_requests"})],
+)
+def test_later_tables_can_be_undone_alone(database_url, above, below, gone):
+    """One step down takes their tables away and nothing else; steps up bring them back."""
     Store(database_url).migrate()
+    Database(database_url).alembic(lambda config: command.downgrade(config, above))
     whole = on_connection(database_url, tables)
-    Database(database_url).alembic(lambda config: command.downgrade(config, "0005"))
-    assert whole - on_connection(database_url, tables) == {"observed_requests"}
+    Database(database_url).alembic(lambda config: command.downgrade(config, below))
+    assert whole - on_connection(database_url, tables) == gone
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 

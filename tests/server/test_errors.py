@@ -17,6 +17,7 @@ from server.errors import (
     NotSupported,
     PayloadTooLarge,
     SteersmanError,
+    TooManyRequests,
     Unauthenticated,
     Unavailable,
     render,
@@ -41,6 +42,7 @@ TABLE = [
     (NotFound("gone", param="model", code="model_not_found"), 404, "not_found_error", "model_not_found", 404),
     (Conflict("twice"), 409, "conflict_error", None, 409),
     (PayloadTooLarge("big"), 413, "invalid_request_error", "payload_too_large", 413),
+    (TooManyRequests("slower", retry_after=3), 429, "rate_limit_error", "rate_limit_exceeded", 429),
     (NotSupported("not here"), 501, "not_supported_error", None, 501),
     (HttpError(405, "not so"), 405, "invalid_request_error", None, 405),
     (HttpError(502, "not now"), 502, "server_error", None, 502),
@@ -162,6 +164,7 @@ def test_headers_tell_what_to_do_next():
     assert render("/models", Unavailable("later", retry_after=7)).headers == {"retry-after": "7"}
     assert render("/models", Unavailable("later", retry_after=0)).headers == {"retry-after": "0"}
     assert render("/api/ai/models", Unavailable("later", retry_after=7)).headers == {"retry-after": "7"}
+    assert render("/models", TooManyRequests("slower", retry_after=7)).headers == {"retry-after": "7"}
     assert render("/models", Unavailable("later")).headers == {}
     assert render("/models", NotFound("gone")).headers == {}
 

@@ -87,9 +87,9 @@ async def test_listed_keys_are_masked(client):
     await client.delete(f"/auth/api-keys/{gone['id']}")
     response = await client.get("/auth/api-keys")
     first, second = response.json()
-    assert set(second) == {"id", "key", "name", "selected_model", "created_at", "last_used"}
+    assert set(second) == {"id", "key", "masked", "name", "selected_model", "created_at", "last_used"}
     assert first["name"] == "first key"
-    assert second["key"] == made["api_key"][:11] + "…"
+    assert second["key"] == second["masked"] == made["api_key"][:11] + "…"
     assert second["last_used"] is None
     assert re.match(r"\d{4}-\d\d-\d\dT.*(Z|\+00:00)$", second["created_at"])
     assert made["api_key"][11:] not in response.text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.observation import SNIPPET, Observation, current_observation, observed
+from server.observation import NOTED, Observation, current_observation, observed
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_texts_are_cut():
     observation = Observation()
     observation.asks({"prompt": "x" * 10_000, "model": "alias"})
     observation.counts(1, 2, "y" * 10_000)
-    assert (observation.prompt, observation.output) == ("x" * SNIPPET, "y" * SNIPPET)
+    assert (observation.prompt, observation.output) == ("x" * NOTED, "y" * NOTED)
     assert observation.model == "alias"
     observation.chooses("z" * 10_000)
-    assert observation.output == "z" * SNIPPET
+    assert observation.output == "z" * NOTED
 
 
 def test_the_first_model_that_is_resolved_stays():

@@ -65,6 +65,14 @@ async def test_a_call_comes_back_as_it_was(observed):
     assert (page.requests, page.total) == ([BARE, CALL], 2)
 
 
+async def test_the_calls_of_a_deleted_account_do_not_hold_up_others(observed):
+    """An account may be deleted while it calls: its last calls are passed over, the rest are kept."""
+    await keep(observed, replace(CALL, account_id="gone"), BARE)
+    assert await ids(observed) == ["bare"]
+    await keep(observed, replace(CALL, account_id="gone"))
+    assert await ids(observed) == ["bare"]
+
+
 async def test_an_account_sees_its_own_calls_alone(observed):
     """Also where two accounts chose the same id."""
     await keep(observed, CALL, replace(CALL, account_id="other", prompt="a secret"))

@@ -13,8 +13,9 @@ from prometheus_client import REGISTRY
 
 from server import recorder as module
 from server.errors import InvalidRequest, Unavailable
-from server.observation import Observation, observed
+from server.observation import SNIPPET, Observation, observed
 from server.recorder import ROUTES, Observing, Recorder
+from server.redaction import Redaction
 from server.routes import native, openai, oxen, policies, steering, watched
 from server.routes.body import JsonRoute
 from server.streams import failed, sse
@@ -157,6 +158,20 @@ async def test_texts_are_made_fit_for_any_database():
     [kept] = keeper.kept
     assert (kept.prompt, kept.output) == ("a\ufffdb", "?")
     assert (len(kept.id), len(kept.model), len(kept.error)) == (128, 500, 2000)
+
+
+async def test_texts_are_redacted_before_they_are_cut():
+    """What an operator's patterns match is kept nowhere, not even its first half at the end of a snippet."""
+    keeper = Keeper()
+    subject = Recorder(keeper, most=100, days=7, redaction=Redaction([r"\d{4} \d{4}"]))
+    number = "x" * (SNIPPET - 4) + "1234 5678"
+    told = {"steering": {"note": "1234 5678"}}
+    subject.record(seen(prompt=number, output="1234 5678.", error=number, told=lambda: told))
+    await subject.flush()
+    [kept] = keeper.kept
+    assert kept.prompt == "x" * (SNIPPET - 4) + "[red"
+    assert (kept.output, kept.steering) == ("[redacted].", {"note": "[redacted]"})
+    assert kept.error == "x" * (SNIPPET - 4) + "[redacted]"
 
 
 # --- the middleware ---

@@ -16,6 +16,10 @@ FLAGS = {
     "constraint_seconds": ("2.5", 2.5),
     "observe_requests": ("0", 0),
     "observe_days": ("0.5", 0.5),
+    "interactions": ("all", "all"),
+    "interaction_rows": ("5", 5),
+    "interaction_days": ("0.25", 0.25),
+    "accounts": ("open", "open"),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -25,6 +29,10 @@ VARIABLES = {
     "constraint_seconds": ("4", 4.0),
     "observe_requests": ("6", 6),
     "observe_days": ("30", 30.0),
+    "interactions": ("none", "none"),
+    "interaction_rows": ("6", 6),
+    "interaction_days": ("60", 60.0),
+    "accounts": ("closed", "closed"),
 }
 
 
@@ -58,6 +66,31 @@ def test_a_number_that_is_none_is_refused():
     """Text where a number belongs stops the start instead of being ignored."""
     with pytest.raises(ValueError, match="many"):
         Settings.read(environ={"STEERSMAN_MAX_BODY_BYTES": "many"})
+
+
+def test_which_interactions_are_stored_is_one_of_three():
+    with pytest.raises(ValueError, match="asked, all, none"):
+        Settings.read(environ={"STEERSMAN_INTERACTIONS": "some"})
+
+
+def test_patterns_are_read_from_their_file(tmp_path):
+    """At the start, so that one that cannot be compiled stops it."""
+    path = tmp_path / "patterns"
+    path.write_text("a+\n")
+    assert Settings.read(environ={"STEERSMAN_REDACT": str(path)}).redact == ("a+",)
+    assert Settings.read(environ={}).redact == ()
+    path.write_text("(\n")
+    with pytest.raises(ValueError, match="line 1"):
+        Settings.read(environ={"STEERSMAN_REDACT": str(path)})
+
+
+def test_accounts_are_off_open_or_closed():
+    """Off unless asked for; another word stops the start and lists the three."""
+    assert not Settings.read(environ={}).has_accounts
+    assert not Settings.read(environ={"STEERSMAN_ACCOUNTS": "off"}).has_accounts
+    assert Settings.read(environ={"STEERSMAN_ACCOUNTS": "closed"}).has_accounts
+    with pytest.raises(ValueError, match="off, closed, open"):
+        Settings.read(environ={"STEERSMAN_ACCOUNTS": "yes"})
 
 
 def test_settings_do_not_change():

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from server.errors import NotFound
+from server.logins import Logins
 from server.store import DEFAULT_ACCOUNT, Store
 from server.usage import Usage
 
@@ -157,6 +158,35 @@ async def test_usage_counts_beyond_32_bits(store):
     assert await store.usage(key_id) == Usage(0, 2**31, 2**40)
     with pytest.raises(NotFound):
         await store.usage("nobody")
+
+
+async def test_the_usage_of_an_account_is_that_of_its_keys_and_sessions(store):
+    """Sessions count under the account's id; keys revoked count on; other accounts do not."""
+    account = (await Logins(store.database).add("ada@example.com", "x")).id
+    mine, gone = [(await store.create_key(account, None)).id for _ in range(2)]
+    other = (await store.create_key(None, None)).id
+    now = datetime.now(UTC)
+    await store.record_usage({account: Usage(1, 2, 3), mine: Usage(10, 20, 30), other: Usage(7, 7, 7)}, now)
+    await store.record_usage({account: Usage(1, 2, 3), gone: Usage(100, 200, 300), "nobody": Usage(5)}, now)
+    await store.revoke_key(account, gone)
+    assert await store.account_usage(account) == Usage(112, 224, 336)
+    assert await store.usage(mine) == Usage(10, 20, 30)
+    assert await store.account_usage(DEFAULT_ACCOUNT) == Usage(7, 7, 7)
+
+
+async def test_a_key_without_a_model_has_its_accounts(store):
+    """Its own wins; an account without a login has none to bind."""
+    account = (await Logins(store.database).add("ada@example.com", "x")).id
+    created = await store.create_key(account, None)
+    await store.set_account_model(account, "org/account")
+    assert (await store.find_key(created.key)).selected_model == "org/account"
+    await store.set_model(created.id, "org/key")
+    assert (await store.find_key(created.key)).selected_model == "org/key"
+    await store.set_account_model(account, None)
+    await store.set_model(created.id, None)
+    assert (await store.find_key(created.key)).selected_model is None
+    with pytest.raises(NotFound):
+        await store.set_account_model(DEFAULT_ACCOUNT, "org/model")
 
 
 async def test_times_come_back_in_utc(store):

@@ -41,3 +41,18 @@ def test_the_worker_knows_its_rows(tmp_path):
     args = completed(tmp_path)
     assert args.worker_cls == WORKER
     assert args.additional_config["steersman_steering"]["rows"] >= 8 * 130
+
+
+@pytest.mark.parametrize(
+    ("flags", "accounts"),
+    [
+        ([], "off"),
+        (["--accounts"], "open"),
+        (["--accounts", "closed"], "closed"),
+        (["--accounts=off"], "off"),
+    ],
+)
+def test_accounts_are_open_unless_said_otherwise(flags, accounts):
+    """The flag alone opens signup, a word after it says who may have an account; without it nobody."""
+    assert Settings.read(_parse(["model", *flags]), {}).accounts == accounts
+    assert _parse(["model", *flags, "--port", "9"]).port == 9

@@ -9,7 +9,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.auth import Principal, current_principal
 from server.candidates import counts_prompt
-from server.observation import SNIPPET, Observation, current_observation
+from server.observation import NOTED, Observation, current_observation
 from server.recorder import Observing, Recorder
 from server.routes import native, openai, policies, watched
 from server.usage import Usage, UsageMeter
@@ -17,7 +17,7 @@ from server.vllm_meter import metered
 from tests.server.apps import routes_alone
 from tests.server.steering_app import SignedIn
 from tests.server.test_recorder import Keeper
-from tests.server.vllm_policy_world import always, chat, in_turn, policy_runs
+from tests.server.vllm_policy_world import always, chat, in_turn, interaction_log, policy_runs
 from tests.server.watched_world import LOUD, QUIET, World
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
@@ -30,7 +30,9 @@ async def opened(world):
     recorder = Recorder(keeper, most=100, days=1)
     app = routes_alone(openai.router, native.router, watched.router, policies.router)
     served = world.serving()
-    app.state.steersman = SimpleNamespace(serving=served, policy_runs=policy_runs(served))
+    app.state.steersman = SimpleNamespace(
+        serving=served, policy_runs=policy_runs(served), interaction_log=interaction_log()
+    )
     transport = httpx.ASGITransport(SignedIn(Observing(app, recorder)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         http.kept, http.settle = keeper.kept, recorder.flush
@@ -113,9 +115,17 @@ def output(tokens, text):
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize("counted", [True, False])
-async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted):
-    """Of deltas the sum, else the last; tokens as the key's usage has them, also when the client leaves."""
-    pieces = ["a ", "pear ", "x" * SNIPPET, "y"]
+@pytest.mark.parametrize(
+    ("principal", "counter"),
+    [
+        (Principal("key", "me", None, None), "key"),
+        (Principal(None, "me", None, None, "session"), "me"),
+    ],
+)
+async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted, principal, counter):
+    """Of deltas the sum, else the last; tokens as the usage of the key, or of the session's account, has
+    them, also when the client leaves."""
+    pieces = ["a ", "pear ", "x" * NOTED, "y"]
 
     async def generate(*_):
         for index, piece in enumerate(pieces):
@@ -124,7 +134,7 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
 
     meter, observation = UsageMeter(), Observation()
     tokens = [
-        (current_principal, current_principal.set(Principal("key", "me", None, None))),
+        (current_principal, current_principal.set(principal)),
         (current_observation, current_observation.set(observation)),
         (counts_prompt, counts_prompt.set(counted)),
     ]
@@ -136,8 +146,8 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
     finally:
         for variable, token in tokens:
             variable.reset(token)
-    assert observation.output == "".join(pieces)[:SNIPPET]
-    used = meter._pending["key"]
+    assert observation.output == "".join(pieces)[:NOTED]
+    used = meter._pending[counter]
     assert used == Usage(1, 3 if counted else 0, 4)
     assert (observation.prompt_tokens, observation.completion_tokens) == (
         used.prompt_tokens,

@@ -11,6 +11,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 
 from policies.sampling import EngineFacts
 from policies.verdict import judge
+from server.interaction_log import InteractionLog, Keep
 from server.policy_runs import PolicyRuns
 from server.routes.native import router as native
 from server.routes.openai import router as openai
@@ -125,6 +126,11 @@ def serving(engine: Engine, *, facts: EngineFacts | None = None) -> Serving:
     )
 
 
+def interaction_log() -> InteractionLog:
+    """Without a database, for requests that do not ask to be stored."""
+    return InteractionLog(None, which=Keep.ASKED, most=0, days=1)
+
+
 def policy_runs(served: Serving) -> PolicyRuns:
     return PolicyRuns(served, Checker(), _judged_here, SandboxOff("off"))
 
@@ -139,7 +145,12 @@ async def opened(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the routes."""
     app, served = routes_alone(openai, native, policies), serving(engine, facts=facts)
-    app.state.steersman = SimpleNamespace(serving=served, policy_runs=policy_runs(served), policies=stored)
+    app.state.steersman = SimpleNamespace(
+        serving=served,
+        policy_runs=policy_runs(served),
+        policies=stored,
+        interaction_log=interaction_log(),
+    )
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http

@@ -23,7 +23,7 @@ from tests.server import steering_world
 from tests.server.apps import routes_alone
 from tests.server.steering_app import SignedIn
 from tests.server.steering_world import MODEL, WIDTH, Stored
-from tests.server.vllm_policy_world import Engine, Script, serving
+from tests.server.vllm_policy_world import Engine, Script, interaction_log, serving
 
 THRESHOLD = 1.0
 QUIET, LOUD = [0.5] * 8, [0.5, 0.5, 40.0, 0.5]  # with drift below, and from the third token on above
@@ -139,7 +139,7 @@ class World:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[httpx.AsyncClient]:
         app = routes_alone(openai, native, watched)
-        app.state.steersman = SimpleNamespace(serving=self.serving())
+        app.state.steersman = SimpleNamespace(serving=self.serving(), interaction_log=interaction_log())
         transport = httpx.ASGITransport(SignedIn(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield http

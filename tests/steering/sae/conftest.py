@@ -19,6 +19,10 @@ def one_thread():
 
 @pytest.fixture
 def states():
+    return random_states()
+
+
+def random_states():
     """`[3, 7, width]`, of uneven lengths, as the residual stream has them."""
     random = np.random.default_rng(5)
     rows = random.normal(size=(3, 7, WIDTH)) * random.uniform(0.5, 20, (3, 7, 1)) + 0.7

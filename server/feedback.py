@@ -1,0 +1,161 @@
+"""What people thought of stored chat completions: scores by metric, with their reasons."""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    and_,
+    delete,
+    insert,
+    select,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from server.database import Database
+from server.errors import NotFound
+from server.interactions import InteractionRow
+from server.observed import storable
+from server.store import Moment, Table
+
+MAX_METRIC = 200  # characters
+
+
+class FeedbackRow(Table):
+    __tablename__ = "feedback"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"),
+        ForeignKey("interactions.number", ondelete="CASCADE"),
+        index=True,
+    )
+    metric: Mapped[str] = mapped_column(String(MAX_METRIC))
+    value: Mapped[float] = mapped_column(Float)
+    reason: Mapped[str | None] = mapped_column(Text)
+    details: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Moment)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One score; true and false are 1 and 0. `details` is any JSON."""
+
+    id: str
+    metric: str
+    value: float
+    reason: str | None
+    details: Any
+    created_at: datetime
+
+
+# Whose and which interaction.
+Key = tuple[str, str]
+
+
+class FeedbackStore:
+    """Every method is one transaction and raises Unavailable when the database does not answer.
+
+    Feedback goes with its interaction.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(
+        self,
+        account_id: str,
+        interaction_id: str,
+        metric: str,
+        value: float,
+        *,
+        reason: str | None,
+        details: Any,
+    ) -> Feedback:
+        """Raises NotFound where the account has no such interaction."""
+        given = Feedback(str(uuid.uuid4()), metric, value, reason, details, datetime.now(UTC))
+        row = {
+            "id": given.id,
+            "metric": storable(metric),
+            "value": value,
+            "reason": None if reason is None else storable(reason),
+            "details": None if details is None else storable(json.dumps(details, ensure_ascii=False)),
+            "created_at": given.created_at,
+        }
+        async with self._database.writing() as connection:
+            # Locked, or it could go before its feedback comes.
+            query = _number(account_id, interaction_id).with_for_update(read=True)
+            number = (await connection.execute(query)).scalar()
+            if number is None:
+                raise _unknown(interaction_id)
+            await connection.execute(insert(FeedbackRow).values(number=number, **row))
+        return given
+
+    async def list(self, account_id: str, interaction_id: str) -> Sequence[Feedback]:
+        """Oldest first. Raises NotFound where the account has no such interaction."""
+        number = _number(account_id, interaction_id).scalar_subquery()
+        query = (
+            select(FeedbackRow.__table__)
+            .where(FeedbackRow.number == number)
+            .order_by(FeedbackRow.created_at, FeedbackRow.id)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+            known = rows or (await connection.execute(_number(account_id, interaction_id))).first()
+        if not known:
+            raise _unknown(interaction_id)
+        return [_feedback(row) for row in rows]
+
+    async def delete(self, account_id: str, interaction_id: str, feedback_id: str) -> None:
+        """Raises NotFound."""
+        number = _number(account_id, interaction_id).scalar_subquery()
+        which = and_(FeedbackRow.id == storable(feedback_id), FeedbackRow.number == number)
+        async with self._database.writing() as connection:
+            gone = await connection.execute(delete(FeedbackRow).where(which))
+        if gone.rowcount == 0:
+            raise NotFound(f"{interaction_id!r} has no feedback {feedback_id!r}.", param="feedback_id")
+
+    async def by_interaction(self, account_id: str | None) -> Mapping[Key, Sequence[Feedback]]:
+        """All of it, oldest first; `account_id` None: of all accounts."""
+        query = (
+            select(
+                FeedbackRow.__table__,
+                InteractionRow.account_id.label("owner"),
+                InteractionRow.id.label("interaction"),
+            )
+            .join(InteractionRow, InteractionRow.number == FeedbackRow.number)
+            .order_by(FeedbackRow.created_at, FeedbackRow.id)
+        )
+        if account_id is not None:
+            query = query.where(InteractionRow.account_id == account_id)
+        found: dict[Key, list[Feedback]] = {}
+        async with self._database.reading() as connection:
+            for row in (await connection.execute(query)).all():
+                found.setdefault((row.owner, row.interaction), []).append(_feedback(row))
+        return found
+
+
+def _number(account_id: str, interaction_id: str) -> Any:
+    this: ColumnElement[bool] = and_(
+        InteractionRow.account_id == account_id, InteractionRow.id == storable(interaction_id)
+    )
+    return select(InteractionRow.number).where(this).order_by(InteractionRow.number.desc()).limit(1)
+
+
+def _unknown(interaction_id: str) -> NotFound:
+    return NotFound(f"No chat completion {interaction_id!r} is stored.", param="completion_id")
+
+
+def _feedback(row: Any) -> Feedback:
+    details = None if row.details is None else json.loads(row.details)
+    return Feedback(row.id, row.metric, row.value, row.reason, details, row.created_at)

@@ -1,0 +1,322 @@
+"""The interaction log: chat completions with what was asked, kept in the database for a while."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    Select,
+    String,
+    Text,
+    and_,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, aliased, mapped_column
+
+from server.database import Database
+from server.errors import NotFound
+from server.observed import storable
+from server.store import Moment, Table, known_accounts
+
+MAX_ID, MAX_MODEL, MAX_SESSION = 200, 500, 200  # characters
+MAX_LABELS, MAX_LABEL_KEY, MAX_LABEL_VALUE = 16, 64, 512  # OpenAI's limits of `metadata`
+
+_Number = BigInteger().with_variant(Integer, "sqlite")
+
+
+class InteractionRow(Table):
+    """Numbered in the order in which they were stored. Texts of JSON are JSON."""
+
+    __tablename__ = "interactions"
+    __table_args__ = (
+        Index(None, "account_id", "number"),
+        Index(None, "account_id", "id"),
+        Index(None, "account_id", "model", "number"),
+    )
+
+    number: Mapped[int] = mapped_column(_Number, primary_key=True)
+    id: Mapped[str] = mapped_column(String(MAX_ID))
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(Moment, index=True)
+    model: Mapped[str] = mapped_column(String(MAX_MODEL))
+    session_id: Mapped[str | None] = mapped_column(String(MAX_SESSION))
+    messages: Mapped[str] = mapped_column(Text)
+    parameters: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    labels: Mapped[str] = mapped_column(Text)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    latency_ms: Mapped[float] = mapped_column(Float)
+    first_token_ms: Mapped[float | None] = mapped_column(Float)
+
+
+class InteractionLabelRow(Table):
+    """The labels of an interaction once more, to find it by them."""
+
+    __tablename__ = "interaction_labels"
+    __table_args__ = (Index(None, "account_id", "key", "value", "number"),)
+
+    number: Mapped[int] = mapped_column(
+        _Number, ForeignKey("interactions.number", ondelete="CASCADE"), primary_key=True
+    )
+    key: Mapped[str] = mapped_column(String(MAX_LABEL_KEY), primary_key=True)
+    value: Mapped[str] = mapped_column(String(MAX_LABEL_VALUE))
+    account_id: Mapped[str] = mapped_column(String(36))
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """`messages` and `parameters` are the request's, `answer` is OpenAI's object with what is told under
+    `steersman`; `first_token_ms` is known of streams."""
+
+    id: str
+    account_id: str
+    created_at: datetime
+    model: str
+    session_id: str | None
+    messages: Sequence[Mapping[str, Any]]
+    parameters: Mapping[str, Any]
+    answer: Mapping[str, Any]
+    labels: Mapping[str, str]
+    prompt_tokens: int
+    completion_tokens: int
+    latency_ms: float
+    first_token_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Which interactions; `account_id` None: of all accounts."""
+
+    account_id: str | None
+    model: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InteractionPage:
+    """`more` come after the last one, whose number is `last`."""
+
+    interactions: Sequence[Interaction]
+    more: bool
+    last: int | None
+
+
+class Interactions:
+    """Every method is one transaction and raises Unavailable when the database does not answer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def keep(self, interactions: Sequence[Interaction]) -> None:
+        """Add them, except those of accounts that are gone. An account's earlier interaction of the same id,
+        which clients choose, is replaced."""
+        if not interactions:
+            return
+        latest = list({(each.account_id, each.id): each for each in interactions}.values())
+        # In a thread: a batch of long conversations takes a while to be written as JSON.
+        rows = await asyncio.to_thread(lambda: [_row(each) for each in latest])
+        added = insert(InteractionRow).returning(InteractionRow.number, sort_by_parameter_order=True)
+        async with self._database.writing() as connection:
+            known = await known_accounts(connection, {each.account_id for each in latest})
+            kept = [pair for pair in zip(latest, rows, strict=True) if pair[0].account_id in known]
+            if not kept:
+                return
+            await connection.execute(delete(InteractionRow).where(_any_of(latest)))
+            numbers = (await connection.execute(added, [row for _, row in kept])).scalars().all()
+            await _label(
+                connection,
+                [
+                    (number, each.account_id, each.labels)
+                    for number, (each, _) in zip(numbers, kept, strict=True)
+                ],
+            )
+
+    async def prune(self, *, most: int, since: datetime) -> None:
+        """Of all accounts together, leave the latest `most` since then."""
+        oldest = (
+            select(InteractionRow.number)
+            .order_by(InteractionRow.number.desc())
+            .limit(1)
+            .offset(most)
+            .scalar_subquery()
+        )
+        async with self._database.writing() as connection:
+            await connection.execute(delete(InteractionRow).where(InteractionRow.number <= oldest))
+            await connection.execute(delete(InteractionRow).where(InteractionRow.created_at < since))
+
+    async def list(
+        self, sought: Sought, *, limit: int, after: str | None = None, newest_first: bool = False
+    ) -> InteractionPage:
+        """Those after the one whose id is `after`. Raises NotFound where the account has none of that id."""
+        number = None
+        if after is not None:
+            assert sought.account_id is not None, "ids are an account's own"
+            number = (await self._find(sought.account_id, after, "after")).number
+        return await self.page(sought, limit=limit, after=number, newest_first=newest_first)
+
+    async def page(
+        self, sought: Sought, *, limit: int, after: int | None = None, newest_first: bool = False
+    ) -> InteractionPage:
+        """As `list`, after the one numbered `after`."""
+        query, key = _selection(sought)
+        if after is not None:
+            query = query.where(key < after if newest_first else key > after)
+        query = query.order_by(key.desc() if newest_first else key).limit(limit + 1)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        shown = rows[:limit]
+        found = [_interaction(row) for row in shown]
+        return InteractionPage(found, len(rows) > limit, shown[-1].number if shown else None)
+
+    async def get(self, account_id: str, interaction_id: str) -> Interaction:
+        """Raises NotFound."""
+        return _interaction(await self._find(account_id, interaction_id))
+
+    async def label(self, account_id: str, interaction_id: str, labels: Mapping[str, str]) -> Interaction:
+        """`labels` in place of those that it has. Raises NotFound."""
+        number = (await self._find(account_id, interaction_id)).number
+        this = InteractionRow.number == number
+        async with self._database.writing() as connection:
+            change = update(InteractionRow).where(this).values(labels=_json(_fit(labels)))
+            if (await connection.execute(change)).rowcount == 0:
+                raise _unknown(interaction_id)
+            await connection.execute(delete(InteractionLabelRow).where(InteractionLabelRow.number == number))
+            await _label(connection, [(number, account_id, labels)])
+        return await self.get(account_id, interaction_id)
+
+    async def delete(self, account_id: str, interaction_id: str) -> None:
+        """Raises NotFound."""
+        async with self._database.writing() as connection:
+            gone = await connection.execute(delete(InteractionRow).where(_named(account_id, interaction_id)))
+        if gone.rowcount == 0:
+            raise _unknown(interaction_id)
+
+    async def _find(self, account_id: str, interaction_id: str, param: str = "completion_id") -> Any:
+        query = (
+            select(InteractionRow.__table__)
+            .where(_named(account_id, interaction_id))
+            .order_by(InteractionRow.number.desc())  # two processes may have stored one id at the same time
+            .limit(1)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise _unknown(interaction_id, param)
+        return row
+
+
+def _unknown(interaction_id: str, param: str = "completion_id") -> NotFound:
+    return NotFound(
+        f"No chat completion {interaction_id!r} is stored; one is by `store: true` in its request.",
+        param=param,
+    )
+
+
+def _named(account_id: str, interaction_id: str) -> ColumnElement[bool]:
+    return and_(InteractionRow.account_id == account_id, InteractionRow.id == storable(interaction_id))
+
+
+def _any_of(interactions: Sequence[Interaction]) -> ColumnElement[bool]:
+    by_account: dict[str, list[str]] = {}
+    for each in interactions:
+        by_account.setdefault(each.account_id, []).append(storable(each.id)[:MAX_ID])
+    return or_(
+        *(
+            and_(InteractionRow.account_id == account_id, InteractionRow.id.in_(ids))
+            for account_id, ids in by_account.items()
+        )
+    )
+
+
+async def _label(connection: AsyncConnection, labelled: Iterable[tuple[int, str, Mapping[str, str]]]) -> None:
+    """Each by its number and account."""
+    rows = [
+        {"number": number, "account_id": account_id, "key": storable(key), "value": storable(value)}
+        for number, account_id, labels in labelled
+        for key, value in _fit(labels).items()
+    ]
+    if rows:
+        await connection.execute(insert(InteractionLabelRow), rows)
+
+
+def _selection(sought: Sought) -> tuple[Select[Any], Any]:
+    """The query without its order, and the column of numbers to order by.
+
+    By one label it is led by the labels' index, in which an account's interactions of that label stand in
+    their order; the others are looked up for each.
+    """
+    query = select(InteractionRow.__table__)
+    key: Any = InteractionRow.number
+    for label, value in sought.labels.items():
+        row = aliased(InteractionLabelRow)
+        has = [row.key == storable(label), row.value == storable(value)]
+        if sought.account_id is not None:
+            has.append(row.account_id == sought.account_id)
+        same = row.number == InteractionRow.number
+        if key is InteractionRow.number:
+            query, key = query.join(row, same).where(*has), row.number
+        else:
+            query = query.where(exists().where(same, *has))
+    return query.where(*_conditions(sought)), key
+
+
+def _conditions(sought: Sought) -> Iterable[ColumnElement[bool]]:
+    if sought.account_id is not None:
+        yield InteractionRow.account_id == sought.account_id
+    if sought.model is not None:
+        yield InteractionRow.model == storable(sought.model)
+    if sought.since is not None:
+        yield InteractionRow.created_at >= sought.since
+
+
+def _fit(labels: Mapping[str, str]) -> dict[str, str]:
+    """As their columns hold them: a value may have grown where it was redacted."""
+    return {key[:MAX_LABEL_KEY]: value[:MAX_LABEL_VALUE] for key, value in labels.items()}
+
+
+def _json(value: Any) -> str:
+    return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _row(interaction: Interaction) -> dict[str, Any]:
+    session = interaction.session_id
+    return {
+        "id": storable(interaction.id)[:MAX_ID],
+        "account_id": interaction.account_id,
+        "created_at": interaction.created_at,
+        "model": storable(interaction.model)[:MAX_MODEL],
+        "session_id": None if session is None else storable(session)[:MAX_SESSION],
+        "messages": _json(interaction.messages),
+        "parameters": _json(interaction.parameters),
+        "answer": _json(interaction.answer),
+        "labels": _json(_fit(interaction.labels)),
+        "prompt_tokens": interaction.prompt_tokens,
+        "completion_tokens": interaction.completion_tokens,
+        "latency_ms": interaction.latency_ms,
+        "first_token_ms": interaction.first_token_ms,
+    }
+
+
+_PARSED = ("messages", "parameters", "answer", "labels")
+
+
+def _interaction(row: Any) -> Interaction:
+    values = {name: getattr(row, name) for name in Interaction.__dataclass_fields__}
+    return Interaction(**values | {name: json.loads(values[name]) for name in _PARSED})

@@ -1,0 +1,113 @@
+"""Milliseconds that pages of stored chat completions take, among many: median of runs.
+
+    PYTHONPATH=. python tests/bench/interaction_pages.py [--rows 50000] [--database-url URL] [--runs 20]
+
+Without a URL it fills an SQLite file of its own. The rows are of two accounts, each with a question and an
+answer of about 1 kB and three labels: one that all have, one of ten values, one of each row's own.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+# Before this folder, whose policies.py and steering.py would hide the packages.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from sqlalchemy import text
+
+from server.interactions import Interaction, Interactions, Sought
+from server.store import DEFAULT_ACCOUNT, Store
+
+OTHER = "other"
+BATCH = 500
+
+
+def interaction(number: int) -> Interaction:
+    words = f"{number} " + "lorem ipsum dolor sit amet " * 40
+    answer = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "created": number,
+        "model": "base",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": words}}],
+        "usage": {"prompt_tokens": 200, "completion_tokens": 200, "total_tokens": 400},
+    }
+    return Interaction(
+        id=f"chatcmpl-{number}",
+        account_id=DEFAULT_ACCOUNT if number % 2 else OTHER,
+        created_at=datetime.now(UTC),
+        model="adapter" if number % 50 == 25 else "base",
+        session_id=None,
+        messages=[{"role": "user", "content": words}],
+        parameters={"temperature": 0.7},
+        answer=answer,
+        labels={"app": "bench", "team": str(number // 2 % 10), "row": str(number)},
+        prompt_tokens=200,
+        completion_tokens=200,
+        latency_ms=1.0,
+        first_token_ms=None,
+    )
+
+
+async def fill(store: Store, interactions: Interactions, rows: int) -> None:
+    await store.first_key()
+    async with store.database.writing() as connection:
+        await connection.execute(
+            text(f"INSERT INTO accounts VALUES ('{OTHER}', '{OTHER}', '2026-01-01 00:00:00+00')")
+        )
+    started = time.perf_counter()
+    for first in range(0, rows, BATCH):
+        await interactions.keep([interaction(each) for each in range(first, min(rows, first + BATCH))])
+    seconds = time.perf_counter() - started
+    print(f"filled {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} a second\n")
+
+
+async def measured(name: str, runs: int, act: Callable[[], Awaitable[object]]) -> None:
+    took = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        await act()
+        took.append(1000 * (time.perf_counter() - started))
+    print(f"| {name} | {statistics.median(took):.1f} | {max(took):.1f} |")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--database-url", help="an empty database")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(args.database_url or f"sqlite:///{folder}/bench.db")
+        await asyncio.to_thread(store.migrate)
+        interactions = Interactions(store.database)
+        await fill(store, interactions, args.rows)
+        deep, last = f"chatcmpl-{args.rows // 2 | 1}", args.rows - 1 | 1
+
+        def page(newest_first: bool = True, after: str | None = None, **wanted: object):
+            sought = Sought(DEFAULT_ACCOUNT, **wanted)
+            return lambda: interactions.list(sought, limit=20, after=after, newest_first=newest_first)
+
+        print("| page of 20 | median ms | slowest ms |\n|---|---|---|")
+        await measured("newest", args.runs, page())
+        await measured("oldest", args.runs, page(newest_first=False))
+        await measured("after the middle", args.runs, page(after=deep))
+        await measured("of a model (4 %)", args.runs, page(model="adapter"))
+        await measured("of a label that all have", args.runs, page(labels={"app": "bench"}))
+        await measured("of a label of a tenth", args.runs, page(labels={"team": "3"}))
+        await measured("of a label of one", args.runs, page(labels={"row": str(last)}))
+        await measured("of two labels", args.runs, page(labels={"app": "bench", "row": str(last)}))
+        await measured("of no row's label", args.runs, page(labels={"team": "x"}))
+        await measured("one by its id", args.runs, lambda: interactions.get(DEFAULT_ACCOUNT, deep))
+        since = datetime(2000, 1, 1, tzinfo=UTC)
+        await measured("nothing to prune", 3, lambda: interactions.prune(most=args.rows, since=since))
+        await store.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
