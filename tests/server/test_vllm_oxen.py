@@ -10,6 +10,7 @@ import openai
 import pytest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
+from server.interaction_log import InteractionLog, Keep
 from server.media_hosts import MediaHosts
 from server.routes.oxen import router
 from server.streams import as_stream, sse
@@ -17,7 +18,8 @@ from tests.oxen import CHUNK, COMPLETION, MODEL, MODELS, check, refused
 from tests.server.apps import routes_alone
 from tests.server.responses import payloads
 from tests.server.steering_app import SignedIn
-from tests.server.vllm_policy_world import Engine, always, policy_runs, serving
+from tests.server.test_interaction_log import Keeper
+from tests.server.vllm_policy_world import Engine, always, interaction_log, policy_runs, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
 
@@ -27,7 +29,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 @asynccontextmanager
-async def opened(engine=None, *, modalities=(), hosts=()):
+async def opened(engine=None, *, modalities=(), hosts=(), log=None):
     served = serving(engine or Engine(always("A pear.")))
     app = routes_alone(router)
     app.state.steersman = SimpleNamespace(
@@ -36,6 +38,7 @@ async def opened(engine=None, *, modalities=(), hosts=()):
         media_hosts=MediaHosts.of(hosts),
         policy_runs=policy_runs(served),
         policies=None,
+        interaction_log=log or interaction_log(),
     )
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -268,6 +271,16 @@ async def test_policies(stream):
         body = check(response.json(), COMPLETION)
         body["text"] = body["choices"][0]["message"]["content"]
     assert (body["text"], body["steersman"]["policy"]["accepted"]) == ("{}", True)
+
+
+async def test_answers_are_stored_where_that_is_asked():
+    """As they were sent and answered here."""
+    keeper = Keeper()
+    log = InteractionLog(keeper, which=Keep.ASKED, most=9, days=1)
+    response = await posted(world={"log": log}, store=True, target_namespace="ox")
+    await log.flush()
+    (kept,) = keeper.kept
+    assert (kept.answer, kept.messages) == (response.json(), ASKED)
 
 
 async def test_steering_that_cannot_be_is_refused():
