@@ -183,5 +183,5 @@ def listed_as(name: str, models: ServedModels) -> Model:
 def _developer(root: str) -> Developer | None:
     """Of a model that comes from a hub, under its developer's name; of local files nobody knows it."""
     organisation, slash, name = root.partition("/")
-    hub = organisation and slash and name and "/" not in name and not Path(root).exists()
+    hub = organisation[:1].isalnum() and slash and name and "/" not in name and not Path(root).exists()
     return Developer(name=organisation) if hub else None

@@ -39,20 +39,21 @@ class ListedConnection(HTTPConnection):
     def __init__(self, hosts: MediaHosts, resolver: AbstractResolver | None = None) -> None:
         super().__init__()
         self._hosts, self._resolver = hosts, resolver
+        self._client: ClientSession | None = None
 
     def get_sync_client(self) -> Any:
         raise MediaRefused("media URLs are not fetched on this route")
 
     async def get_async_client(self) -> ClientSession:
-        if self._async_client is None:
+        if self._client is None:
             resolver = ListedResolver(self._hosts, self._resolver or DefaultResolver())
             # A proxy would resolve names by itself.
-            self._async_client = ClientSession(
+            self._client = ClientSession(
                 connector=TCPConnector(resolver=resolver, use_dns_cache=False),
                 trust_env=False,
                 raise_for_status=_refuse_redirect,
             )
-        return self._async_client
+        return self._client
 
     async def get_async_response(
         self,

@@ -40,6 +40,7 @@ from policies.constraint import (
 from policies.sampling import GREEDY_TEMPERATURE, PENALTIES, Asked, Plan
 from policies.steering import JSON_PRESET
 from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs, TypicalArgs, fresh_group
+from server.conversation import sent_back
 from server.errors import InvalidRequest
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
@@ -116,6 +117,8 @@ class Planned(AxionicFields, _VllmFields):
             return data
         if data.get("stream_options") is not None and not data.get("stream"):
             data = {name: value for name, value in data.items() if name != "stream_options"}
+        if "messages" in data:
+            data = {**data, "messages": sent_back(data["messages"])}
         if data.get("n", 1) is None:
             data = {**data, "n": 1}
         if _wants_json(data):

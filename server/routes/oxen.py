@@ -7,13 +7,13 @@ from fastapi.responses import Response
 
 from server import oxen_wire
 from server.errors import InvalidRequest, NotFound, NotSupported
+from server.oxen_chat import OxenChatRequest
 from server.oxen_wire import Model, Models
 from server.routes.body import JsonRoute
 from server.routes.dependencies import State
 from server.routes.openai import answer
 from server.routes.storing import stored
 from server.served_models import ServedModels
-from server.vllm_oxen import OxenChatRequest
 from server.vllm_serving import guarded
 
 router = APIRouter(prefix="/api/ai", route_class=JsonRoute, tags=["Oxen.ai"])

@@ -108,16 +108,16 @@ def test_a_tool_is_called(client, ask, choice):
     assert found[-1]["finish_reason"] == "tool_calls"
 
 
-def test_the_answer_of_a_tool_is_taken(client):
-    """The conversation goes on after a call as the vendor's own answers write it, index included."""
-    call = {"id": "call_1", "index": 0, "type": "function"}
-    call["function"] = {"name": "get_weather", "arguments": '{"location": "Rome"}'}
-    messages = [
-        {"role": "user", "content": "What is the weather in Rome?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
-    ]
-    assert answered(client, messages=messages, tools=[WEATHER])["choices"]
+def test_a_call_and_its_result_go_back_into_the_conversation(ox):
+    """The answer as the client received it, index included."""
+    fields = {"model": NAME, "tools": [WEATHER], "max_tokens": 200}
+    asked = [{"role": "user", "content": "What is the weather in Rome?"}]
+    called = ox.chat.completions.create(messages=asked, tool_choice=NAMED, **fields).choices[0].message
+    (call,) = called.tool_calls
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
+    told = ox.chat.completions.create(messages=[*asked, called, result], tool_choice="none", **fields)
+    thanked = [*asked, called, result, told.choices[0].message, {"role": "user", "content": "Thanks."}]
+    assert ox.chat.completions.create(messages=thanked, tool_choice="none", **fields).choices
 
 
 def test_json_mode_gives_json(ox):

@@ -70,11 +70,11 @@ async def fetching(*listed: str, resolver=None, **options):
     connection = ListedConnection(MediaHosts.of(listed), resolver)
     media = ListedMedia(connection=connection, allowed_media_domains=list(listed), **options)
     yield media.fetch_image_async
-    if connection._async_client is not None:
-        await connection._async_client.close()
+    if connection._client is not None:
+        await connection._client.close()
 
 
-async def refused(site, url, *listed, says="", resolver=None, **options):
+async def refused(site, url, *listed, says=None, resolver=None, **options):
     """The paths that were asked for until the refusal that must come."""
     async with fetching(*listed, resolver=resolver, **options) as fetch:
         with pytest.raises(MediaFailed, match=says):

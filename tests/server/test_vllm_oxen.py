@@ -10,6 +10,7 @@ import openai
 import pytest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
+from server.interaction_log import InteractionLog, Keep
 from server.media_hosts import MediaHosts
 from server.routes.oxen import router
 from server.streams import as_stream, sse
@@ -17,7 +18,8 @@ from tests.oxen import CHUNK, COMPLETION, MODEL, MODELS, check, refused
 from tests.server.apps import routes_alone
 from tests.server.responses import payloads
 from tests.server.steering_app import SignedIn
-from tests.server.vllm_policy_world import Engine, always, policy_runs, serving
+from tests.server.test_interaction_log import Keeper
+from tests.server.vllm_policy_world import Engine, always, interaction_log, policy_runs, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
 
@@ -27,7 +29,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 @asynccontextmanager
-async def opened(engine=None, *, modalities=(), hosts=()):
+async def opened(engine=None, *, modalities=(), hosts=(), log=None):
     served = serving(engine or Engine(always("A pear.")))
     app = routes_alone(router)
     app.state.steersman = SimpleNamespace(
@@ -36,6 +38,7 @@ async def opened(engine=None, *, modalities=(), hosts=()):
         media_hosts=MediaHosts.of(hosts),
         policy_runs=policy_runs(served),
         policies=None,
+        interaction_log=log or interaction_log(),
     )
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -153,6 +156,22 @@ async def test_calls_are_as_oxen_writes_them():
     assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
 
 
+@pytest.mark.parametrize("choice", [NAMED, None])
+async def test_an_answer_goes_back_into_the_conversation(choice):
+    """As OpenAI's client received it: its calls, with the index they have here, and their results follow."""
+    engine = Calling("Rome") if choice else Engine(always("A pear."))
+    fields = {"model": "base", "tools": [WEATHER], **({"tool_choice": choice} if choice else {})}
+    async with sdk(engine) as client:
+        answer = (await client.chat.completions.create(messages=ASKED, **fields)).choices[0].message
+        results = [
+            {"role": "tool", "tool_call_id": each.id, "content": "Sunny."} for each in answer.tool_calls or ()
+        ]
+        await client.chat.completions.create(messages=[*ASKED, answer, *results], **fields)
+    _, message, *_ = engine.requests[1].messages
+    assert message["content"] == answer.content
+    assert len(message.get("tool_calls") or ()) == len(results) == (1 if choice else 0)
+
+
 async def test_calls_that_were_cut_say_so():
     """The length stays the reason."""
     response = await posted(Calling("Rome", reason="length"), tools=[WEATHER], tool_choice="required")
@@ -254,6 +273,16 @@ async def test_policies(stream):
     assert (body["text"], body["steersman"]["policy"]["accepted"]) == ("{}", True)
 
 
+async def test_answers_are_stored_where_that_is_asked():
+    """As they were sent and answered here."""
+    keeper = Keeper()
+    log = InteractionLog(keeper, which=Keep.ASKED, most=9, days=1)
+    response = await posted(world={"log": log}, store=True, target_namespace="ox")
+    await log.flush()
+    (kept,) = keeper.kept
+    assert (kept.answer, kept.messages) == (response.json(), ASKED)
+
+
 async def test_steering_that_cannot_be_is_refused():
     """By the field, in Oxen's shape."""
     error = refused(await posted(steering_vector_id="v-1"), 501, "unknown_error")
@@ -292,20 +321,19 @@ async def test_no_messages():
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"messages": None}, "messages"),
         ({"model": 3}, "model"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": "x"}, "top_p"),
         ({"budget": 1}, "budget"),
         ({"target_namespace": 3}, "target_namespace"),
         ({"sampling_method": "nope"}, "sampling_method"),
-        ({"regex_pattern": "a", "json_schema": {"type": "object"}}, "regex_pattern"),
+        ({"regex_pattern": "a", "json_schema": {"type": "object"}}, "json_schema"),
     ],
 )
 async def test_a_wrong_field(fields, field):
     """It is named, in the text and as `param`."""
     error = refused(await posted(**fields), 400)
-    assert error["param"].partition(".")[0] == field or field in error["message"]
+    assert (error["param"].partition(".")[0], field in error["message"]) == (field, True)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"3", b'{"model": NaN}'])
