@@ -15,7 +15,8 @@ from server.transcript import Transcript
 
 ANSWER = (
     b'{"id": "%s", "object": "chat.completion", "created": 1, "model": "base",'
-    b' "choices": [{"message": {"content": "a@b"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
+    b' "choices": [{"message": {"content": "a@b"}}],'
+    b' "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
 )
 
 
