@@ -14,7 +14,8 @@ from server.redaction import Redaction
 from server.transcript import Transcript
 
 ANSWER = (
-    b'{"id": "%s", "created": 1, "model": "base", "choices": [{"message": {"content": "a@b"}}],'
+    b'{"id": "%s", "object": "chat.completion", "created": 1, "model": "base",'
+    b' "choices": [{"message": {"content": "a@b"}}],'
     b' "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
 )
 

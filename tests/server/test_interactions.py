@@ -44,7 +44,7 @@ MINE = Sought(DEFAULT_ACCOUNT)
 
 
 def named(name, **changes):
-    return replace(ONE, id=name, **changes)
+    return replace(ONE, **{"id": name, "answer": {**ONE.answer, "id": name}, **changes})
 
 
 @pytest.fixture

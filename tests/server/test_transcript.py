@@ -41,8 +41,8 @@ STREAMS = {
         chunk(usage=USAGE),
     ],
     "two choices": [
-        chunk(piece(1, role="assistant", content="b")),
         chunk(piece(0, role="assistant", content="a")),
+        chunk(piece(1, role="assistant", content="b")),
         chunk(piece(1, "stop", content="!")),
         chunk(piece(0, "length", content="?")),
         chunk(usage=USAGE),

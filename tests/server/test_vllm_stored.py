@@ -169,7 +169,7 @@ async def test_a_server_that_stores_nothing_refuses_by_name():
     ],
 )
 async def test_bad_labels_are_refused_by_name(fields, param):
-    answer, kept = await stored(World(always("x")), chat(store=True, **fields))
+    answer, kept = await stored(World(always("x")), chat(**{"store": True, **fields}))
     assert (answer.status_code, kept) == (400, [])
     assert answer.json()["error"]["param"] == param
 
