@@ -66,7 +66,7 @@ class Logins:
     async def list(self) -> Sequence[Login]:
         """Oldest first, those without a password too."""
         async with self._database.reading() as connection:
-            rows = await connection.execute(_LOGINS.order_by(AccountRow.created_at, AccountRow.id))
+            rows = (await connection.execute(_LOGINS.order_by(AccountRow.created_at, AccountRow.id))).all()
         return [_login(row) for row in rows]
 
     async def set_password(self, account_id: str, password_hash: str) -> None:

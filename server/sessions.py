@@ -4,9 +4,9 @@ import secrets
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import ForeignKey, Select, String, delete, insert, select, update
+from sqlalchemy import Executable, ForeignKey, String, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -194,7 +194,7 @@ class Sessions:
         return fresh
 
 
-def _in_force(session_id: str, now: datetime) -> Select[Any]:
+def _in_force(session_id: str, now: datetime) -> Executable:
     return (
         select(SessionRow.account_id, SessionRow.generation, SessionRow.refreshed_at, LoginRow.selected_model)
         .outerjoin(LoginRow, LoginRow.account_id == SessionRow.account_id)

@@ -49,7 +49,6 @@ class Tokens:
         return jwt.encode({**standard, **claims}, self._secret, _ALGORITHM)
 
     def _read(self, use: Use, token: str) -> dict[str, Any]:
-        needed = ["exp", "sub", "sid", *(["gen"] if use == "refresh" else [])]
         try:
             return jwt.decode(
                 token,
@@ -58,7 +57,7 @@ class Tokens:
                 audience=use,
                 issuer=_ISSUER,
                 # Another host's clock may be a moment ahead: then a token seems to be from the future.
-                options={"require": needed, "verify_iat": False},
+                options={"require": ["exp", "sub", "sid"], "verify_iat": False},
             )
         except jwt.ExpiredSignatureError as error:
             raise Unauthenticated(_EXPIRED[use], code="token_expired") from error

@@ -131,6 +131,7 @@ async def test_a_model_set_in_a_session_is_that_of_the_key(world, mx):
         mx.set_model("org/model")
         return mx.api_key
 
+    world.app.app.get("/models")(lambda: [{"name": "org/model"}])  # which the client looks at before
     key = await asyncio.to_thread(use)
     assert (await world.state.keyring.principal(key)).selected_model == "org/model"
 
