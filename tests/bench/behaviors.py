@@ -9,7 +9,9 @@ behaviour, the others judge it. Told: AUROC of the score in the autoencoder's la
 the mean difference of the same pairs' states, over means and over peaks of drift; and how often texts drift
 at the calibrated threshold, reviews among them, which are about none of these behaviours. Corrected: answers
 to held-out prompts, monitored alone and in each way of correcting. Whether an answer drifts is judged
-afterwards, by the states of its final text without steering, and beside it what the server itself reported.
+afterwards, by the states of its final text without steering: whether it ever did, and whether it still does
+at its end, since a correction from the next token on comes after the drift. Beside it stands what the server
+itself reported.
 Perplexity is that of the answers under the unsteered model. Intervals are 95 %, from resampled texts.
 """
 
@@ -262,8 +264,8 @@ def _told(asked: Asked, name: str, made: Made, learnt: Sequence[Pair], held: Seq
 def _corrected(asked: Asked, name: str, made: Made, held: Sequence[Pair], tokens: int) -> list[str]:
     lines = [
         f"Answers to {len(held)} held-out prompts, {name}:\n",
-        "| correction | drift | reported | corrected | highest drift | perplexity | tokens | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| correction | drift | at the end | reported | corrected | highest drift | perplexity | tokens | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for mode, body in MODES.items():
         answers = [asked.said(pair, seed, made.name, tokens, body) for seed, pair in enumerate(held)]
@@ -272,12 +274,15 @@ def _corrected(asked: Asked, name: str, made: Made, held: Sequence[Pair], tokens
             for pair, said in zip(held, answers, strict=True)
             if said.text
         ]
-        peaks = [peak(made.score(rows)) for rows in asked.states(texts, made.layer)]
-        # An answer without a token does not drift.
-        drifted = [value > made.baseline.threshold for value in peaks] + [False] * (len(held) - len(texts))
+        levels = [drift(made.score(rows)) for rows in asked.states(texts, made.layer)]
+        peaks = [float(each.max()) for each in levels]
+        without = [False] * (len(held) - len(texts))  # an answer without a token does not drift
+        drifted = [value > made.baseline.threshold for value in peaks] + without
+        drifting = [each[-1] > made.baseline.threshold for each in levels] + without
         lost = [-value for each in texts for value in asked.log_likelihoods(each)]
         cells = [
             share(drifted),
+            share(drifting),
             share([bool(said.reported.get("drifted")) for said in answers]),
             share([bool(said.reported.get("corrected")) for said in answers]),
             f"{np.mean(peaks):.2f}" if peaks else "–",
