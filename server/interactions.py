@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
+    func,
     insert,
     or_,
     select,
@@ -35,6 +36,7 @@ from server.store import Moment, Table, known_accounts
 
 MAX_ID, MAX_MODEL, MAX_SESSION = 200, 500, 200  # characters
 MAX_LABELS, MAX_LABEL_KEY, MAX_LABEL_VALUE = 16, 64, 512  # OpenAI's limits of `metadata`
+_COUNTED = 1000  # of a label's interactions, to tell which label is rare
 
 _Number = BigInteger().with_variant(Integer, "sqlite")
 
@@ -119,7 +121,7 @@ class InteractionPage:
 
 
 class Interactions:
-    """Every method is one transaction and raises Unavailable when the database does not answer."""
+    """Every change is one transaction. Raises Unavailable when the database does not answer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -150,15 +152,13 @@ class Interactions:
 
     async def prune(self, *, most: int, since: datetime) -> None:
         """Of all accounts together, leave the latest `most` since then."""
-        oldest = (
-            select(InteractionRow.number)
-            .order_by(InteractionRow.number.desc())
-            .limit(1)
-            .offset(most)
-            .scalar_subquery()
-        )
+        # Not within the transaction: to pass over so many rows takes a while, in which others wait to write.
+        query = select(InteractionRow.number).order_by(InteractionRow.number.desc()).limit(1).offset(most)
+        async with self._database.reading() as connection:
+            oldest = (await connection.execute(query)).scalar()
         async with self._database.writing() as connection:
-            await connection.execute(delete(InteractionRow).where(InteractionRow.number <= oldest))
+            if oldest is not None:
+                await connection.execute(delete(InteractionRow).where(InteractionRow.number <= oldest))
             await connection.execute(delete(InteractionRow).where(InteractionRow.created_at < since))
 
     async def list(
@@ -175,7 +175,7 @@ class Interactions:
         self, sought: Sought, *, limit: int, after: int | None = None, newest_first: bool = False
     ) -> InteractionPage:
         """As `list`, after the one numbered `after`."""
-        query, key = _selection(sought)
+        query, key = _selection(await self._rarest_first(sought))
         if after is not None:
             query = query.where(key < after if newest_first else key > after)
         query = query.order_by(key.desc() if newest_first else key).limit(limit + 1)
@@ -207,6 +207,26 @@ class Interactions:
             gone = await connection.execute(delete(InteractionRow).where(_named(account_id, interaction_id)))
         if gone.rowcount == 0:
             raise _unknown(interaction_id)
+
+    async def _rarest_first(self, sought: Sought) -> Sought:
+        """The same with its labels in another order: the first one leads the search."""
+        if len(sought.labels) < 2:
+            return sought
+        counts = [
+            select(func.count())
+            .select_from(
+                select(InteractionLabelRow.number)
+                .where(*_has(InteractionLabelRow, sought, label))
+                .limit(_COUNTED)
+                .subquery()
+            )
+            .scalar_subquery()
+            for label in sought.labels
+        ]
+        async with self._database.reading() as connection:
+            counted = (await connection.execute(select(*counts))).one()
+        ranked = sorted(zip(counted, sought.labels.items(), strict=True))
+        return replace(sought, labels=dict(label for _, label in ranked))
 
     async def _find(self, account_id: str, interaction_id: str, param: str = "completion_id") -> Any:
         query = (
@@ -264,17 +284,21 @@ def _selection(sought: Sought) -> tuple[Select[Any], Any]:
     """
     query = select(InteractionRow.__table__)
     key: Any = InteractionRow.number
-    for label, value in sought.labels.items():
+    for label in sought.labels:
         row = aliased(InteractionLabelRow)
-        has = [row.key == storable(label), row.value == storable(value)]
-        if sought.account_id is not None:
-            has.append(row.account_id == sought.account_id)
+        has = _has(row, sought, label)
         same = row.number == InteractionRow.number
         if key is InteractionRow.number:
             query, key = query.join(row, same).where(*has), row.number
         else:
             query = query.where(exists().where(same, *has))
     return query.where(*_conditions(sought)), key
+
+
+def _has(row: Any, sought: Sought, label: str) -> Sequence[ColumnElement[bool]]:
+    """That `row` is that label, with the value sought."""
+    has = [row.key == storable(label), row.value == storable(sought.labels[label])]
+    return has if sought.account_id is None else [*has, row.account_id == sought.account_id]
 
 
 def _conditions(sought: Sought) -> Iterable[ColumnElement[bool]]:
