@@ -283,6 +283,13 @@ async def test_guesses_are_slowed_down(world):
 ATTEMPTS = ("steersman_auth_attempts_total", {"method": "password", "outcome": "limited"})
 
 
+async def test_logins_are_no_guesses(world):
+    """Somebody who logs in again and again with the right password never has to wait."""
+    await world.signed_up()
+    answers = [await world.logged_in() for _ in range(12)]
+    assert {each.status_code for each in answers} == {200}
+
+
 async def test_guesses_at_once_are_counted_too(world):
     """A burst of concurrent guesses gets no more tries than one after another."""
     await world.signed_up()
