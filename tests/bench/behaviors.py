@@ -264,7 +264,7 @@ def _told(asked: Asked, name: str, made: Made, learnt: Sequence[Pair], held: Seq
 def _corrected(asked: Asked, name: str, made: Made, held: Sequence[Pair], tokens: int) -> list[str]:
     lines = [
         f"Answers to {len(held)} held-out prompts, {name}:\n",
-        "| correction | drift | at the end | reported | corrected | highest drift | perplexity | tokens | seconds |",
+        "| correction | ever | at its end | reported | corrected | highest | perplexity | tokens | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for mode, body in MODES.items():
