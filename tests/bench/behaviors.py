@@ -202,8 +202,8 @@ def _behaviour(asked: Asked, name: str, home: Path, args: argparse.Namespace) ->
             f"{name}: made from {len(learnt)} pairs in {seconds:.0f} s, {len(made.baseline.latents)} latents"
             f" of {answered['sae_id']} at layer {made.layer}, threshold {made.baseline.threshold:.2f}; its"
             f" own cross-validation says AUROC {_or_none(evidence.auroc)}, of peaks"
-            f" {_or_none(evidence.peak_auroc)}, false positives {evidence.false_positive_rate:.2f}, hits {evidence.true_positive_rate:.2f};"
-            f" strength {answered['steering_strength']:.2f}.\n"
+            f" {_or_none(evidence.peak_auroc)}, false positives {evidence.false_positive_rate:.2f}, hits"
+            f" {evidence.true_positive_rate:.2f}; strength {answered['steering_strength']:.2f}.\n"
         )
         row = _told(asked, name, made, learnt, held)
         return row, fact, _corrected(asked, name, made, held[: args.prompts], args.tokens)
