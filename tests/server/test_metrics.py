@@ -28,6 +28,7 @@ CONTRACT = {
     "steersman_sandbox_seconds": ("histogram", []),
     "steersman_sandbox_idle": ("gauge", []),
     "steersman_observed_dropped_total": ("counter", []),
+    "steersman_interactions_dropped_total": ("counter", ["reason"]),
     "steersman_build_info": ("gauge", ["version", "vllm"]),
 }
 OURS = (
@@ -47,6 +48,7 @@ OURS = (
     metrics.SANDBOX_SECONDS,
     metrics.SANDBOX_IDLE,
     metrics.OBSERVED_DROPPED,
+    metrics.INTERACTIONS_DROPPED,
     metrics.BUILD_INFO,
 )
 
