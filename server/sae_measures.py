@@ -102,7 +102,9 @@ def load_model(weights: str) -> Any:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  # seconds to import
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
 
+    logging.disable_progress_bar()  # it would stand between the figures
     try:
         folder = Path(weights)
         if not folder.is_dir():
