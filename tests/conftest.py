@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from steering.sae.quality import measure
 from tests.live.steered import PAIRS
 
 START_SECONDS = 480
+OWN_SERVERS = ("test_lifecycle.py", "test_accounts.py")  # files of tests/live that start servers themselves
 
 # How long an example takes says what else the machine does.
 settings.register_profile("untimed", deadline=None)
@@ -90,16 +92,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What an upgrade of vLLM breaks is told first, not by a server that fails to start.
-
-    Side by side, the tests of the shared server stay together, as those of any other file do.
-    """
+    """What an upgrade of vLLM breaks is told first, not by a server that fails to start."""
     items.sort(key=lambda item: item.path.name != "test_vllm_contract.py")
-    for item in items:
-        shared = "server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("server" if shared else str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side, the tests of the shared server stay together, as those of any other file do."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            shared = file.startswith("tests/live/") and not file.endswith(OWN_SERVERS)
+            return "the shared server" if shared or file == "tests/test_readme.py" else file
+
+    return Together(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)
