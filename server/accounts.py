@@ -67,15 +67,15 @@ class Accounts:
 
     async def change_password(self, principal: Principal, password: str) -> int:
         """Returns how many other sessions ended with it; keys stay."""
-        await self._logins.set_password(principal.account_id, await self._passwords.hashed(password))
-        return await self.sessions.end(principal.account_id, but=principal.session_id)
+        await self._logins.set_password(principal.member_id, await self._passwords.hashed(password))
+        return await self.sessions.end(principal.member_id, but=principal.session_id)
 
     async def change_email(self, principal: Principal, email: str) -> Account:
         """Raises Conflict for an address that has an account."""
-        await self._logins.set_email(principal.account_id, email)
-        return await self._store.account(principal.account_id)
+        await self._logins.set_email(principal.member_id, email)
+        return await self._store.account(principal.member_id)
 
     async def delete(self, principal: Principal) -> None:
         """With everything that it owns. Raises Forbidden for the operator's own."""
-        await self._logins.delete(principal.account_id)
+        await self._logins.delete(principal.member_id)
         self.sessions.forget()

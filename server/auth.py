@@ -18,8 +18,9 @@ from typing import Literal, NamedTuple
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import SteersmanError, Unauthenticated
+from server.errors import Forbidden, SteersmanError, Unauthenticated
 from server.refusal import refuse, route_path
+from server.roles import Role
 
 Method = Literal["x-api-key", "bearer", "session", "none"]
 Outcome = Literal["ok", "missing", "invalid"]
@@ -48,7 +49,10 @@ def key_digest(key: str) -> str:
 class Principal:
     """Who calls, by a key or by a session of its account.
 
-    `selected_model` is the model bound to the key, else to the account; None for the server's default.
+    `account_id` is the project that the call is within, whose things it sees and makes; `member_id` is the
+    account that calls, for keys of a project the project itself. `role` is what it may do there, `limit` what
+    its credential may do anywhere. `selected_model` is the model bound to the key, else to the account; None
+    for the project's default.
     """
 
     key_id: str | None
@@ -56,11 +60,23 @@ class Principal:
     name: str | None
     selected_model: str | None
     session_id: str | None = None
+    limit: Role = Role.OWNER
+    role: Role = Role.OWNER
+    member_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.member_id:  # at home
+            object.__setattr__(self, "member_id", self.account_id)
+
+    def require(self, needed: Role) -> None:
+        """Raises Forbidden for less."""
+        if not self.role.allows(needed):
+            raise Forbidden(f"This needs the role {needed} in the project; this credential is {self.role}.")
 
     @property
     def usage_id(self) -> str:
         """Whose counters its requests add to: the key's, or with a session the account's."""
-        return self.key_id or self.account_id
+        return self.key_id or self.member_id
 
 
 current_principal: ContextVar[Principal] = ContextVar("current_principal")
@@ -111,7 +127,7 @@ class KeyRing:
 
     def forget_account(self, account_id: str) -> None:
         """As `forget`, for every key of an account."""
-        self._drop(lambda principal: principal.account_id == account_id)
+        self._drop(lambda principal: account_id in (principal.account_id, principal.member_id))
 
     def _drop(self, changed: Callable[[Principal], bool]) -> None:
         self._known = {prefix: known for prefix, known in self._known.items() if not changed(known.principal)}
@@ -154,6 +170,13 @@ _OPEN_PATHS = frozenset(
 )
 
 
+# What a read-only member may send beside GET: they change nothing and generate nothing. Mutations over
+# GraphQL ask for a role of their own.
+_READING = frozenset({"/tokenize", "/detokenize", "/api/graphql"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PROJECT = b"openai-project"
+
+
 class _Credential(NamedTuple):
     method: Method
     key: str
@@ -164,7 +187,8 @@ class Authentication:
 
     Sets `scope["state"]["principal"]` and `current_principal`. `count(method, outcome)` is called once for
     each attempt that the store could decide. `session`, where there are accounts, finds who an access token
-    stands for, or raises Unauthenticated; such a token comes as Bearer only.
+    stands for, or raises Unauthenticated; such a token comes as Bearer only. `enter` finds who calls within
+    the project that the header `OpenAI-Project` names. A read-only caller is refused all but reading.
     """
 
     def __init__(
@@ -173,11 +197,13 @@ class Authentication:
         keyring: KeyRing,
         count: Callable[[Method, Outcome], None],
         session: Callable[[str], Awaitable[Principal]] | None = None,
+        enter: Callable[[Principal, str], Awaitable[Principal]] | None = None,
     ) -> None:
         self.app = app
         self._keyring = keyring
         self._count = count
         self._session = session
+        self._enter = enter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or _is_open(scope):
@@ -185,6 +211,11 @@ class Authentication:
             return
         try:
             principal = await self._authenticate(scope)
+            project = dict(scope["headers"]).get(_PROJECT, b"").decode("latin-1").strip()
+            if project and self._enter is not None:
+                principal = await self._enter(principal, project)
+            if not _reads(scope):
+                principal.require(Role.MEMBER)
         except SteersmanError as error:
             await refuse(scope, receive, send, error)
             return
@@ -234,6 +265,10 @@ class Authentication:
                 "No API key was sent: add the header `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
         return _Credential("bearer", token.strip())
+
+
+def _reads(scope: Scope) -> bool:
+    return scope.get("method") in _SAFE_METHODS or route_path(scope) in _READING
 
 
 def _is_token(text: str) -> bool:

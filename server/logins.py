@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.database import Database
 from server.errors import Conflict, Forbidden, NotFound
+from server.projects import require_left
 from server.store import DEFAULT_ACCOUNT, DEFAULT_EMAIL, Account, AccountRow, LoginRow
 
 # What browsers take, https://html.spec.whatwg.org/#valid-e-mail-address: hosts of private networks among it.
@@ -90,10 +91,14 @@ class Logins:
                 raise NotFound(f"There is no account {account_id!r}.")
 
     async def delete(self, account_id: str) -> None:
-        """With its keys, sessions, vectors, policies and all else. Raises NotFound, Forbidden."""
+        """With its keys, sessions, vectors, policies and all else.
+
+        Raises NotFound, Forbidden, and Conflict for the only owner of a project.
+        """
         if account_id == DEFAULT_ACCOUNT:
             raise Forbidden("The operator's own account has the keys made on the command line: it stays.")
         async with self._database.writing(alone=True) as connection:
+            await require_left(connection, account_id)
             gone = await connection.execute(delete(AccountRow).where(AccountRow.id == account_id))
             if gone.rowcount == 0:
                 raise NotFound(f"There is no account {account_id!r}.")

@@ -202,7 +202,7 @@ class _Call:
         finally:
             current_heat.reset(token)
         if ask.alone and self.template.model:  # answers carry the name that was asked for
-            decoded.response.model = self.template.model
+            decoded.response.model = self.template.answers_as or self.template.model
         told = decoded.steered.told() if decoded.steered else {}
         plan = decoded.plan
         drawn = plan.slots or [Slot(plan.temperature, plan.top_p)] * len(decoded.response.choices)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from server.accounts import Accounts
+from server.addressing import Directory
 from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
@@ -17,6 +18,7 @@ from server.media_hosts import MediaHosts
 from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.projects import Projects
 from server.served_models import ServedModels
 from server.settings import Settings
 from server.steering import SteeredModel
@@ -49,6 +51,11 @@ class ServerState:
     interaction_log: InteractionLog
     feedback: FeedbackStore
     accounts: Accounts
+    directory: Directory
+
+    @property
+    def projects(self) -> Projects:
+        return self.directory.projects
 
     @property
     def behavior_maker(self) -> BehaviorMaker:

@@ -27,6 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mappe
 from server.auth import Principal, is_key, key_digest, key_prefix, new_key
 from server.database import Database
 from server.errors import NotFound
+from server.roles import Role
 from server.usage import Usage
 
 DEFAULT_ACCOUNT = "00000000-0000-4000-8000-000000000000"
@@ -98,6 +99,7 @@ class ApiKeyRow(Table):
     prefix: Mapped[str] = mapped_column(String(8), index=True)
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     selected_model: Mapped[str | None] = mapped_column(String(500))
+    role: Mapped[str] = mapped_column(String(16), server_default=Role.OWNER)
     created_at: Mapped[datetime] = mapped_column(Moment)
     last_used: Mapped[datetime | None] = mapped_column(Moment)
     revoked_at: Mapped[datetime | None] = mapped_column(Moment)
@@ -133,6 +135,7 @@ class KeyRecord:
     name: str | None
     prefix: str
     selected_model: str | None
+    role: Role
     created_at: datetime
     last_used: datetime | None
     revoked_at: datetime | None
@@ -164,10 +167,11 @@ class Store:
                 return None
             return (await _insert_key(connection, DEFAULT_ACCOUNT, "first key")).key
 
-    async def create_key(self, account_id: str | None, name: str | None) -> NewKey:
-        """Without an account the key belongs to the default one. Raises NotFound for an unknown account."""
+    async def create_key(self, account_id: str | None, name: str | None, role: Role = Role.OWNER) -> NewKey:
+        """Without an account, or project, the key belongs to the default account; `role` is the most that it
+        may do. Raises NotFound for an unknown account."""
         async with self.database.writing(alone=True) as connection:
-            return await _insert_key(connection, account_id or DEFAULT_ACCOUNT, name)
+            return await _insert_key(connection, account_id or DEFAULT_ACCOUNT, name, role)
 
     async def list_keys(self, account_id: str | None) -> list[KeyRecord]:
         """Oldest first, revoked ones included; without an account, the keys of all."""
@@ -183,6 +187,7 @@ class Store:
                 name=row.name,
                 prefix=row.prefix,
                 selected_model=row.selected_model,
+                role=Role(row.role),
                 created_at=row.created_at,
                 last_used=row.last_used,
                 revoked_at=row.revoked_at,
@@ -210,15 +215,19 @@ class Store:
             return None
         model = func.coalesce(ApiKeyRow.selected_model, LoginRow.selected_model)
         query = (
-            select(ApiKeyRow.hash, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, model)
+            select(ApiKeyRow.hash, ApiKeyRow.role, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, model)
             .outerjoin(LoginRow, LoginRow.account_id == ApiKeyRow.account_id)
             .where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
         )
         async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
         digest = key_digest(key)
-        matching = (Principal(*row[1:]) for row in rows if hmac.compare_digest(row.hash, digest))
-        return next(matching, None)
+        matching = (row for row in rows if hmac.compare_digest(row.hash, digest))
+        row = next(matching, None)
+        if row is None:
+            return None
+        role = Role(row.role)
+        return Principal(*row[2:], limit=role, role=role)
 
     async def set_model(self, key_id: str, model: str | None) -> None:
         """Bind the key to a model; None unbinds it. Raises NotFound."""
@@ -298,7 +307,9 @@ def _add_usage(table: _Counting, used_id: InstrumentedAttribute[str]) -> Update:
     )
 
 
-async def _insert_key(connection: AsyncConnection, account_id: str, name: str | None) -> NewKey:
+async def _insert_key(
+    connection: AsyncConnection, account_id: str, name: str | None, role: Role = Role.OWNER
+) -> NewKey:
     await require_account(connection, account_id)
     created = NewKey(id=str(uuid.uuid4()), key=new_key())
     await connection.execute(
@@ -306,6 +317,7 @@ async def _insert_key(connection: AsyncConnection, account_id: str, name: str | 
             id=created.id,
             account_id=account_id,
             name=name,
+            role=role,
             prefix=key_prefix(created.key),
             hash=key_digest(created.key),
             created_at=datetime.now(UTC),

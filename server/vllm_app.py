@@ -27,6 +27,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.sampling import EngineFacts
 from server.accounts import Accounts
+from server.addressing import Directory
+from server.aliases import Aliases
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
@@ -44,6 +46,7 @@ from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.projects import Projects
 from server.recorder import Observing, Recorder
 from server.redaction import Redaction
 from server.refusal import refusal
@@ -56,6 +59,7 @@ from server.routes import (
     openai,
     oxen,
     policies,
+    projects,
     saes,
     saved_policies,
     steering,
@@ -109,19 +113,22 @@ class SteersmanPlugin:
             redaction=Redaction(settings.redact),
         )
         people = Accounts(store, Sessions(store.database, settings.key_cache_seconds))
+        shared = Projects(store.database, settings.key_cache_seconds)
         self._app = app
-        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people)
+        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people, shared)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (openai, feedback, stored_completions, oxen, *axionic, observability):
+        for routes in (openai, projects, feedback, stored_completions, oxen, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
         app.add_middleware(Draining, drain=drain)
         app.add_middleware(Observing, recorder=recorder)
         session = people.sessions.principal if settings.has_accounts else None
-        app.add_middleware(Authentication, keyring=keyring, count=_count_attempt, session=session)
+        app.add_middleware(
+            Authentication, keyring=keyring, count=_count_attempt, session=session, enter=shared.enter
+        )
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
@@ -181,6 +188,7 @@ class SteersmanPlugin:
             _interaction_log(interactions, doors.settings),
             FeedbackStore(doors.store.database),
             doors.accounts,
+            Directory(models, doors.projects, Aliases(doors.store.database)),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -204,6 +212,7 @@ class _Doors:
     observed: ObservedRequests
     recorder: Recorder
     accounts: Accounts
+    projects: Projects
 
 
 def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
@@ -13,6 +14,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
 
 from policies.steering import JSON_PRESET
+from server.addressable import Addressable
 from server.applied import Applied
 from server.errors import InvalidRequest, NotSupported, SteersmanError
 from server.observation import observed
@@ -24,10 +26,12 @@ from server.wire import AxionicFields, SteeringFields
 _LAST = {"response.completed", "response.incomplete"}
 
 
-class SteeredResponses(SteeringFields, ResponsesRequest):
+class SteeredResponses(Addressable, SteeringFields, ResponsesRequest):
     """vLLM's request with steering; Axionic's other fields are for the chat and completion routes."""
 
     model_config = ConfigDict(extra="forbid")
+
+    least = MappingProxyType({"input": "?"})
 
     # Sent by OpenAI's clients as a matter of course; nothing here depends on them.
     safety_identifier: str | None = None
@@ -72,16 +76,23 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
         if not isinstance(result, ResponsesResponse):
             kept.open = steered is not None
             return StreamingResponse(
-                _events(result, steered), media_type="text/event-stream", headers=headers
+                _events(result, steered, request.answers_as), media_type="text/event-stream", headers=headers
             )
-        content = result.model_dump(mode="json", by_alias=True)
+        content = _named(result.model_dump(mode="json", by_alias=True), request.answers_as)
         if steered is not None:
             await steered.count()
             content["steersman"] = steered.told()
         return JSONResponse(content, headers=headers)
 
 
-async def _events(events: AsyncGenerator[Any, None], steered: Applied | None) -> AsyncIterator[str]:
+def _named(content: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """A response with the name that was asked for."""
+    return {**content, "model": name or content["model"]}
+
+
+async def _events(
+    events: AsyncGenerator[Any, None], steered: Applied | None, name: str | None
+) -> AsyncIterator[str]:
     """What was applied stands in the event that ends the response."""
     # vLLM's handler asks the engine when the stream is first read, which is in this context.
     current_spec.set(steered.spec if steered else None)
@@ -89,6 +100,8 @@ async def _events(events: AsyncGenerator[Any, None], steered: Applied | None) ->
         async with aclosing(events):
             async for event in events:
                 payload = event.model_dump(mode="json", by_alias=True)
+                if "response" in payload:
+                    payload["response"] = _named(payload["response"], name)
                 if steered is not None and event.type in _LAST:
                     await steered.count()
                     payload["response"]["steersman"] = steered.told()

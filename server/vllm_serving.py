@@ -117,7 +117,7 @@ class Serving:
         await self._constrain(request)
         request.plan_as(planned)
         SAMPLING_REQUESTS.labels(planned.method_used).inc()
-        model = requested or request.model
+        model = request.answers_as or requested or request.model
         observed().resolves(request.model)
         named = request.steering_entries() if steering is None else steering
         entries = {

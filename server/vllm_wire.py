@@ -6,6 +6,7 @@ are. What a request's plan changes enters through `to_sampling_params`, where vL
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
@@ -40,6 +41,7 @@ from policies.constraint import (
 from policies.sampling import GREEDY_TEMPERATURE, PENALTIES, Asked, Plan
 from policies.steering import JSON_PRESET
 from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs, TypicalArgs, fresh_group
+from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
 from server.vllm_beam import BeamParams
@@ -87,7 +89,7 @@ else:
     _VllmFields = object
 
 
-class Planned(AxionicFields, _VllmFields):
+class Planned(Addressable, AxionicFields, _VllmFields):
     """What both request kinds share. Mixed in before vLLM's class."""
 
     model_config = ConfigDict(extra="forbid")
@@ -326,6 +328,8 @@ def _fits(model: type[BaseModel], name: str, value: Any) -> bool:
 class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
     model_config = ConfigDict(extra="forbid")
 
+    least = MappingProxyType({"messages": ({"role": "user", "content": "?"},)})
+
     messages: Annotated[list[ChatCompletionMessageParam], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
 
@@ -351,6 +355,8 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
 
 class CompletionRequest(Planned, VllmCompletionRequest):
     model_config = ConfigDict(extra="forbid")
+
+    least = MappingProxyType({"prompt": "?"})
 
     max_tokens: MaxTokens | None = 16
 

@@ -4,12 +4,14 @@ from alembic import context
 from sqlalchemy import Connection
 
 from server import (  # noqa: F401  # their tables
+    aliases,
     behaviors,
     feedback,
     interactions,
     jobs,
     observed,
     policies,
+    projects,
     sessions,
     vectors,
 )

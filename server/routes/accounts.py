@@ -165,5 +165,5 @@ async def change_email(state: State, principal: InSession, body: ChangeEmail) ->
 async def delete_account(state: State, principal: InSession) -> DeletedAccount:
     """With its keys, vectors, behaviours, policies and recent calls, for good."""
     await state.accounts.delete(principal)
-    state.keyring.forget_account(principal.account_id)
-    return DeletedAccount(id=principal.account_id)
+    state.keyring.forget_account(principal.member_id)
+    return DeletedAccount(id=principal.member_id)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.accounts import Accounts
 from server.auth import KeyRing, Principal, caller
+from server.roles import Role
 from server.store import KeyRecord, Store
 from server.usage import UsageMeter
 
@@ -47,13 +48,17 @@ class Wire(BaseModel):
 
 
 class CreateKey(Wire):
+    """`role` is the most that the key may do; it is the project's that the call is within."""
+
     name: Annotated[str, Field(max_length=200)] | None = None
+    role: Role = Role.OWNER
 
 
 class CreatedKey(Wire):
     api_key: str
     id: str
     name: str | None
+    role: Role
 
 
 class ApiKeyItem(Wire):
@@ -68,6 +73,7 @@ class ApiKeyItem(Wire):
     masked: str
     name: str | None
     selected_model: str | None
+    role: Role
     created_at: datetime
     last_used: datetime | None
 
@@ -79,6 +85,7 @@ class ApiKeyItem(Wire):
             masked=record.masked,
             name=record.name,
             selected_model=record.selected_model,
+            role=record.role,
             created_at=record.created_at,
             last_used=record.last_used,
         )
@@ -140,7 +147,7 @@ async def verify_key(principal: Caller) -> VerifiedKey:
 
 @router.get("/whoami")
 async def whoami(principal: Caller, state: State) -> Identity:
-    account = await state.store.account(principal.account_id)
+    account = await state.store.account(principal.member_id)
     return Identity(
         id=account.id,
         email=account.email,
@@ -154,7 +161,7 @@ async def whoami(principal: Caller, state: State) -> Identity:
 async def balance(principal: Caller, state: State) -> Balance:
     await state.meter.flush(state.store)
     if principal.key_id is None:
-        used = await state.store.account_usage(principal.account_id)
+        used = await state.store.account_usage(principal.member_id)
     else:
         used = await state.store.usage(principal.key_id)
     return Balance(
@@ -173,10 +180,10 @@ async def set_model(principal: Caller, state: State, body: SetModel) -> Selected
     """
     selected = None if body.model_name == "default" else state.models.resolve(body.model_name)
     if principal.key_id is None:
-        await state.store.set_account_model(principal.account_id, selected)
+        await state.store.set_account_model(principal.member_id, selected)
         state.accounts.sessions.forget()
-        state.keyring.forget_account(principal.account_id)
-        return SelectedModel(id=principal.account_id, selected_model=selected)
+        state.keyring.forget_account(principal.member_id)
+        return SelectedModel(id=principal.member_id, selected_model=selected)
     await state.store.set_model(principal.key_id, selected)
     state.keyring.forget(principal.key_id)
     return SelectedModel(id=principal.key_id, selected_model=selected)
@@ -184,6 +191,8 @@ async def set_model(principal: Caller, state: State, body: SetModel) -> Selected
 
 @router.get("/api-keys")
 async def list_keys(principal: Caller, state: State) -> list[ApiKeyItem]:
+    """The project's, to its owners."""
+    principal.require(Role.OWNER)
     records = await state.store.list_keys(principal.account_id)
     return [ApiKeyItem.of(record, principal) for record in records if record.revoked_at is None]
 
@@ -192,13 +201,16 @@ async def list_keys(principal: Caller, state: State) -> list[ApiKeyItem]:
 async def create_key(
     principal: Caller, state: State, body: Annotated[CreateKey | None, Body()] = None
 ) -> CreatedKey:
-    name = body.name if body else None
-    created = await state.store.create_key(principal.account_id, name)
-    return CreatedKey(api_key=created.key, id=created.id, name=name)
+    """A project's key is within that project alone; the caller's own enters whatever the caller may."""
+    principal.require(Role.OWNER)
+    asked = body or CreateKey()
+    created = await state.store.create_key(principal.account_id, asked.name, asked.role)
+    return CreatedKey(api_key=created.key, id=created.id, name=asked.name, role=asked.role)
 
 
 @router.delete("/api-keys/{key_id}")
 async def revoke_key(principal: Caller, state: State, key_id: str) -> RevokedKey:
+    principal.require(Role.OWNER)
     await state.store.revoke_key(principal.account_id, key_id)
     state.keyring.forget(key_id)
     return RevokedKey(id=key_id)

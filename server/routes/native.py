@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.sampling import own_fields
 from policies.steering import SteeringEntry
+from server.addressing import STEERING, addressed
 from server.candidates import text_of
 from server.errors import InvalidRequest, SteersmanError
 from server.policy_requests import CONSTRAINTS, Own, native_template, overridden
@@ -43,6 +44,7 @@ async def generated(
     events = wants_events(request.stream, raw)
     more = {"stream": events, **request.steering_fields()}
     sent = serving.prompted(request.prompt, request.model, request.max_tokens, request, **more)
+    sent = await addressed(sent, raw, binds=STEERING)
     decoded = await serving.decode(sent, raw, planned, steering=steering)
     if decoded.stream is not None:
         return StreamingResponse(
@@ -127,6 +129,7 @@ async def sampling_generate(request: SamplingRequest, raw_request: Request) -> R
     planned = serving.plan(own_fields(asked), _SAMPLING_NAMES)
     more = {**constraints, **request.steering_fields()}
     sent = serving.prompted(request.prompt, request.model, request.max_new_tokens, fields, **more)
+    sent = await addressed(sent, raw_request, binds=STEERING)
     decoded = await serving.decode(sent, raw_request, planned)
     answer = SamplingResponse(
         output=text_of(decoded.response.choices[0]),
@@ -155,6 +158,7 @@ async def _under_policy(request: SamplingRequest, raw: Request) -> Response:
         seed=params.seed,
         steering=request.steering_fields(),
     )
+    template = await addressed(template, raw, binds=())
     outcome = await state.policy_runs.run(policy, template, raw)
     winner = outcome.winner.answer
     answer = SamplingResponse(

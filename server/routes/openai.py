@@ -1,10 +1,12 @@
 """OpenAI's generation routes and model list under /v1, with Axionic's fields."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from server.addressing import STEERING, Directory, addressed
+from server.auth import Principal, caller
 from server.errors import InvalidRequest
 from server.routes import policy_answers
 from server.routes.body import JsonRoute
@@ -17,13 +19,15 @@ from server.vllm_wire import ChatRequest, CompletionRequest
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
 
+Caller = Annotated[Principal, Depends(caller)]
+
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 @router.post("/v1/chat/completions", responses=_STREAMS)
 @guarded
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
-    return await stored(request, raw_request, answer)
+    return await stored(await addressed(request, raw_request), raw_request, answer)
 
 
 @router.post("/v1/completions", responses=_STREAMS)
@@ -31,13 +35,13 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 async def create_completion(request: CompletionRequest, raw_request: Request) -> Response:
     if request.store:
         raise InvalidRequest("only chat completions are stored", param="store")
-    return await answer(request, raw_request)
+    return await answer(await addressed(request, raw_request), raw_request)
 
 
 @router.post("/v1/responses", responses=_STREAMS)
 @guarded
 async def create_response(request: SteeredResponses, raw_request: Request) -> Response:
-    return await respond(request, raw_request)
+    return await respond(await addressed(request, raw_request, binds=STEERING), raw_request)
 
 
 async def answer(request: Decodable, raw: Request) -> Response:
@@ -60,17 +64,30 @@ async def answer(request: Decodable, raw: Request) -> Response:
     return JSONResponse(content, headers=headers)
 
 
+@router.get("/v1/models")
+async def list_models(principal: Caller, raw_request: Request) -> JSONResponse:
+    """What is served, then the aliases of the caller's project."""
+    directory: Directory = raw_request.app.state.steersman.directory
+    served = await raw_request.app.state.openai_serving_models.show_available_models()
+    body = served.model_dump()
+    aliases = await directory.aliases.list(principal.account_id)
+    body["data"] += [_model(directory.models, alias.key, alias.model) for alias in aliases]
+    return JSONResponse(body)
+
+
 @router.get("/v1/models/{model_id:path}")
-async def retrieve_model(model_id: str, raw_request: Request) -> JSONResponse:
-    models: ServedModels = raw_request.app.state.steersman.models
-    name = models.resolve(model_id)
-    return JSONResponse(
-        {
-            "id": name,
-            "object": "model",
-            "created": models.created,
-            "owned_by": "steersman",
-            "root": models.root,
-            "max_model_len": models.max_model_len,
-        }
-    )
+async def retrieve_model(principal: Caller, model_id: str, raw_request: Request) -> JSONResponse:
+    directory: Directory = raw_request.app.state.steersman.directory
+    found = await directory.find(model_id, principal)
+    return JSONResponse(_model(directory.models, model_id, found.model))
+
+
+def _model(models: ServedModels, name: str, served: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": models.created,
+        "owned_by": "steersman",
+        "root": models.root if name == served else served,
+        "max_model_len": models.max_model_len,
+    }

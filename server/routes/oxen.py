@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from server import oxen_wire
+from server.addressing import addressed
 from server.errors import InvalidRequest, NotFound, NotSupported
 from server.oxen_chat import OxenChatRequest
 from server.oxen_wire import Model, Models
 from server.routes.body import JsonRoute
-from server.routes.dependencies import State
+from server.routes.dependencies import Caller, State
 from server.routes.openai import answer
 from server.routes.storing import stored
 from server.served_models import ServedModels
@@ -24,7 +25,7 @@ Live = Annotated[
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
-async def _first_asked(raw: Request, state: State) -> None:
+async def _first_asked(raw: Request, state: State, principal: Caller) -> None:
     """What Oxen tells in words of its own, which stand before whatever else is wrong with a body."""
     body = await raw.json() if await raw.body() else {}
     if not isinstance(body, dict):
@@ -34,7 +35,7 @@ async def _first_asked(raw: Request, state: State) -> None:
         raise InvalidRequest("You must specify a model to call", param="model")
     if isinstance(model, str):
         try:
-            state.models.resolve(model)
+            await state.directory.find(model, principal)
         except NotFound as error:
             raise InvalidRequest(f"Model not found: {model}", param="model", code=error.reason) from error
     if body.get("messages") == []:
@@ -47,7 +48,7 @@ async def create_chat_completion(request: OxenChatRequest, raw_request: Request)
     state = raw_request.app.state.steersman
     for part in request.media:
         part.admit(state.models.modalities, state.media_hosts)
-    return await stored(request, raw_request, answer)
+    return await stored(await addressed(request, raw_request), raw_request, answer)
 
 
 @router.get("/models")

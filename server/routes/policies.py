@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from policies.policy import RuntimePolicy
 from policies.run import Outcome
 from policies.trials import BASE, Grid, Score, SearchError, Variant, best, grid
+from server.addressing import addressed
 from server.errors import InvalidRequest, SteersmanError
 from server.policies import plain, require_size
 from server.policy_requests import native_template
@@ -220,6 +221,7 @@ async def _run(policy: RuntimePolicy, prompt: str, request: Any, raw: Request, p
         max_tokens=request.max_new_tokens,
         seed=request.seed,
     )
+    template = await addressed(template, raw, binds=())
     outcome: Outcome = await state.policy_runs.run(policy, template, raw, path=path)
     return outcome
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from policies.sampling import Plan, own_fields
+from server.addressing import STEERING, addressed
 from server.applied import Applied
 from server.candidates import text_of
 from server.errors import InvalidRequest, SteersmanError
@@ -50,6 +51,7 @@ async def generate_watched(request: WatchedRequest, raw_request: Request) -> Res
     sent = serving.prompted(
         request.prompt, request.model, request.max_new_tokens, request, **fields, stream=events
     )
+    sent = await addressed(sent, raw_request, binds=STEERING)
     if not events:
         decoded = await serving.decode(sent, raw_request, planned)
         assert decoded.steered is not None

@@ -17,12 +17,14 @@ from alembic.operations import Operations
 from sqlalchemy import inspect, text
 
 from server import (  # noqa: F401  # their tables
+    aliases,
     behaviors,
     feedback,
     interactions,
     jobs,
     observed,
     policies,
+    projects,
     sessions,
     vectors,
 )
@@ -75,18 +77,24 @@ def test_what_came_after_steering_can_be_undone_alone(database_url):
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone | INTERACTIONS | LOGINS
+    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
+PROJECTS = {"projects", "memberships", "aliases"}
 LOGINS = {"logins", "sessions", "signing_secrets"}
 INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
 
 
 @pytest.mark.parametrize(
     ("above", "below", "gone"),
-    [("0008", "0007", LOGINS), ("0007", "0006", INTERACTIONS), ("0006", "0005", {"observed_requests"})],
+    [
+        ("0009", "0008", PROJECTS),
+        ("0008", "0007", LOGINS),
+        ("0007", "0006", INTERACTIONS),
+        ("0006", "0005", {"observed_requests"}),
+    ],
 )
 def test_later_tables_can_be_undone_alone(database_url, above, below, gone):
     """One step down takes their tables away and nothing else; steps up bring them back."""

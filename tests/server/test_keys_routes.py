@@ -59,7 +59,7 @@ async def show(request, error):
 async def test_a_made_key_works_until_it_is_revoked(client):
     """POST returns the plain key once, it opens at once, and DELETE closes it at once despite the cache."""
     made = (await client.post("/auth/api-keys", json={"name": "laptop"})).json()
-    assert set(made) == {"api_key", "id", "name"}
+    assert set(made) == {"api_key", "id", "name", "role"}
     assert re.fullmatch(r"ax_[0-9a-f]{48}", made["api_key"])
     theirs = {"x-api-key": made["api_key"]}
     verified = await client.get("/auth/verify-key", headers=theirs)

@@ -1,0 +1,37 @@
+"""A request whose `model` may be an alias, or stand in a project: what `addressing` leaves in it."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, PrivateAttr
+
+from server.addressing import BINDABLE, Assignment
+
+
+class Addressable(BaseModel):
+    least: ClassVar[Mapping[str, Any]]  # without which no request of its kind is valid
+
+    _answers_as: str | None = PrivateAttr(None)
+    _assignment: Assignment | None = PrivateAttr(None)
+
+    def answer_as(self, name: str) -> None:
+        """Answers carry the name that was asked for."""
+        self._answers_as = name
+
+    @property
+    def answers_as(self) -> str | None:
+        return self._answers_as
+
+    def assign(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """The variant of an A/B test that answers."""
+        return self._assignment
+
+    @classmethod
+    def bound(cls, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """`defaults` as fields of such a request. Raises pydantic's ValidationError, VLLMValidationError."""
+        parsed = cls.model_validate({**cls.least, **defaults})
+        return {name: getattr(parsed, name) for name in parsed.model_fields_set & BINDABLE}
