@@ -100,7 +100,7 @@ class Directory:
             return await self._default(entered, session_id, campaign)
         if rest in ("", DEFAULT):
             raise self._unknown(name)
-        return await self._named(rest, entered)
+        return await self._named(rest, entered, asked=name)
 
     async def served(self, name: str, project_id: str) -> bool:
         """Whether the project has a model of this name: a served one or an alias."""
@@ -115,10 +115,10 @@ class Directory:
         project = await self.projects.home(principal.account_id)
         return await self._named(project.default_model or self.models.default, principal)
 
-    async def _named(self, name: str, principal: Principal) -> Address:
+    async def _named(self, name: str, principal: Principal, asked: str | None = None) -> Address:
         found = await self._known(name, principal)
         if found is None:
-            raise self._unknown(name)
+            raise self._unknown(asked or name)
         return found
 
     async def _known(self, name: str, principal: Principal) -> Address | None:

@@ -99,6 +99,16 @@ class Projects:
             rows = (await connection.execute(query.order_by(ProjectRow.created_at, ProjectRow.id))).all()
         return [_project(row) for row in {row.id: row for row in rows}.values()]
 
+    async def named(self, id_or_key: str) -> Project:
+        """For the operator, who is asked for no membership. Raises NotFound."""
+        wanted = storable(id_or_key)
+        query = select(ProjectRow.__table__).where(or_(ProjectRow.key == wanted, ProjectRow.id == wanted))
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound(f"There is no project {id_or_key!r}.", param="project")
+        return _project(row)
+
     async def home(self, account_id: str) -> Project:
         """The project that has this account's id; with a key of its own unless it is a person's."""
         project = await self._homes.get(account_id, lambda: self._home(account_id))
