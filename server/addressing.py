@@ -158,7 +158,7 @@ async def addressed(request: _Request, raw: Request, *, binds: Iterable[str] = B
         campaign=getattr(request, "ab_campaign", None),
     )
     within(found.principal, raw)
-    if request.model not in (None, "", DEFAULT):
+    if request.model:
         request.answer_as(request.model)
     request.model = found.model
     if found.alias is not None:
