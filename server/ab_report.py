@@ -1,4 +1,4 @@
-"""What an A/B test has found: from its scores to p-values, intervals and a winner. Pure statistics.
+"""What an A/B test has found.
 
 Two kinds of p-value. Those of `Report.p_value` and `Pair.p_value` are of standard tests, as if the scores had
 been looked at once. Scores that come in are looked at all the time, so what ends a test is
@@ -6,7 +6,7 @@ been looked at once. Scores that come in are looked at all the time, so what end
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,11 @@ class Tally:
     @property
     def scores(self) -> int:
         return self.wins + self.losses + self.ties_good + self.ties_bad
+
+    @property
+    def turned(self) -> "Tally":
+        """The same, as `second` sees it."""
+        return replace(self, first=self.second, second=self.first, wins=self.losses, losses=self.wins)
 
 
 @dataclass(frozen=True, slots=True)

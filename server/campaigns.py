@@ -28,7 +28,7 @@ ACTIVE = (Status.WARMUP, Status.IN_PROGRESS)
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """`metric` is the id of a metric, `winner` one of `models`."""
+    """`metric` is the key of a metric, `winner` one of `models`."""
 
     id: str
     project_id: str
@@ -64,7 +64,7 @@ class NewCampaign:
 class ScoredMetric:
     """What a campaign has to know of a metric."""
 
-    id: str
+    key: str
     is_bool: bool
     higher_is_better: bool
 
