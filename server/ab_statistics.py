@@ -59,9 +59,7 @@ def of_comparisons(
         [_sign_p(seen[two]) for two in each_two],
         [_sign_at_any_time(seen[two]) for two in each_two],
     )
-    best = next(
-        (model for model in models if all(each.wins > each.losses for each in of_model[model])), models[0]
-    )
+    best = next((model for model in models if all(each.wins > each.losses for each in of_model[model])), None)
     level = _level(best, pairs)
     enough = bool(each_two) and all(seen[two].scores >= min_scores for two in each_two)
     return Report(
@@ -91,11 +89,13 @@ def _pairs(
     ]
 
 
-def _level(best: str, pairs: Sequence[Pair]) -> float | None:
-    """At which `best` wins: the greatest of its pairs' p-values."""
-    levels = [pair.sequential_p_value for pair in pairs if best in (pair.first, pair.second)]
+def _level(best: str | None, pairs: Sequence[Pair]) -> float | None:
+    """At which `best` wins: the greatest of its pairs' p-values. 1 where none is the best."""
+    levels = [pair.sequential_p_value for pair in pairs if best is None or best in (pair.first, pair.second)]
     known = [level for level in levels if level is not None]
-    return max(known) if known and len(known) == len(levels) else None
+    if not known or len(known) < len(levels):
+        return None
+    return 1.0 if best is None else max(known)
 
 
 def _each_two(

@@ -1,9 +1,9 @@
 """P-values that hold however often one looks, and whenever one stops: what an A/B test ends by.
 
-Both are one over a mixture likelihood ratio. Under the null hypothesis such a ratio is a martingale that starts
-at one, so by Ville's inequality the probability that it ever exceeds 1/alpha is at most alpha (Robbins, 1970:
+Both are one over a mixture likelihood ratio. Under the null hypothesis such a ratio is a martingale from 1
+on, so by Ville's inequality the probability that it ever exceeds 1/alpha is at most alpha (Robbins, 1970:
 "Statistical methods related to the law of the iterated logarithm"; for A/B tests: Johari, Koomen, Pekelis and
-Walsh, 2022: "Always Valid Inference: Continuous Monitoring of A/B Tests"). Alpha spending on looks would need
+Walsh, 2022: "Always Valid Inference: Continuous Monitoring of A/B Tests"). Alpha spending on looks would have
 to know beforehand how many scores will come; here nobody says, nor when they are looked at.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-# The mixtures are of effects of about this many standard deviations. Any number is valid; the bound is tightest
-# for tests that end near 9 / SPREAD² pairs of comparisons, or twice as many scores of each variant.
+# The mixtures are of effects of about this many standard deviations. Any number is valid; the bound is the
+# tightest for tests that end near 9 / SPREAD² comparisons, or twice as many scores of each variant.
 SPREAD = 0.3
 _CONCENTRATION = (1 / SPREAD**2 - 1) / 2  # of the symmetric beta with that spread
 
