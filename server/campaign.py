@@ -37,7 +37,7 @@ ACTIVE = (Status.WARMUP, Status.IN_PROGRESS)
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """`metric` is the key of a metric, `winner` one of `models`."""
+    """`metric` is the id of a metric, `winner` one of `models`."""
 
     id: str
     project_id: str
@@ -100,8 +100,9 @@ class NewCampaign:
 
 @dataclass(frozen=True, slots=True)
 class ScoredMetric:
-    """What a campaign has to know of a metric."""
+    """What a campaign has to know of a metric; scores name it by its key."""
 
+    id: str
     key: str
     is_bool: bool
     higher_is_better: bool
@@ -113,8 +114,8 @@ class Evidence(Protocol):
     async def metric(self, project_id: str, id_or_key: str) -> ScoredMetric:
         """Raises NotFound."""
 
-    async def direct(self, campaign: Campaign) -> Sequence[Sample]:
+    async def direct(self, campaign: Campaign, metric: ScoredMetric) -> Sequence[Sample]:
         """Of the variants that have some."""
 
-    async def comparisons(self, campaign: Campaign) -> Sequence[Tally]:
+    async def comparisons(self, campaign: Campaign, metric: ScoredMetric) -> Sequence[Tally]:
         """Of the pairs of variants that have some; a pair may come in both orders."""

@@ -1,4 +1,4 @@
-"""Has A/B tests end once their scores say so: beside the requests, soon after scores came and now and then."""
+"""Has A/B tests end once their scores say so: soon after scores came, and now and then."""
 
 import asyncio
 import logging

@@ -40,6 +40,7 @@ from server.campaign import (
 from server.database import Database
 from server.errors import Conflict, NotFound
 from server.observed import storable
+from server.projects import Projects
 from server.recent import Recent
 from server.store import Moment, Table, require_account
 
@@ -67,8 +68,7 @@ class CampaignRow(Table):
     winner: Mapped[str | None] = mapped_column(String(MAX_MODEL))
 
 
-Attached = Callable[[str, str], Awaitable[bool]]  # whether a project has a model or an alias of that name
-Deploy = Callable[[AsyncConnection, str, str], Awaitable[None]]  # makes a model a project's default one
+Attached = Callable[[str, str], Awaitable[bool]]  # whether there is a model of this name in this project
 
 
 class Campaigns:
@@ -77,26 +77,28 @@ class Campaigns:
     Every change is one transaction. Raises Unavailable when the database does not answer.
     """
 
-    def __init__(self, database: Database, evidence: Evidence, attached: Attached, deploy: Deploy) -> None:
+    def __init__(
+        self, database: Database, evidence: Evidence, projects: Projects, attached: Attached
+    ) -> None:
         self._database, self._evidence = database, evidence
-        self._attached, self._deploy = attached, deploy
+        self._projects, self._attached = projects, attached
         self._active = Recent[str, Sequence[Campaign]](_SECONDS)
         self._named = Recent[tuple[str, str], Campaign](_SECONDS)
 
     async def create(self, project_id: str, new: NewCampaign) -> Campaign:
-        """Raises InvalidRequest, NotFound for an unknown metric or model, Conflict for a key that is taken and
+        """Raises InvalidRequest, NotFound for an unknown metric or model, and Conflict for a taken key or
         beside another active campaign."""
         new.require_sound()
         metric = await self._evidence.metric(project_id, new.metric)
         for model in new.models:
-            if not await self._attached(project_id, model):
+            if not await self._attached(model, project_id):
                 raise NotFound(f"No model {model!r} is served here by that name.", param="models")
         campaign = Campaign(
             id=str(uuid.uuid4()),
             project_id=project_id,
             key=new.key,
             name=storable(new.name or new.key),
-            metric=metric.key,
+            metric=metric.id,
             score_type=new.score_type,
             status=Status.WARMUP,
             traffic_split=new.traffic_split,
@@ -151,11 +153,11 @@ class Campaigns:
     async def report(self, campaign: Campaign) -> Report:
         """From its scores until now, or until its end."""
         alpha, least = campaign.alpha, campaign.min_scores
-        if campaign.score_type is ScoreType.COMPARISON:
-            tallies = await self._evidence.comparisons(campaign)
-            return ab_statistics.of_comparisons(campaign.models, tallies, alpha=alpha, min_scores=least)
         metric = await self._evidence.metric(campaign.project_id, campaign.metric)
-        known = {sample.model: sample for sample in await self._evidence.direct(campaign)}
+        if campaign.score_type is ScoreType.COMPARISON:
+            tallies = await self._evidence.comparisons(campaign, metric)
+            return ab_statistics.of_comparisons(campaign.models, tallies, alpha=alpha, min_scores=least)
+        known = {sample.model: sample for sample in await self._evidence.direct(campaign, metric)}
         return ab_statistics.of_direct_scores(
             [known.get(model, Sample(model, 0, 0, 0.0, 0.0)) for model in campaign.models],
             binary=metric.is_bool,
@@ -195,11 +197,12 @@ class Campaigns:
             await self._start(campaign)
 
     async def _finish(self, campaign: Campaign, winner: str) -> None:
-        async with self._database.writing() as connection:
+        async with self._database.writing(alone=True) as connection:
             ended = await _end(connection, campaign.id, Status.DONE, winner)
             if ended and campaign.auto_deploy:
-                await self._deploy(connection, campaign.project_id, winner)
+                await self._projects.promote(connection, campaign.project_id, winner)
         self._forget()
+        self._projects.forget()
 
     async def _start(self, campaign: Campaign) -> None:
         this = (CampaignRow.id == campaign.id, CampaignRow.status == Status.WARMUP)
