@@ -36,6 +36,16 @@ class Tally:
     def scores(self) -> int:
         return self.wins + self.losses + self.ties_good + self.ties_bad
 
+    def plus(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.first,
+            self.second,
+            self.wins + other.wins,
+            self.losses + other.losses,
+            self.ties_good + other.ties_good,
+            self.ties_bad + other.ties_bad,
+        )
+
     @property
     def turned(self) -> "Tally":
         """The same, as `second` sees it."""

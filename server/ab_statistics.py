@@ -50,8 +50,9 @@ def of_comparisons(
     """By the sign test. Ties say nothing of which is better, and are left out of it; `min_scores` counts them
     too, of each pair. The best of several variants is preferred to each of the others."""
     seen = {(first, second): Tally(first, second) for first in models for second in models if first != second}
-    for tally in tallies:
-        seen[tally.first, tally.second], seen[tally.second, tally.first] = tally, tally.turned
+    for each in (side for tally in tallies for side in (tally, tally.turned)):
+        if (two := (each.first, each.second)) in seen:
+            seen[two] = seen[two].plus(each)
     of_model = {model: [seen[model, other] for other in models if other != model] for model in models}
     each_two = list(combinations(models, 2))
     pairs = _pairs(
