@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from fastapi import Request
 
-from server.addressing import STEERING, Assignment, Directory, addressed
+from server.addressing import STEERING, Directory, addressed
 from server.aliases import Aliases
+from server.assignment import Assignment
 from server.auth import Principal
 from server.errors import Forbidden, InvalidRequest, NotFound
 from server.logins import Logins
@@ -148,6 +149,27 @@ async def test_an_ab_test_answers_for_the_default_only(world):
     assert (await find(None, ada, session_id="odd")).assignment is None
     with pytest.raises(NotFound):
         await find("lab", ada, session_id="odd", campaign="unknown")
+
+
+async def test_what_belongs_to_no_session_is_drawn_by_one_of_its_own(world):
+    """Each request anew."""
+    sessions = []
+
+    async def route(project_id, session_id, campaign=None):
+        sessions.append(session_id)
+
+    world.tests.route = route
+    for _ in range(2):
+        await world.directory.find("lab", caller(world.ada))
+    assert len(set(sessions)) == 2
+
+
+@pytest.mark.parametrize("name", ["tuned", "lab/calm", "default/mine"])
+async def test_an_ab_test_beside_a_model_is_refused(world, name):
+    """Either would have to give way unsaid."""
+    with pytest.raises(InvalidRequest) as raised:
+        await world.directory.find(name, caller(world.ada), session_id="odd", campaign="trial")
+    assert raised.value.param == "ab_campaign"
 
 
 async def test_an_alias_fills_in_what_the_request_does_not_say(world):
