@@ -26,6 +26,7 @@ from server.database import Database
 from server.errors import NotFound
 from server.interactions import InteractionRow
 from server.observed import storable
+from server.project_metrics import Metric
 from server.store import Moment, Table
 
 MAX_METRIC = 200  # characters
@@ -100,6 +101,21 @@ class FeedbackStore:
                 raise _unknown(interaction_id)
             await connection.execute(insert(FeedbackRow).values(number=number, **row))
         return given
+
+    async def score(
+        self,
+        account_id: str,
+        completion_id: str,
+        metric: Metric,
+        value: object,
+        *,
+        reason: str | None = None,
+        details: Any = None,
+        created_at: datetime | None = None,
+    ) -> Feedback:
+        """Of the choice whose completion id that is. Raises NotFound where the project has stored none such,
+        InvalidRequest where `value` is none of the metric's."""
+        raise NotImplementedError
 
     async def list(self, account_id: str, interaction_id: str) -> Sequence[Feedback]:
         """Oldest first. Raises NotFound where the account has no such interaction."""

@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 
+from server.completion_rows import Source
 from server.database import Database
 from server.errors import NotFound
 from server.observed import storable
@@ -99,6 +100,12 @@ class Interaction:
     completion_tokens: int
     latency_ms: float
     first_token_ms: float | None
+    source: Source = Source.LIVE
+    user_id: str | None = None
+    campaign_id: str | None = None  # of the A/B test that chose the model, and which of its variants that is
+    variant: str | None = None
+    prompt_hash: str = ""
+    stored_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
