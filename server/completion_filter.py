@@ -1,11 +1,20 @@
 """Which completions are sought: conditions, and how they are asked of the database."""
 
-from collections.abc import Collection
+import operator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import singledispatch
+from typing import Any, Final
 
-from server.completion_rows import Source
+from sqlalchemy import ColumnElement, and_, false, not_, or_, select, true, tuple_
+
+from server.comparisons import ComparisonRow
+from server.completion_rows import CompletionRow, Source
+from server.feedback import FeedbackRow
+from server.interactions import InteractionLabelRow
+from server.observed import storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,7 @@ class Against(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Has a direct score of the metric (its key) that meets every bound, and has one of `reasons` if given."""
+    """Has a direct score of the metric (its key) that meets every bound, for one of `reasons` if given."""
 
     metric: str
     bounds: Collection[tuple[Against, float]] = ()
@@ -122,3 +131,121 @@ Condition = (
     | AnyOf
     | Not
 )
+
+EVERY: Final = AllOf()
+
+_COMPARE: dict[Against, Callable[[Any, float], Any]] = {
+    each: getattr(operator, {"eq": "eq", "neq": "ne", "gt": "gt", "gte": "ge", "lt": "lt", "lte": "le"}[each])
+    for each in Against
+}
+
+
+def clause(condition: Condition, account_id: str) -> ColumnElement[bool]:
+    """`condition` on CompletionRow, of the project's completions alone.
+
+    It is never NULL, so that its negation is true of all others.
+    """
+    return and_(CompletionRow.account_id == account_id, _clause(condition, account_id))
+
+
+@singledispatch
+def _clause(condition: Condition, _: str) -> ColumnElement[bool]:
+    """By the kind of condition; the second argument is the project's id."""
+    raise TypeError(condition)
+
+
+@_clause.register
+def _(condition: AllOf, account_id: str) -> ColumnElement[bool]:
+    return and_(true(), *(_clause(each, account_id) for each in condition.conditions))
+
+
+@_clause.register
+def _(condition: AnyOf, account_id: str) -> ColumnElement[bool]:
+    return or_(false(), *(_clause(each, account_id) for each in condition.conditions))
+
+
+@_clause.register
+def _(condition: Not, account_id: str) -> ColumnElement[bool]:
+    return not_(_clause(condition.condition, account_id))
+
+
+@_clause.register
+def _(condition: Within, _: str) -> ColumnElement[bool]:
+    bounds = [] if condition.since is None else [CompletionRow.created_at >= condition.since]
+    bounds += [] if condition.until is None else [CompletionRow.created_at < condition.until]
+    return and_(true(), *bounds)
+
+
+@_clause.register
+def _(condition: OfModel, _: str) -> ColumnElement[bool]:
+    return _one_of(CompletionRow.model, condition.models)
+
+
+@_clause.register
+def _(condition: OfSession, _: str) -> ColumnElement[bool]:
+    return _one_of(CompletionRow.session_id, [condition.session_id])
+
+
+@_clause.register
+def _(condition: OfUser, _: str) -> ColumnElement[bool]:
+    return _one_of(CompletionRow.user_id, condition.users)
+
+
+@_clause.register
+def _(condition: Named, _: str) -> ColumnElement[bool]:
+    return _one_of(CompletionRow.id, condition.ids)
+
+
+@_clause.register
+def _(condition: OfPrompt, _: str) -> ColumnElement[bool]:
+    return _one_of(CompletionRow.prompt_hash, condition.hashes)
+
+
+@_clause.register
+def _(condition: FromSource, _: str) -> ColumnElement[bool]:
+    return _one_of(CompletionRow.source, condition.sources)
+
+
+@_clause.register
+def _(condition: OfCampaign, _: str) -> ColumnElement[bool]:
+    of_it = _one_of(CompletionRow.campaign_id, [condition.campaign_id])
+    if condition.variant is None:
+        return of_it
+    return and_(of_it, _one_of(CompletionRow.variant, [condition.variant]))
+
+
+@_clause.register
+def _(condition: Labelled, account_id: str) -> ColumnElement[bool]:
+    row = InteractionLabelRow
+    has = [row.account_id == account_id, row.key == storable(condition.key)]
+    if condition.values is not None:
+        has.append(_one_of(row.value, condition.values))
+    return CompletionRow.number.in_(select(row.number).where(*has))
+
+
+@_clause.register
+def _(condition: Scored, account_id: str) -> ColumnElement[bool]:
+    row = FeedbackRow
+    fits = [row.account_id == account_id, row.metric == storable(condition.metric)]
+    fits += [_COMPARE[against](row.value, bound) for against, bound in condition.bounds]
+    if condition.reasons is not None:
+        fits.append(_one_of(row.reason, condition.reasons))
+    return _PLACE.in_(select(row.number, row.choice).where(*fits))
+
+
+@_clause.register
+def _(condition: Compared, account_id: str) -> ColumnElement[bool]:
+    row = ComparisonRow
+    of_it = (row.account_id == account_id, row.metric == storable(condition.metric))
+    preferred = select(row.preferred_number, row.preferred_choice).where(*of_it)
+    other = select(row.other_number, row.other_choice).where(*of_it)
+    return or_(_PLACE.in_(preferred), _PLACE.in_(other))
+
+
+_PLACE = tuple_(CompletionRow.number, CompletionRow.choice)
+
+
+def _one_of(column: Any, values: Collection[str]) -> ColumnElement[bool]:
+    """Also where the column may be NULL: NULL is none of them."""
+    found: ColumnElement[bool] = column.in_([storable(each) for each in values])
+    return and_(column.is_not(None), found) if column.property.columns[0].nullable else found

@@ -1,7 +1,11 @@
 """The choices of stored chat completions once more, in narrow rows: what completions are found by."""
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -10,7 +14,7 @@ from server.store import Moment, Table
 
 NUMBER = BigInteger().with_variant(Integer, "sqlite")
 MAX_MODEL, MAX_SESSION, MAX_USER = 500, 200, 200  # characters
-HASH = 64
+_HASH = 64
 
 
 class Source(StrEnum):
@@ -49,7 +53,33 @@ class CompletionRow(Table):
     model: Mapped[str] = mapped_column(String(MAX_MODEL))
     session_id: Mapped[str | None] = mapped_column(String(MAX_SESSION))
     user_id: Mapped[str | None] = mapped_column(String(MAX_USER))
-    prompt_hash: Mapped[str] = mapped_column(String(HASH))
+    prompt_hash: Mapped[str] = mapped_column(String(_HASH))
     source: Mapped[str] = mapped_column(String(10))
     campaign_id: Mapped[str | None] = mapped_column(String(36))
     variant: Mapped[str | None] = mapped_column(String(MAX_MODEL))
+
+
+def prompt_hash(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The same for the same roles and contents, whether a text stands alone or as the only part of a list."""
+    plain = [[each.get("role"), _plain(each.get("content")), _calls(each)] for each in messages]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(content: Any) -> Any:
+    part = content[0] if isinstance(content, list) and len(content) == 1 else None
+    return part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else content
+
+
+def _calls(message: Mapping[str, Any]) -> Any:
+    return [message.get("tool_calls"), message.get("tool_call_id")]
+
+
+def choices(answer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Those of an answer, by their indices."""
+    return {each.get("index", place): each for place, each in enumerate(answer["choices"])}
+
+
+def text_of(answer: Mapping[str, Any], choice: int) -> str | None:
+    """What that choice of an answer wrote; None where it wrote nothing."""
+    content = choices(answer)[choice]["message"].get("content")
+    return content if isinstance(content, str) else None

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     ForeignKey,
+    Index,
     Integer,
     String,
     Text,
@@ -20,20 +21,22 @@ from sqlalchemy import (
     insert,
     select,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.database import Database
 from server.errors import NotFound
-from server.interactions import InteractionRow
+from server.interactions import InteractionRow, Place, locate
 from server.observed import storable
-from server.project_metrics import Metric
+from server.project_metrics import MAX_METRIC, Metric, ensure_metric, find_metric
 from server.store import Moment, Table
-
-MAX_METRIC = 200  # characters
 
 
 class FeedbackRow(Table):
+    """A score of one choice, by the key of a metric."""
+
     __tablename__ = "feedback"
+    __table_args__ = (Index(None, "account_id", "metric"),)
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     number: Mapped[int] = mapped_column(
@@ -41,6 +44,8 @@ class FeedbackRow(Table):
         ForeignKey("interactions.number", ondelete="CASCADE"),
         index=True,
     )
+    account_id: Mapped[str] = mapped_column(String(36))
+    choice: Mapped[int] = mapped_column(Integer)
     metric: Mapped[str] = mapped_column(String(MAX_METRIC))
     value: Mapped[float] = mapped_column(Float)
     reason: Mapped[str | None] = mapped_column(Text)
@@ -58,6 +63,7 @@ class Feedback:
     reason: str | None
     details: Any
     created_at: datetime
+    choice: int = 0
 
 
 # Whose and which interaction.
@@ -83,23 +89,23 @@ class FeedbackStore:
         reason: str | None,
         details: Any,
     ) -> Feedback:
-        """Raises NotFound where the account has no such interaction."""
+        """Of its first choice; an unknown metric becomes a scalar of the account.
+
+        Raises NotFound where the account has no such interaction, InvalidRequest where `value` is none of the
+        metric's.
+        """
         given = Feedback(str(uuid.uuid4()), metric, value, reason, details, datetime.now(UTC))
-        row = {
-            "id": given.id,
-            "metric": storable(metric),
-            "value": value,
-            "reason": None if reason is None else storable(reason),
-            "details": None if details is None else storable(json.dumps(details, ensure_ascii=False)),
-            "created_at": given.created_at,
-        }
         async with self._database.writing() as connection:
             # Locked, or it could go before its feedback comes.
             query = _number(account_id, interaction_id).with_for_update(read=True)
             number = (await connection.execute(query)).scalar()
             if number is None:
                 raise _unknown(interaction_id)
-            await connection.execute(insert(FeedbackRow).values(number=number, **row))
+            await ensure_metric(connection, account_id, metric)
+            known = await find_metric(connection, account_id, metric)
+            if known is not None:
+                known.value(value)
+            await add_feedback(connection, account_id, Place(number, 0), [given])
         return given
 
     async def score(
@@ -115,7 +121,12 @@ class FeedbackStore:
     ) -> Feedback:
         """Of the choice whose completion id that is. Raises NotFound where the project has stored none such,
         InvalidRequest where `value` is none of the metric's."""
-        raise NotImplementedError
+        at = created_at or datetime.now(UTC)
+        given = Feedback(str(uuid.uuid4()), metric.key, metric.value(value), reason, details, at)
+        async with self._database.writing() as connection:
+            place = await locate(connection, account_id, completion_id)
+            await add_feedback(connection, account_id, place, [given])
+        return given
 
     async def list(self, account_id: str, interaction_id: str) -> Sequence[Feedback]:
         """Oldest first. Raises NotFound where the account has no such interaction."""
@@ -161,6 +172,30 @@ class FeedbackStore:
         return found
 
 
+async def add_feedback(
+    connection: AsyncConnection, account_id: str, place: Place, given: Sequence[Feedback]
+) -> None:
+    """To a choice that is locked."""
+    rows = [
+        {
+            "id": each.id,
+            "number": place.number,
+            "choice": place.choice,
+            "account_id": account_id,
+            "metric": storable(each.metric),
+            "value": each.value,
+            "reason": None if each.reason is None else storable(each.reason),
+            "details": None
+            if each.details is None
+            else storable(json.dumps(each.details, ensure_ascii=False)),
+            "created_at": each.created_at,
+        }
+        for each in given
+    ]
+    if rows:
+        await connection.execute(insert(FeedbackRow), rows)
+
+
 def _number(account_id: str, interaction_id: str) -> Any:
     this: ColumnElement[bool] = and_(
         InteractionRow.account_id == account_id, InteractionRow.id == storable(interaction_id)
@@ -174,4 +209,4 @@ def _unknown(interaction_id: str) -> NotFound:
 
 def _feedback(row: Any) -> Feedback:
     details = None if row.details is None else json.loads(row.details)
-    return Feedback(row.id, row.metric, row.value, row.reason, details, row.created_at)
+    return Feedback(row.id, row.metric, row.value, row.reason, details, row.created_at, row.choice)

@@ -29,13 +29,23 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 
-from server.completion_rows import Source
+from server.completion_ids import completion_id
+from server.completion_rows import (
+    MAX_MODEL,
+    MAX_SESSION,
+    MAX_USER,
+    CompletionRow,
+    Source,
+    choices,
+    prompt_hash,
+)
 from server.database import Database
 from server.errors import NotFound
 from server.observed import storable
+from server.outcomes import OutcomeRow
 from server.store import Moment, Table, known_accounts
 
-MAX_ID, MAX_MODEL, MAX_SESSION = 200, 500, 200  # characters
+MAX_ID = 200  # characters
 MAX_LABELS, MAX_LABEL_KEY, MAX_LABEL_VALUE = 16, 64, 512  # OpenAI's limits of `metadata`
 _COUNTED = 1000  # of a label's interactions, to tell which label is rare
 
@@ -55,7 +65,7 @@ class InteractionRow(Table):
     number: Mapped[int] = mapped_column(_Number, primary_key=True)
     id: Mapped[str] = mapped_column(String(MAX_ID))
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
-    created_at: Mapped[datetime] = mapped_column(Moment, index=True)
+    created_at: Mapped[datetime] = mapped_column(Moment)
     model: Mapped[str] = mapped_column(String(MAX_MODEL))
     session_id: Mapped[str | None] = mapped_column(String(MAX_SESSION))
     messages: Mapped[str] = mapped_column(Text)
@@ -66,6 +76,11 @@ class InteractionRow(Table):
     completion_tokens: Mapped[int] = mapped_column(BigInteger)
     latency_ms: Mapped[float] = mapped_column(Float)
     first_token_ms: Mapped[float | None] = mapped_column(Float)
+    source: Mapped[str] = mapped_column(String(10))
+    user_id: Mapped[str | None] = mapped_column(String(MAX_USER))
+    campaign_id: Mapped[str | None] = mapped_column(String(36))
+    variant: Mapped[str | None] = mapped_column(String(MAX_MODEL))
+    stored_at: Mapped[datetime] = mapped_column(Moment, index=True)
 
 
 class InteractionLabelRow(Table):
@@ -104,8 +119,11 @@ class Interaction:
     user_id: str | None = None
     campaign_id: str | None = None  # of the A/B test that chose the model, and which of its variants that is
     variant: str | None = None
-    prompt_hash: str = ""
-    stored_at: datetime | None = None
+    stored_at: datetime | None = None  # where that is not when it was made
+
+    @property
+    def prompt_hash(self) -> str:
+        return prompt_hash(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +158,16 @@ class Interactions:
             return
         latest = list({(each.account_id, each.id): each for each in interactions}.values())
         # In a thread: a batch of long conversations takes a while to be written as JSON.
-        rows = await asyncio.to_thread(lambda: [_row(each) for each in latest])
-        added = insert(InteractionRow).returning(InteractionRow.number, sort_by_parameter_order=True)
+        rows = await asyncio.to_thread(lambda: [stored_rows(each) for each in latest])
         async with self._database.writing() as connection:
             known = await known_accounts(connection, {each.account_id for each in latest})
-            kept = [pair for pair in zip(latest, rows, strict=True) if pair[0].account_id in known]
-            if not kept:
-                return
-            await connection.execute(delete(InteractionRow).where(_any_of(latest)))
-            numbers = (await connection.execute(added, [row for _, row in kept])).scalars().all()
-            await _label(
-                connection,
-                [
-                    (number, each.account_id, each.labels)
-                    for number, (each, _) in zip(numbers, kept, strict=True)
-                ],
-            )
+            kept = [each for each in rows if each.interaction["account_id"] in known]
+            if kept:
+                await connection.execute(delete(InteractionRow).where(_any_of(latest)))
+                await add_rows(connection, kept)
 
     async def prune(self, *, most: int, since: datetime) -> None:
-        """Of all accounts together, leave the latest `most` since then."""
+        """Of all accounts together, leave the latest `most` that were stored since then."""
         # Not within the transaction: to pass over so many rows takes a while, in which others wait to write.
         query = select(InteractionRow.number).order_by(InteractionRow.number.desc()).limit(1).offset(most)
         async with self._database.reading() as connection:
@@ -166,7 +175,8 @@ class Interactions:
         async with self._database.writing() as connection:
             if oldest is not None:
                 await connection.execute(delete(InteractionRow).where(InteractionRow.number <= oldest))
-            await connection.execute(delete(InteractionRow).where(InteractionRow.created_at < since))
+            await connection.execute(delete(InteractionRow).where(InteractionRow.stored_at < since))
+            await connection.execute(delete(OutcomeRow).where(OutcomeRow.created_at < since))
 
     async def list(
         self, sought: Sought, *, limit: int, after: str | None = None, newest_first: bool = False
@@ -189,12 +199,12 @@ class Interactions:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
         shown = rows[:limit]
-        found = [_interaction(row) for row in shown]
+        found = [interaction_of(row) for row in shown]
         return InteractionPage(found, len(rows) > limit, shown[-1].number if shown else None)
 
     async def get(self, account_id: str, interaction_id: str) -> Interaction:
         """Raises NotFound."""
-        return _interaction(await self._find(account_id, interaction_id))
+        return interaction_of(await self._find(account_id, interaction_id))
 
     async def label(self, account_id: str, interaction_id: str, labels: Mapping[str, str]) -> Interaction:
         """`labels` in place of those that it has. Raises NotFound."""
@@ -326,14 +336,29 @@ def _json(value: Any) -> str:
     return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def _row(interaction: Interaction) -> dict[str, Any]:
-    session = interaction.session_id
-    return {
-        "id": storable(interaction.id)[:MAX_ID],
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """An interaction as its tables hold it, but for its number."""
+
+    interaction: Mapping[str, Any]
+    completions: Sequence[Mapping[str, Any]]
+    labels: Mapping[str, str]
+
+
+def stored_rows(interaction: Interaction) -> StoredRows:
+    """It takes a while: not for the event loop."""
+    found_by = {
         "account_id": interaction.account_id,
         "created_at": interaction.created_at,
-        "model": storable(interaction.model)[:MAX_MODEL],
-        "session_id": None if session is None else storable(session)[:MAX_SESSION],
+        "model": _within(interaction.model, MAX_MODEL),
+        "session_id": _within(interaction.session_id, MAX_SESSION),
+        "source": interaction.source,
+        "user_id": _within(interaction.user_id, MAX_USER),
+        "campaign_id": interaction.campaign_id,
+        "variant": _within(interaction.variant, MAX_MODEL),
+    }
+    row = {
+        "id": _within(interaction.id, MAX_ID),
         "messages": _json(interaction.messages),
         "parameters": _json(interaction.parameters),
         "answer": _json(interaction.answer),
@@ -342,12 +367,76 @@ def _row(interaction: Interaction) -> dict[str, Any]:
         "completion_tokens": interaction.completion_tokens,
         "latency_ms": interaction.latency_ms,
         "first_token_ms": interaction.first_token_ms,
+        "stored_at": interaction.stored_at or interaction.created_at,
     }
+    hashed = prompt_hash(interaction.messages)
+    completions = [
+        {
+            "id": completion_id(interaction.account_id, interaction.id, index),
+            "choice": index,
+            "prompt_hash": hashed,
+            **found_by,
+        }
+        for index in choices(interaction.answer)
+    ]
+    return StoredRows({**row, **found_by}, completions, interaction.labels)
+
+
+async def add_rows(connection: AsyncConnection, added: Sequence[StoredRows]) -> Sequence[int]:
+    """The numbers they were given."""
+    query = insert(InteractionRow).returning(InteractionRow.number, sort_by_parameter_order=True)
+    rows = [each.interaction for each in added]
+    numbers = (await connection.execute(query, rows)).scalars().all()
+    numbered = list(zip(numbers, added, strict=True))
+    completions = [{"number": number, **row} for number, each in numbered for row in each.completions]
+    if completions:
+        await connection.execute(insert(CompletionRow), completions)
+    await _label(
+        connection, [(number, each.interaction["account_id"], each.labels) for number, each in numbered]
+    )
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A choice of the interaction of that number."""
+
+    number: int
+    choice: int
+
+
+async def locate(
+    connection: AsyncConnection, account_id: str, completion: str, param: str = "completion_id"
+) -> Place:
+    """Where the completion of that id is; it stays until the end of the transaction. Raises NotFound."""
+    query = (
+        select(CompletionRow.number, CompletionRow.choice)
+        .join(InteractionRow, InteractionRow.number == CompletionRow.number)
+        .where(CompletionRow.account_id == account_id, CompletionRow.id == storable(completion))
+        .order_by(CompletionRow.number.desc())
+        .limit(1)
+        .with_for_update(read=True, of=InteractionRow)
+    )
+    row = (await connection.execute(query)).first()
+    if row is None:
+        raise NotFound(
+            f"No completion {completion!r} is stored, so that it cannot be scored: its request may have said "
+            "`store: false`.",
+            param=param,
+        )
+    return Place(row.number, row.choice)
+
+
+def _within(text: str | None, most: int) -> str | None:
+    return None if text is None else storable(text)[:most]
 
 
 _PARSED = ("messages", "parameters", "answer", "labels")
 
 
-def _interaction(row: Any) -> Interaction:
+def interaction_of(row: Any) -> Interaction:
+    """Of all columns."""
     values = {name: getattr(row, name) for name in Interaction.__dataclass_fields__}
+    values["source"] = Source(row.source)
+    values["stored_at"] = None if row.stored_at == row.created_at else row.stored_at
     return Interaction(**values | {name: json.loads(values[name]) for name in _PARSED})

@@ -3,14 +3,14 @@
 import math
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Insert, String, Text, insert, or_, select
+from sqlalchemy import ColumnElement, ForeignKey, Index, String, Text, column, exists, or_, select
+from sqlalchemy import table as sql_table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -78,9 +78,7 @@ class Metric:
                 value = math.inf
             if math.isfinite(value):
                 return value
-        raise InvalidRequest(
-            f"metric {self.key!r} is a scalar: its values are finite numbers", param=param
-        )
+        raise InvalidRequest(f"metric {self.key!r} is a scalar: its values are finite numbers", param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +106,96 @@ class ProjectMetrics:
         description: str = "",
         unit: str | None = None,
     ) -> Metric:
-        """Without a key the name is the key. Raises Conflict where the project has a metric of that key."""
-        raise NotImplementedError
+        """Without a key the name is the key. Raises Conflict where the project has a metric of that key,
+        InvalidRequest for a text of another length than its column's."""
+        metric = Metric(
+            id=str(uuid.uuid4()),
+            account_id=account_id,
+            key=_fitting(name if key is None else key, "key"),
+            name=_fitting(name, "name"),
+            kind=kind,
+            scoring=scoring,
+            description=storable(description),
+            unit=None if unit is None else _fitting(unit, "unit"),
+            created_at=datetime.now(UTC),
+        )
+        async with self._database.writing() as connection:
+            if not await _add(connection, metric):
+                raise Conflict(f"metric {metric.key!r} exists already: choose another key", param="key")
+        return metric
 
     async def find(self, account_id: str, id_or_key: str) -> Metric | None:
-        raise NotImplementedError
+        async with self._database.reading() as connection:
+            return await find_metric(connection, account_id, id_or_key)
 
     async def get(self, account_id: str, id_or_key: str, param: str = "metric") -> Metric:
         """Raises NotFound, as Adaptive's clients know it."""
-        raise NotImplementedError
+        found = await self.find(account_id, id_or_key)
+        if found is None:
+            raise NotFound(
+                f"metric {id_or_key!r} is not known here: create it before you score by it", param=param
+            )
+        return found
 
     async def list(self, account_ids: Collection[str]) -> Sequence[Metric]:
         """Those of these projects, oldest first."""
-        raise NotImplementedError
+        query = (
+            select(MetricRow.__table__)
+            .where(MetricRow.account_id.in_(account_ids))
+            .order_by(MetricRow.created_at, MetricRow.key)
+        )
+        async with self._database.reading() as connection:
+            return [metric_of(row) for row in (await connection.execute(query)).all()]
 
     async def uses(self, metrics: Collection[Metric]) -> Mapping[str, MetricUse]:
         """By the metrics' ids."""
-        raise NotImplementedError
+
+        def there(table: str) -> ColumnElement[bool]:
+            rows = sql_table(table, column("account_id"), column("metric"))
+            same = (rows.c.account_id == MetricRow.account_id, rows.c.metric == MetricRow.key)
+            return exists().where(*same)
+
+        query = select(MetricRow.id, there("feedback"), there("comparisons"))
+        query = query.where(MetricRow.id.in_([each.id for each in metrics]))
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return {row[0]: MetricUse(bool(row[1]), bool(row[2])) for row in rows}
+
+
+async def find_metric(connection: AsyncConnection, account_id: str, id_or_key: str) -> Metric | None:
+    """One of that id, or else of that key."""
+    wanted = storable(id_or_key)
+    query = (
+        select(MetricRow.__table__)
+        .where(MetricRow.account_id == account_id, or_(MetricRow.id == wanted, MetricRow.key == wanted))
+        .order_by((MetricRow.id == wanted).desc())
+        .limit(1)
+    )
+    row = (await connection.execute(query)).first()
+    return None if row is None else metric_of(row)
+
+
+async def ensure_metric(connection: AsyncConnection, account_id: str, key: str) -> None:
+    """A scalar of that key, unless there is a metric of it."""
+    key = storable(key)
+    now = datetime.now(UTC)
+    scalar, better = MetricKind.SCALAR, Scoring.HIGHER_IS_BETTER
+    await _add(connection, Metric(str(uuid.uuid4()), account_id, key, key, scalar, better, "", None, now))
+
+
+async def _add(connection: AsyncConnection, metric: Metric) -> bool:
+    """Whether there was none of its key."""
+    made = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    query = made(MetricRow).on_conflict_do_nothing(index_elements=["account_id", "key"])
+    return (await connection.execute(query.values(**asdict(metric)))).rowcount > 0
+
+
+def _fitting(text: str, param: str) -> str:
+    if not 0 < len(text) <= MAX_METRIC:
+        raise InvalidRequest(f"a metric's {param} has 1 to {MAX_METRIC} characters", param=param)
+    return storable(text)
+
+
+def metric_of(row: Any) -> Metric:
+    values = {name: getattr(row, name) for name in Metric.__dataclass_fields__}
+    return Metric(**values | {"kind": MetricKind(row.kind), "scoring": Scoring(row.scoring)})

@@ -30,6 +30,8 @@ class Transcript:
     observation: Observation
     size: int
     told: dict[str, Any] = field(default_factory=dict)
+    campaign_id: str | None = None
+    variant: str | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     first_token_ms: float | None = None
     latency_ms: float = 0.0
@@ -55,6 +57,7 @@ class Transcript:
     def interaction(self, redaction: Redaction) -> Interaction:
         """What is to be stored. It takes a while: not for the event loop."""
         answer = self._whole()
+        user = self.request.get("user")
         usage = answer["usage"]
         parameters = {name: value for name, value in self.request.items() if name not in _NO_PARAMETERS}
         head = ("id", "object", "created", "model", "usage", "system_fingerprint", "service_tier")
@@ -73,6 +76,9 @@ class Transcript:
             completion_tokens=usage["completion_tokens"],
             latency_ms=round(self.latency_ms, 3),
             first_token_ms=None if self.first_token_ms is None else round(self.first_token_ms, 3),
+            user_id=redaction.text(user) if isinstance(user, str) else None,
+            campaign_id=self.campaign_id,
+            variant=self.variant,
         )
 
     def _whole(self) -> dict[str, Any]:

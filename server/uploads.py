@@ -1,38 +1,18 @@
 """Interactions that happened elsewhere, with what was thought of them."""
 
+import asyncio
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+from server.completion_ids import completion_id
+from server.completion_rows import Source
 from server.database import Database
-from server.project_metrics import Metric
-
-
-@dataclass(frozen=True, slots=True)
-class GivenScore:
-    metric: Metric
-    value: float
-    reason: str | None = None
-    details: Any = None
-    created_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """`model` "" where it is not known."""
-
-    account_id: str
-    messages: Sequence[Mapping[str, Any]]
-    text: str
-    model: str
-    session_id: str
-    user_id: str | None
-    labels: Mapping[str, str]
-    created_at: datetime
-    campaign_id: str | None = None
-    variant: str | None = None
-    scores: Sequence[GivenScore] = ()
+from server.feedback import Feedback, add_feedback
+from server.interactions import Interaction, Place, add_rows, stored_rows
+from server.store import require_account
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +28,58 @@ class Uploads:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, upload: Upload) -> Uploaded:
-        raise NotImplementedError
+    async def add(self, upload: Interaction, scores: Sequence[Feedback] = ()) -> Uploaded:
+        """`scores` are of its one choice."""
+        rows = await asyncio.to_thread(lambda: stored_rows(upload))
+        async with self._database.writing() as connection:
+            await require_account(connection, upload.account_id)
+            (number,) = await add_rows(connection, [rows])
+            await add_feedback(connection, upload.account_id, Place(number, 0), scores)
+        return Uploaded(
+            completion_id=completion_id(upload.account_id, upload.id, 0),
+            session_id=upload.session_id or "",
+            feedback_ids=[each.id for each in scores],
+        )
+
+
+def uploaded(
+    account_id: str,
+    *,
+    messages: Sequence[Mapping[str, Any]],
+    text: str,
+    model: str = "",
+    session_id: str | None = None,
+    user_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    created_at: datetime | None = None,
+) -> Interaction:
+    """As an answer of one choice, whose tokens nobody counted; `model` "" where it is not known."""
+    now = datetime.now(UTC)
+    made = created_at or now
+    name = f"chatcmpl-{uuid.uuid4().hex}"
+    message = {"role": "assistant", "content": text}
+    return Interaction(
+        id=name,
+        account_id=account_id,
+        created_at=made,
+        model=model,
+        session_id=session_id or str(uuid.uuid4()),
+        messages=messages,
+        parameters={},
+        answer={
+            "id": name,
+            "object": "chat.completion",
+            "created": int(made.timestamp()),
+            "model": model,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        },
+        labels=labels or {},
+        prompt_tokens=0,
+        completion_tokens=0,
+        latency_ms=0.0,
+        first_token_ms=None,
+        source=Source.OFFLINE,
+        user_id=user_id,
+        stored_at=now,
+    )

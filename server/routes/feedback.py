@@ -7,8 +7,9 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, JsonValue
 
 from server.auth import Principal, caller
-from server.feedback import MAX_METRIC, Feedback, FeedbackStore
+from server.feedback import Feedback, FeedbackStore
 from server.interaction_log import InteractionLog
+from server.project_metrics import MAX_METRIC
 from server.routes.body import JsonRoute
 from server.wire import Strict
 

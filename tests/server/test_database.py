@@ -19,6 +19,7 @@ from sqlalchemy import inspect, text
 from server import (  # noqa: F401  # their tables
     aliases,
     behaviors,
+    comparisons,
     feedback,
     interactions,
     jobs,
