@@ -60,7 +60,8 @@ class CampaignScores:
             .order_by(row.created_at, row.id)
         )
         async with self._database.reading() as connection:
-            return [VariantScore(*each) for each in (await connection.execute(query)).all()]
+            rows = (await connection.execute(query)).all()
+        return [VariantScore(each[0] or "", *each[1:]) for each in rows]
 
     async def comparisons(
         self,

@@ -107,7 +107,10 @@ class GroupPage:
 
 
 class Completions:
-    """Of one project at a time, whose id is `account_id`. Raises Unavailable when the database does not answer."""
+    """Of one project at a time, whose id is `account_id`.
+
+    Raises Unavailable when the database does not answer.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database

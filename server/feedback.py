@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
+from server.completion_rows import MAX_USER
 from server.database import Database
 from server.errors import NotFound
 from server.interactions import InteractionRow, Place, locate
@@ -50,6 +51,7 @@ class FeedbackRow(Table):
     value: Mapped[float] = mapped_column(Float)
     reason: Mapped[str | None] = mapped_column(Text)
     details: Mapped[str | None] = mapped_column(Text)
+    user_id: Mapped[str | None] = mapped_column(String(MAX_USER))
     created_at: Mapped[datetime] = mapped_column(Moment)
 
 
@@ -64,6 +66,7 @@ class Feedback:
     details: Any
     created_at: datetime
     choice: int = 0
+    user_id: str | None = None  # who gave it, as the client calls them
 
 
 # Whose and which interaction.
@@ -117,16 +120,18 @@ class FeedbackStore:
         *,
         reason: str | None = None,
         details: Any = None,
+        user_id: str | None = None,
         created_at: datetime | None = None,
     ) -> Feedback:
         """Of the choice whose completion id that is. Raises NotFound where the project has stored none such,
         InvalidRequest where `value` is none of the metric's."""
-        at = created_at or datetime.now(UTC)
-        given = Feedback(str(uuid.uuid4()), metric.key, metric.value(value), reason, details, at)
+        given = new_feedback(
+            metric, value, reason=reason, details=details, user_id=user_id, created_at=created_at
+        )
         async with self._database.writing() as connection:
             place = await locate(connection, account_id, completion_id)
             await add_feedback(connection, account_id, place, [given])
-        return given
+        return replace(given, choice=place.choice)
 
     async def list(self, account_id: str, interaction_id: str) -> Sequence[Feedback]:
         """Oldest first. Raises NotFound where the account has no such interaction."""
@@ -172,6 +177,28 @@ class FeedbackStore:
         return found
 
 
+def new_feedback(
+    metric: Metric,
+    value: object,
+    *,
+    param: str = "value",
+    reason: str | None = None,
+    details: Any = None,
+    user_id: str | None = None,
+    created_at: datetime | None = None,
+) -> Feedback:
+    """Not kept yet. Raises InvalidRequest where `value`, the field `param`, is none of the metric's."""
+    return Feedback(
+        id=str(uuid.uuid4()),
+        metric=metric.key,
+        value=metric.value(value, param),
+        reason=reason,
+        details=details,
+        created_at=created_at or datetime.now(UTC),
+        user_id=user_id,
+    )
+
+
 async def add_feedback(
     connection: AsyncConnection, account_id: str, place: Place, given: Sequence[Feedback]
 ) -> None:
@@ -188,6 +215,7 @@ async def add_feedback(
             "details": None
             if each.details is None
             else storable(json.dumps(each.details, ensure_ascii=False)),
+            "user_id": None if each.user_id is None else storable(each.user_id)[:MAX_USER],
             "created_at": each.created_at,
         }
         for each in given
@@ -208,5 +236,5 @@ def _unknown(interaction_id: str) -> NotFound:
 
 
 def _feedback(row: Any) -> Feedback:
-    details = None if row.details is None else json.loads(row.details)
-    return Feedback(row.id, row.metric, row.value, row.reason, details, row.created_at, row.choice)
+    values = {name: getattr(row, name) for name in Feedback.__dataclass_fields__}
+    return Feedback(**values | {"details": None if row.details is None else json.loads(row.details)})

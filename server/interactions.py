@@ -419,12 +419,16 @@ async def locate(
     )
     row = (await connection.execute(query)).first()
     if row is None:
-        raise NotFound(
-            f"No completion {completion!r} is stored, so that it cannot be scored: its request may have said "
-            "`store: false`.",
-            param=param,
-        )
+        raise not_stored(completion, param)
     return Place(row.number, row.choice)
+
+
+def not_stored(completion: str, param: str) -> NotFound:
+    return NotFound(
+        f"No completion {completion!r} is stored, so that it cannot be scored: it was not to be (`store: false`),"
+        " or was dropped since.",
+        param=param,
+    )
 
 
 def _within(text: str | None, most: int) -> str | None:

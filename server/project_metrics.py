@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from server.database import Database
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.observed import storable
-from server.store import Moment, Table
+from server.store import Moment, Table, require_account
 
 MAX_METRIC = 200  # characters
 
@@ -120,6 +120,7 @@ class ProjectMetrics:
             created_at=datetime.now(UTC),
         )
         async with self._database.writing() as connection:
+            await require_account(connection, account_id)
             if not await _add(connection, metric):
                 raise Conflict(f"metric {metric.key!r} exists already: choose another key", param="key")
         return metric

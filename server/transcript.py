@@ -18,7 +18,8 @@ _NO_PARAMETERS = frozenset({"messages", "metadata", "labels", "session_id", "sto
 @dataclass(slots=True)
 class Transcript:
     """`request` is the body as it was sent, of `size` bytes; `told` is what the answer's headers say, for
-    streams, which may say nothing of it themselves.
+    streams, which may say nothing of it themselves. `known_as` is the model's name in its project, where the
+    answer has another.
 
     After `ends` nothing changes.
     """
@@ -30,6 +31,7 @@ class Transcript:
     observation: Observation
     size: int
     told: dict[str, Any] = field(default_factory=dict)
+    known_as: str | None = None
     campaign_id: str | None = None
     variant: str | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -66,7 +68,7 @@ class Transcript:
             id=answer["id"],
             account_id=self.account_id,
             created_at=self.created_at,
-            model=answer["model"],
+            model=self.known_as or answer["model"],
             session_id=redaction.text(self.session_id),
             messages=redaction.json(self.request["messages"]),
             parameters=redaction.json(parameters),

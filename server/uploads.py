@@ -52,8 +52,12 @@ def uploaded(
     user_id: str | None = None,
     labels: Mapping[str, str] | None = None,
     created_at: datetime | None = None,
+    campaign_id: str | None = None,
 ) -> Interaction:
-    """As an answer of one choice, whose tokens nobody counted; `model` "" where it is not known."""
+    """As an answer of one choice, whose tokens nobody counted; `model` "" where it is not known.
+
+    With a campaign the model is one of its variants.
+    """
     now = datetime.now(UTC)
     made = created_at or now
     name = f"chatcmpl-{uuid.uuid4().hex}"
@@ -81,5 +85,7 @@ def uploaded(
         first_token_ms=None,
         source=Source.OFFLINE,
         user_id=user_id,
+        campaign_id=campaign_id,
+        variant=model if campaign_id else None,
         stored_at=now,
     )

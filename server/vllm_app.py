@@ -31,6 +31,8 @@ from server.addressing import Directory
 from server.aliases import Aliases
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
+from server.comparisons import Comparisons
+from server.completions import Completions
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
@@ -44,14 +46,17 @@ from server.media_hosts import MediaHosts
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
+from server.outcomes import Outcomes
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.project_metrics import ProjectMetrics
 from server.projects import Projects
 from server.recorder import Observing, Recorder
 from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import (
     accounts,
+    adaptive_interactions,
     feedback,
     keys,
     native,
@@ -76,6 +81,7 @@ from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
 from server.studio import Records, Studio, Unsteerable, open_studio
+from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
@@ -119,7 +125,16 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (openai, projects, feedback, stored_completions, oxen, *axionic, observability):
+        for routes in (
+            openai,
+            projects,
+            adaptive_interactions,
+            feedback,
+            stored_completions,
+            oxen,
+            *axionic,
+            observability,
+        ):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -187,6 +202,11 @@ class SteersmanPlugin:
             interactions := Interactions(doors.store.database),
             _interaction_log(interactions, doors.settings),
             FeedbackStore(doors.store.database),
+            ProjectMetrics(doors.store.database),
+            Completions(doors.store.database),
+            Comparisons(doors.store.database),
+            Outcomes(doors.store.database),
+            Uploads(doors.store.database),
             doors.accounts,
             Directory(models, doors.projects, Aliases(doors.store.database)),
         )

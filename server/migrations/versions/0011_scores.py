@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
@@ -136,6 +136,7 @@ def _widen_feedback() -> None:
     with op.batch_alter_table("feedback") as batch:
         batch.add_column(sa.Column("account_id", sa.String(36), nullable=True))
         batch.add_column(sa.Column("choice", sa.Integer(), nullable=True))
+        batch.add_column(sa.Column("user_id", sa.String(200), nullable=True))
     op.execute(
         "UPDATE feedback SET choice = 0, account_id ="
         " (SELECT account_id FROM interactions WHERE interactions.number = feedback.number)"
@@ -231,6 +232,7 @@ def downgrade() -> None:
     op.execute("DELETE FROM feedback WHERE choice <> 0")
     with op.batch_alter_table("feedback") as batch:
         batch.drop_index("ix_feedback_account_id_metric")
+        batch.drop_column("user_id")
         batch.drop_column("choice")
         batch.drop_column("account_id")
     with op.batch_alter_table("interactions") as batch:
