@@ -425,8 +425,8 @@ async def locate(
 
 def not_stored(completion: str, param: str) -> NotFound:
     return NotFound(
-        f"No completion {completion!r} is stored, so that it cannot be scored: it was not to be (`store: false`),"
-        " or was dropped since.",
+        f"No completion {completion!r} is stored, so that it cannot be scored: it was not to be"
+        " (`store: false`), or was dropped since.",
         param=param,
     )
 
