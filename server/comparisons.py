@@ -14,7 +14,7 @@ from server.completion_ids import completion_id
 from server.completion_rows import MAX_USER, NUMBER
 from server.database import Database
 from server.errors import InvalidRequest
-from server.interactions import Interaction, Place, StoredRows, add_rows, locate, stored_rows
+from server.interaction_rows import Interaction, Place, StoredRows, add_rows, locate, stored_rows
 from server.observed import storable
 from server.project_metrics import MAX_METRIC
 from server.store import Moment, Table, require_account

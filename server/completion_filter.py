@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, and_, false, not_, or_, select, true, tupl
 from server.comparisons import ComparisonRow
 from server.completion_rows import CompletionRow, Source
 from server.feedback import FeedbackRow
-from server.interactions import InteractionLabelRow
+from server.interaction_rows import InteractionLabelRow
 from server.observed import storable
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.comparisons import ComparisonRow, Tie
 from server.completion_rows import CompletionRow, Source, text_of
 from server.feedback import FeedbackRow
-from server.interactions import InteractionRow, Place
+from server.interaction_rows import InteractionRow, Place
 from server.project_metrics import Metric, MetricRow, metric_of
 
 

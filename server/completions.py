@@ -21,7 +21,7 @@ from server.completion_scores import (
     statistics,
 )
 from server.database import Database
-from server.interactions import Interaction, InteractionRow, Place, interaction_of
+from server.interaction_rows import Interaction, InteractionRow, Place, interaction_of
 from server.observed import storable
 
 __all__ = [

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from server.completion_rows import MAX_USER
 from server.database import Database
 from server.errors import NotFound
-from server.interactions import InteractionRow, Place, locate
+from server.interaction_rows import InteractionRow, Place, locate
 from server.observed import storable
 from server.project_metrics import MAX_METRIC, Metric, ensure_metric, find_metric
 from server.store import Moment, Table

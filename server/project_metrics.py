@@ -148,6 +148,14 @@ class ProjectMetrics:
         async with self._database.reading() as connection:
             return [metric_of(row) for row in (await connection.execute(query)).all()]
 
+    async def lower(self, key: str) -> Collection[str]:
+        """The projects in which the lowest score by the metric of that key is the best."""
+        query = select(MetricRow.account_id).where(
+            MetricRow.key == storable(key), MetricRow.scoring == Scoring.LOWER_IS_BETTER
+        )
+        async with self._database.reading() as connection:
+            return set((await connection.execute(query)).scalars())
+
     async def uses(self, metrics: Collection[Metric]) -> Mapping[str, MetricUse]:
         """By the metrics' ids."""
 

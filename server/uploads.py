@@ -11,7 +11,7 @@ from server.completion_ids import completion_id
 from server.completion_rows import Source
 from server.database import Database
 from server.feedback import Feedback, add_feedback
-from server.interactions import Interaction, Place, add_rows, stored_rows
+from server.interaction_rows import Interaction, Place, add_rows, stored_rows
 from server.store import require_account
 
 

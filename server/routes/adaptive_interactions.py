@@ -16,6 +16,7 @@ from server.completions import Completions
 from server.errors import InvalidRequest
 from server.feedback import Feedback, FeedbackStore, new_feedback
 from server.interaction_log import InteractionLog
+from server.interaction_rows import Interaction, not_stored
 from server.interaction_wire import (
     ComparisonAdded,
     ComparisonUpload,
@@ -29,7 +30,6 @@ from server.interaction_wire import (
     UploadedFeedback,
     UploadedMessage,
 )
-from server.interactions import Interaction, not_stored
 from server.outcomes import Outcomes
 from server.project_metrics import ProjectMetrics
 from server.projects import Projects

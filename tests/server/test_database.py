@@ -189,7 +189,8 @@ def test_what_was_stored_before_can_be_scored(database_url):
         "INSERT INTO interaction_labels VALUES (7, 'team', 'x', 'a')",
         f"INSERT INTO feedback VALUES ('f', 7, 'polite', 1.0, 'why', NULL, {now})",
     )
-    before = [rows(f"SELECT * FROM {table}") for table in ("interactions", "interaction_labels", "feedback")]
+    tables_before = ("interactions", "interaction_labels", "feedback")
+    before = [rows(f"SELECT * FROM {each} ORDER BY number") for each in tables_before]
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
     found = rows(
@@ -215,8 +216,7 @@ def test_what_was_stored_before_can_be_scored(database_url):
         " FROM feedback"
     )
     Database(database_url).alembic(lambda config: command.downgrade(config, "0009"))
-    after = [rows(f"SELECT * FROM {table}") for table in ("interactions", "interaction_labels", "feedback")]
-    assert after == before
+    assert [rows(f"SELECT * FROM {each} ORDER BY number") for each in tables_before] == before
     Store(database_url).migrate()
     assert rows("SELECT count(*) FROM completions") == [(3,)]
 

@@ -10,6 +10,8 @@ from datetime import timedelta
 import pytest
 
 from server import interactions_cli
+from server.completion_ids import completion_id
+from server.completion_rows import prompt_hash
 from server.database import Database
 from server.feedback import FeedbackStore
 from server.interactions import Interactions
@@ -75,6 +77,12 @@ def test_everything_stored_is_exported(steersman, keep, monkeypatch):
         "created_at": "2026-03-01T12:00:00.250000+00:00",
         "model": "base",
         "session_id": "s-1",
+        "user_id": None,
+        "source": "LIVE",
+        "campaign_id": None,
+        "variant": None,
+        "prompt_hash": prompt_hash(ONE.messages),
+        "completion_ids": [completion_id(ONE.account_id, ONE.id, 0)],
         "metadata": ONE.labels,
         "prompt": ONE.messages[0]["content"][0]["text"],
         "completion": "a pear",
@@ -186,7 +194,14 @@ def test_feedback_is_exported_with_its_interaction(steersman, keep, rate):
     assert bare["feedback"] == []
     [given] = rated["feedback"]
     assert given.pop("created_at")
-    assert given == {"metric": "polite", "value": 1.0, "reason": "so", "details": [1]}
+    assert given == {
+        "choice": 0,
+        "metric": "polite",
+        "value": 1.0,
+        "reason": "so",
+        "details": [1],
+        "user_id": None,
+    }
 
 
 def test_no_pairs_are_an_error(steersman, keep, tmp_path):
