@@ -38,7 +38,15 @@ def _serve(argv: list[str]) -> int:
 
 def _administer(argv: list[str]) -> int:
     # The database's packages are slow to import.
-    from server import accounts_cli, embedded, interactions_cli, keys, saes_cli, vectors_cli  # noqa: PLC0415
+    from server import (  # noqa: PLC0415
+        accounts_cli,
+        embedded,
+        interactions_cli,
+        keys,
+        projects_cli,
+        saes_cli,
+        vectors_cli,
+    )
 
     parser = ArgumentParser(prog="steersman", description=__doc__)
     parser.add_argument("--version", action="version", version=_version())
@@ -47,6 +55,7 @@ def _administer(argv: list[str]) -> int:
     runs = {
         "keys": keys.run,
         "accounts": accounts_cli.run,
+        "projects": projects_cli.run,
         "vectors": vectors_cli.run,
         "sae": saes_cli.run,
         "interactions": interactions_cli.run,
@@ -54,6 +63,7 @@ def _administer(argv: list[str]) -> int:
     }
     keys.add_parser(subparsers)
     accounts_cli.add_parser(subparsers)
+    projects_cli.add_parser(subparsers)
     vectors_cli.add_parser(subparsers)
     saes_cli.add_parser(subparsers)
     interactions_cli.add_parser(subparsers)

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, PrivateAttr
 
-from server.addressing import BINDABLE, Assignment
+from server.addressing import BINDABLE
+from server.assignment import Assignment
 
 
 class Addressable(BaseModel):

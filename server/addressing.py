@@ -1,5 +1,6 @@
 """What the `model` of a request means: a served name, a project's alias, `project/model`, or a project."""
 
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 
 from server.aliases import Alias, Aliases
+from server.assignment import Assignment
 from server.auth import Principal, current_principal
 from server.errors import InvalidRequest, NotFound
 from server.observation import observed
@@ -31,15 +33,6 @@ _SAMPLING = frozenset(
     | {"beam_width", "best_of", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop"}
 )
 BINDABLE = _SAMPLING.union(*_TOGETHER)
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The variant of an A/B test that a session got."""
-
-    campaign_id: str
-    campaign_key: str
-    model: str
 
 
 class Campaigns(Protocol):
@@ -80,7 +73,8 @@ class Directory:
         """In the order served name, alias, `project/model`, project; absent and "default" are the key's bound
         model, then what the project has. `campaign` asks for an A/B test whatever its share of the traffic.
 
-        Raises NotFound where nothing is called so, Forbidden for a reader of the project.
+        Raises NotFound where nothing is called so, Forbidden for a reader of the project, InvalidRequest for
+        an A/B test beside a model.
         """
         if name in (None, "", DEFAULT):
             bound = principal.selected_model
@@ -90,7 +84,7 @@ class Directory:
         assert name is not None
         found = await self._known(name, principal)
         if found is not None:
-            return found
+            return _alone(found, campaign)
         key, slash, rest = name.partition("/")
         try:
             entered = await self.projects.enter(principal, key, needs=Role.MEMBER)
@@ -100,14 +94,15 @@ class Directory:
             return await self._default(entered, session_id, campaign)
         if rest in ("", DEFAULT):
             raise self._unknown(name)
-        return await self._named(rest, entered)
+        return _alone(await self._named(rest, entered, asked=name), campaign)
 
     async def served(self, name: str, project_id: str) -> bool:
         """Whether the project has a model of this name: a served one or an alias."""
         return name in self.models.names or await self.aliases.get(project_id, name) is not None
 
     async def _default(self, principal: Principal, session_id: str | None, campaign: str | None) -> Address:
-        if self.campaigns is not None and session_id is not None:
+        if self.campaigns is not None:
+            session_id = session_id or str(uuid.uuid4())  # what belongs to none is one of its own
             assignment = await self.campaigns.route(principal.account_id, session_id, campaign)
             if assignment is not None:
                 found = await self._named(assignment.model, principal)
@@ -115,10 +110,10 @@ class Directory:
         project = await self.projects.home(principal.account_id)
         return await self._named(project.default_model or self.models.default, principal)
 
-    async def _named(self, name: str, principal: Principal) -> Address:
+    async def _named(self, name: str, principal: Principal, asked: str | None = None) -> Address:
         found = await self._known(name, principal)
         if found is None:
-            raise self._unknown(name)
+            raise self._unknown(asked or name)
         return found
 
     async def _known(self, name: str, principal: Principal) -> Address | None:
@@ -135,6 +130,16 @@ class Directory:
         except NotFound as error:
             return error
         return NotFound(f"model '{name}' is not served here", param="model", code="model_not_found")
+
+
+def _alone(found: Address, campaign: str | None) -> Address:
+    """Raises InvalidRequest for a `campaign`, which would choose another model."""
+    if campaign is not None:
+        raise InvalidRequest(
+            "an A/B test chooses the model: name the project alone, or leave `ab_campaign` out",
+            param="ab_campaign",
+        )
+    return found
 
 
 def within(principal: Principal, raw: Request) -> None:

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from server.errors import SteersmanError
+from server.projects import Projects
+from server.roles import Role
 from server.settings import Settings
 from server.store import KeyRecord, Store
 
@@ -26,6 +28,10 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
     commands = parser.add_subparsers(dest="keys_command", required=True)
     create = commands.add_parser("create", help="make a key and print it, once")
     create.add_argument("--name", help="what the key is for")
+    create.add_argument("--project", metavar="KEY", help="a project that the key is within, and in no other")
+    create.add_argument(
+        "--role", choices=list(Role), default=Role.OWNER, help="the most that the key may do (owner)"
+    )
     listing = commands.add_parser("list", help="all keys and their usage")
     listing.add_argument("--json", action="store_true", help="as a JSON list")
     revoke = commands.add_parser("revoke", help="refuse a key from now on")
@@ -49,7 +55,7 @@ async def _act(store: Store, args: Namespace) -> None:
     try:
         match args.keys_command:
             case "create":
-                await _create(store, args.name)
+                await _create(store, args.name, args.project, Role(args.role))
             case "list":
                 records = await store.list_keys(None)
                 sys.stdout.write(_as_json(records) if args.json else _as_table(records))
@@ -59,8 +65,9 @@ async def _act(store: Store, args: Namespace) -> None:
         await store.close()
 
 
-async def _create(store: Store, name: str | None) -> None:
-    created = await store.create_key(None, name)
+async def _create(store: Store, name: str | None, project: str | None, role: Role) -> None:
+    account_id = None if project is None else (await Projects(store.database).named(project)).id
+    created = await store.create_key(account_id, name, role)
     # The key alone on standard output, so that `KEY=$(steersman keys create)` works.
     sys.stdout.write(f"{created.key}\n")
     sys.stderr.write(f"Made key {created.id}. Keep it safe: it cannot be shown again.\n")
@@ -96,6 +103,8 @@ def _as_json(records: Sequence[KeyRecord]) -> str:
             "id": record.id,
             "key": record.masked,
             "name": record.name,
+            "account_id": record.account_id,
+            "role": record.role,
             "selected_model": record.selected_model,
             "created_at": record.created_at.isoformat(),
             "last_used": record.last_used and record.last_used.isoformat(),
@@ -112,12 +121,13 @@ def _as_json(records: Sequence[KeyRecord]) -> str:
 def _as_table(records: Sequence[KeyRecord]) -> str:
     if not records:
         return "No keys yet: `steersman keys create` makes one.\n"
-    rows = [("ID", "KEY", "NAME", "MODEL", "CREATED", "LAST USED", "REQUESTS", "TOKENS", "STATE")]
+    rows = [("ID", "KEY", "NAME", "ROLE", "MODEL", "CREATED", "LAST USED", "REQUESTS", "TOKENS", "STATE")]
     rows += [
         (
             record.id,
             record.masked,
             record.name or "-",
+            record.role,
             record.selected_model or "default",
             _minute(record.created_at),
             _minute(record.last_used),

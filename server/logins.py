@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.database import Database
 from server.errors import Conflict, Forbidden, NotFound
-from server.projects import require_left
+from server.projects import MembershipRow, require_left
 from server.store import DEFAULT_ACCOUNT, DEFAULT_EMAIL, Account, AccountRow, LoginRow
 
 # What browsers take, https://html.spec.whatwg.org/#valid-e-mail-address: hosts of private networks among it.
@@ -65,9 +65,10 @@ class Logins:
         return None if row is None else _login(row)
 
     async def list(self) -> Sequence[Login]:
-        """Oldest first, those without a password too."""
+        """Oldest first, those without a password too, but no projects."""
+        people = _LOGINS.where(AccountRow.id.not_in(select(MembershipRow.project_id)))
         async with self._database.reading() as connection:
-            rows = (await connection.execute(_LOGINS.order_by(AccountRow.created_at, AccountRow.id))).all()
+            rows = (await connection.execute(people.order_by(AccountRow.created_at, AccountRow.id))).all()
         return [_login(row) for row in rows]
 
     async def set_password(self, account_id: str, password_hash: str) -> None:

@@ -6,7 +6,7 @@ Every account is a project as well, its home, which needs no row until something
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -99,6 +99,16 @@ class Projects:
             rows = (await connection.execute(query.order_by(ProjectRow.created_at, ProjectRow.id))).all()
         return [_project(row) for row in {row.id: row for row in rows}.values()]
 
+    async def named(self, id_or_key: str) -> Project:
+        """For the operator, who is asked for no membership. Raises NotFound."""
+        wanted = storable(id_or_key)
+        query = select(ProjectRow.__table__).where(or_(ProjectRow.key == wanted, ProjectRow.id == wanted))
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound(f"There is no project {id_or_key!r}.", param="project")
+        return _project(row)
+
     async def home(self, account_id: str) -> Project:
         """The project that has this account's id; with a key of its own unless it is a person's."""
         project = await self._homes.get(account_id, lambda: self._home(account_id))
@@ -170,6 +180,11 @@ class Projects:
         """`model`: a served name or an alias; None: the server's default. Raises NotFound."""
         await self._set(project_id, default_model=model)
 
+    async def promote(self, connection: AsyncConnection, project_id: str, model: str) -> None:
+        """`set_default_model` within a transaction that is alone; to `forget` afterwards is the caller's.
+        Raises NotFound."""
+        await _set(connection, project_id, {"default_model": model})
+
     async def delete(self, project_id: str) -> None:
         """With all that belongs to it. Raises NotFound, and Forbidden for an account's home."""
         async with self._database.writing(alone=True) as connection:
@@ -229,15 +244,8 @@ class Projects:
         self._homes.forget()
 
     async def _set(self, project_id: str, **values: Any) -> None:
-        change = update(ProjectRow).where(ProjectRow.id == project_id).values(**values)
         async with self._database.writing(alone=True) as connection:
-            if (await connection.execute(change)).rowcount == 0:
-                await require_account(connection, project_id)
-                home = _implicit(project_id)
-                row = {"name": home.name, "created_at": home.created_at, **values}
-                await connection.execute(
-                    insert(ProjectRow).values(id=project_id, key=f"home-{project_id}", **row)
-                )
+            await _set(connection, project_id, values)
         self.forget()
 
     async def _home(self, account_id: str) -> Project:
@@ -287,6 +295,15 @@ def _memberships(account_id: str) -> Select[Any]:
         .join(MembershipRow, MembershipRow.project_id == ProjectRow.id)
         .where(MembershipRow.account_id == account_id)
     )
+
+
+async def _set(connection: AsyncConnection, project_id: str, values: Mapping[str, Any]) -> None:
+    change = update(ProjectRow).where(ProjectRow.id == project_id).values(**values)
+    if (await connection.execute(change)).rowcount == 0:
+        await require_account(connection, project_id)
+        home = _implicit(project_id)
+        row = {"name": home.name, "created_at": home.created_at, **values}
+        await connection.execute(insert(ProjectRow).values(id=project_id, key=f"home-{project_id}", **row))
 
 
 async def _require_free(connection: AsyncConnection, key: str) -> None:

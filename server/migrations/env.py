@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 from server import (  # noqa: F401  # their tables
     aliases,
     behaviors,
+    campaigns,
     comparisons,
     feedback,
     interactions,

@@ -23,6 +23,7 @@ from server.vectors import VectorRecord
 from server.vllm_serving import Decoded
 from server.wire import AxionicFields
 from tests.server.apps import routes_alone
+from tests.server.directories import AnyModel, Plain
 
 MODEL = SteeredModel("org/model", "f" * 64, 4, 3, np.ones(4, np.float32))
 PAIRS = {"prompts": ["p"], "positive_answers": ["a"], "negative_answers": ["b"]}
@@ -106,6 +107,7 @@ class Behind:
     def prompted(self, prompt, model, max_tokens, fields, **more):
         steering = AxionicFields(**{name: more[name] for name in more if name.startswith("steering")})
         sent = SimpleNamespace(
+            model=model,
             max_tokens=max_tokens,
             fields=fields,
             steered_by=steering.steering_entries(),
@@ -143,7 +145,9 @@ async def opened(behind: Behind) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the routes; its `state` may be changed."""
     app = routes_alone(router, native)
     studio = Studio(MODEL, None, None, None, behind, behind, None, None, None)
-    app.state.steersman = SimpleNamespace(studio=studio, jobs=behind, vectors=behind, serving=behind)
+    app.state.steersman = SimpleNamespace(
+        studio=studio, jobs=behind, vectors=behind, serving=behind, directory=Plain(AnyModel())
+    )
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         http.state = app.state.steersman

@@ -20,6 +20,7 @@ from sqlalchemy import inspect, text
 from server import (  # noqa: F401  # their tables
     aliases,
     behaviors,
+    campaigns,
     comparisons,
     feedback,
     interactions,
@@ -74,19 +75,20 @@ def test_the_migrations_can_be_undone(database_url):
 
 
 def test_what_came_after_steering_can_be_undone_alone(database_url):
-    """Steps down take logins, interactions, recent calls, behaviours, policies and their presets, and nothing
-    else; steps up bring them back."""
+    """Steps down take A/B tests, logins, interactions, recent calls, behaviours, policies and their presets,
+    and nothing else; steps up bring them back."""
     Store(database_url).migrate()
     whole = on_connection(database_url, tables)
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS | SCORES
+    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS | CAMPAIGNS | SCORES
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
 SCORES = {"metrics", "completions", "comparisons", "outcomes"}
+CAMPAIGNS = {"campaigns"}
 PROJECTS = {"projects", "memberships", "aliases"}
 LOGINS = {"logins", "sessions", "signing_secrets"}
 INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
@@ -95,7 +97,8 @@ INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
 @pytest.mark.parametrize(
     ("above", "below", "gone"),
     [
-        ("0011", "0009", SCORES),
+        ("0011", "0010", SCORES),
+        ("0010", "0009", CAMPAIGNS),
         ("0009", "0008", PROJECTS),
         ("0008", "0007", LOGINS),
         ("0007", "0006", INTERACTIONS),

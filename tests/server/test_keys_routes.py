@@ -87,7 +87,7 @@ async def test_listed_keys_are_masked(client):
     await client.delete(f"/auth/api-keys/{gone['id']}")
     response = await client.get("/auth/api-keys")
     first, second = response.json()
-    assert set(second) == {"id", "key", "masked", "name", "selected_model", "created_at", "last_used"}
+    assert set(second) == {"id", "key", "masked", "name", "selected_model", "role", "created_at", "last_used"}
     assert first["name"] == "first key"
     assert second["key"] == second["masked"] == made["api_key"][:11] + "…"
     assert second["last_used"] is None

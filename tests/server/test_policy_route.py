@@ -11,6 +11,7 @@ from policies.steering import SteeringEntry
 from server.policy_runs import PolicyRuns
 from server.routes.policies import router
 from server.sandbox import SandboxOff
+from tests.server.directories import AnyModel, Plain
 from tests.server.steering_app import SignedIn
 
 APPLIED = {"dose": 0.5, "fingerprint": "f"}
@@ -19,7 +20,7 @@ APPLIED = {"dose": 0.5, "fingerprint": "f"}
 class Template(SimpleNamespace):
     """The request that rounds are copied from, with nothing of its own."""
 
-    seed, max_tokens, prompt = None, 8, "p"
+    seed, max_tokens, prompt, model = None, 8, "p", None
     top_k = top_p = min_p = typical_p = None
 
     def model_copy(self, update):
@@ -66,7 +67,7 @@ async def test_a_policy_steers_under_its_own_path(steering, entries):
     app, serving = FastAPI(), Serving()
     app.include_router(router)
     runs = PolicyRuns(serving, None, None, SandboxOff("off"))
-    app.state.steersman = SimpleNamespace(serving=serving, policy_runs=runs)
+    app.state.steersman = SimpleNamespace(serving=serving, policy_runs=runs, directory=Plain(AnyModel()))
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         body = {"prompt": "p", "policy": {"steering": steering}}

@@ -17,6 +17,7 @@ from server.policies import MAX_BYTES
 from server.routes import policies as module
 from server.routes.policies import router
 from tests.server.apps import routes_alone
+from tests.server.directories import AnyModel, Plain
 from tests.server.steering_app import SignedIn, events
 
 
@@ -43,6 +44,8 @@ def outcome(text: str) -> Outcome:
 
 
 class Template(SimpleNamespace):
+    model = None
+
     def model_copy(self, update):
         assert not update
         return self
@@ -73,7 +76,7 @@ def behind():
 @pytest.fixture
 async def client(behind):
     app = routes_alone(router)
-    app.state.steersman = SimpleNamespace(serving=behind, policy_runs=behind)
+    app.state.steersman = SimpleNamespace(serving=behind, policy_runs=behind, directory=Plain(AnyModel()))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(SignedIn(app)), base_url="http://test"
     ) as http:

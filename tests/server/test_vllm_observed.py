@@ -15,6 +15,7 @@ from server.routes import native, openai, policies, watched
 from server.usage import Usage, UsageMeter
 from server.vllm_meter import metered
 from tests.server.apps import routes_alone
+from tests.server.directories import Plain
 from tests.server.steering_app import SignedIn
 from tests.server.test_recorder import Keeper
 from tests.server.vllm_policy_world import always, chat, in_turn, interaction_log, policy_runs
@@ -31,7 +32,10 @@ async def opened(world):
     app = routes_alone(openai.router, native.router, watched.router, policies.router)
     served = world.serving()
     app.state.steersman = SimpleNamespace(
-        serving=served, policy_runs=policy_runs(served), interaction_log=interaction_log()
+        serving=served,
+        policy_runs=policy_runs(served),
+        interaction_log=interaction_log(),
+        directory=Plain(served.models),
     )
     transport = httpx.ASGITransport(SignedIn(Observing(app, recorder)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

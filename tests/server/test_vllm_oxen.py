@@ -16,6 +16,7 @@ from server.routes.oxen import router
 from server.streams import as_stream, sse
 from tests.oxen import CHUNK, COMPLETION, MODEL, MODELS, check, refused
 from tests.server.apps import routes_alone
+from tests.server.directories import Plain
 from tests.server.responses import payloads
 from tests.server.steering_app import SignedIn
 from tests.server.test_interaction_log import Keeper
@@ -39,6 +40,7 @@ async def opened(engine=None, *, modalities=(), hosts=(), log=None):
         policy_runs=policy_runs(served),
         policies=None,
         interaction_log=log or interaction_log(),
+        directory=Plain(served.models),
     )
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

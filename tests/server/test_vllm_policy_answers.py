@@ -14,6 +14,7 @@ from server.errors import Unavailable
 from server.routes import policy_answers as module
 from server.vllm_serving import Serving
 from server.vllm_wire import ChatRequest
+from tests.server.directories import AnyModel, Plain
 from tests.server.steering_app import SignedIn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -45,7 +46,9 @@ async def streamed(monkeypatch, error, *, keep_alive=0.0, seconds=0.05) -> list[
         )
         return await module.respond(request, raw)
 
-    app.state.steersman = SimpleNamespace(serving=serving, policy_runs=Runs(error, seconds))
+    app.state.steersman = SimpleNamespace(
+        serving=serving, policy_runs=Runs(error, seconds), directory=Plain(AnyModel())
+    )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(SignedIn(app)), base_url="http://test"
     ) as http:

@@ -11,6 +11,7 @@ from server import interaction_log as module
 from server.interaction_log import InteractionLog, Keep
 from server.routes import openai
 from tests.server.apps import routes_alone
+from tests.server.directories import Plain
 from tests.server.steering_app import SignedIn
 from tests.server.test_interaction_log import Keeper, transcript
 from tests.server.vllm_policy_world import CHAT, COMPLETIONS, always, chat, in_turn, policy_runs
@@ -27,7 +28,10 @@ async def opened(world, which=Keep.ASKED):
     app = routes_alone(openai.router)
     served = world.serving()
     app.state.steersman = SimpleNamespace(
-        serving=served, policy_runs=policy_runs(served), interaction_log=log
+        serving=served,
+        policy_runs=policy_runs(served),
+        interaction_log=log,
+        directory=Plain(served.models),
     )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(SignedIn(app)), base_url="http://test"

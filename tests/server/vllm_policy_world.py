@@ -22,6 +22,7 @@ from server.streams import as_stream
 from server.vllm_serving import Serving
 from server.vllm_wire import ChatRequest, CompletionRequest
 from tests.server.apps import routes_alone
+from tests.server.directories import Plain
 from tests.server.steering_app import SignedIn
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -150,6 +151,7 @@ async def opened(
         policy_runs=policy_runs(served),
         policies=stored,
         interaction_log=interaction_log(),
+        directory=Plain(served.models),
     )
     transport = httpx.ASGITransport(SignedIn(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -21,6 +21,7 @@ from server.vllm_serving import Serving
 from steering.vector import Detector, Layer, SteeringVector
 from tests.server import steering_world
 from tests.server.apps import routes_alone
+from tests.server.directories import Plain
 from tests.server.steering_app import SignedIn
 from tests.server.steering_world import MODEL, WIDTH, Stored
 from tests.server.vllm_policy_world import Engine, Script, interaction_log, serving
@@ -139,7 +140,11 @@ class World:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[httpx.AsyncClient]:
         app = routes_alone(openai, native, watched)
-        app.state.steersman = SimpleNamespace(serving=self.serving(), interaction_log=interaction_log())
+        app.state.steersman = SimpleNamespace(
+            serving=(serving := self.serving()),
+            interaction_log=interaction_log(),
+            directory=Plain(serving.models),
+        )
         transport = httpx.ASGITransport(SignedIn(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield http
