@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -67,10 +68,13 @@ Compared = str | Interaction
 
 
 class Comparisons:
-    """Every change is one transaction. Raises Unavailable when the database does not answer."""
+    """Every change is one transaction. Raises Unavailable when the database does not answer.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    `scored` hears of scores that come.
+    """
+
+    def __init__(self, database: Database, scored: Callable[[], None] = lambda: None) -> None:
+        self._database, self._scored = database, scored
 
     async def add(
         self,
@@ -120,6 +124,7 @@ class Comparisons:
                     created_at=given.created_at,
                 )
             )
+        self._scored()
         return given
 
 

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -76,11 +76,11 @@ Key = tuple[str, str]
 class FeedbackStore:
     """Every method is one transaction and raises Unavailable when the database does not answer.
 
-    Feedback goes with its interaction.
+    Feedback goes with its interaction; `scored` hears of what comes.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, scored: Callable[[], None] = lambda: None) -> None:
+        self._database, self._scored = database, scored
 
     async def add(
         self,
@@ -109,6 +109,7 @@ class FeedbackStore:
             if known is not None:
                 known.value(value)
             await add_feedback(connection, account_id, Place(number, 0), [given])
+        self._scored()
         return given
 
     async def score(
@@ -131,6 +132,7 @@ class FeedbackStore:
         async with self._database.writing() as connection:
             place = await locate(connection, account_id, completion_id)
             await add_feedback(connection, account_id, place, [given])
+        self._scored()
         return replace(given, choice=place.choice)
 
     async def list(self, account_id: str, interaction_id: str) -> Sequence[Feedback]:

@@ -1,7 +1,7 @@
 """What came of a session: scores of the whole, by a metric of its project."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -43,10 +43,13 @@ class Outcome:
 
 
 class Outcomes:
-    """Every change is one transaction. Raises Unavailable when the database does not answer."""
+    """Every change is one transaction. Raises Unavailable when the database does not answer.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    `scored` hears of scores that come.
+    """
+
+    def __init__(self, database: Database, scored: Callable[[], None] = lambda: None) -> None:
+        self._database, self._scored = database, scored
 
     async def add(
         self, account_id: str, metric: Metric, value: object, session_id: str, *, user_id: str | None = None
@@ -73,6 +76,7 @@ class Outcomes:
                     param="session_id",
                 )
             await connection.execute(insert(OutcomeRow).values(**asdict(given)))
+        self._scored()
         return given
 
     async def list(self, account_id: str, session_id: str) -> Sequence[Outcome]:

@@ -7,6 +7,8 @@ from server.addressing import Directory
 from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
+from server.campaign_settling import Settling
+from server.campaigns import Campaigns
 from server.comparisons import Comparisons
 from server.completions import Completions
 from server.constraints import ConstraintChecker
@@ -60,6 +62,8 @@ class ServerState:
     comparisons: Comparisons
     outcomes: Outcomes
     uploads: Uploads
+    campaigns: Campaigns
+    settling: Settling
     accounts: Accounts
     directory: Directory
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,10 +23,13 @@ class Uploaded:
 
 
 class Uploads:
-    """Every upload is one transaction. Raises Unavailable when the database does not answer."""
+    """Every upload is one transaction. Raises Unavailable when the database does not answer.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    `scored` hears of scores that come.
+    """
+
+    def __init__(self, database: Database, scored: Callable[[], None] = lambda: None) -> None:
+        self._database, self._scored = database, scored
 
     async def add(self, upload: Interaction, scores: Sequence[Feedback] = ()) -> Uploaded:
         """`scores` are of its one choice."""
@@ -35,6 +38,7 @@ class Uploads:
             await require_account(connection, upload.account_id)
             (number,) = await add_rows(connection, [rows])
             await add_feedback(connection, upload.account_id, Place(number, 0), scores)
+        self._scored()
         return Uploaded(
             completion_id=completion_id(upload.account_id, upload.id, 0),
             session_id=upload.session_id or "",

@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,6 +31,9 @@ from server.addressing import Directory
 from server.aliases import Aliases
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
+from server.campaign_scores import CampaignScores
+from server.campaign_settling import Settling
+from server.campaigns import Campaigns
 from server.comparisons import Comparisons
 from server.completions import Completions
 from server.constraints import ConstraintChecker
@@ -155,6 +158,15 @@ class SteersmanPlugin:
         models = ServedModels(state.openai_serving_models, int(time.time()), modalities(engine_client))
         vectors, jobs = Vectors(doors.store.database), Jobs(doors.store.database)
         behaviors = Behaviors(doors.store.database)
+        metrics = ProjectMetrics(doors.store.database)
+        directory = Directory(models, doors.projects, Aliases(doors.store.database))
+        campaigns = Campaigns(
+            doors.store.database,
+            CampaignScores(doors.store.database, metrics),
+            doors.projects,
+            directory.served,
+        )
+        settling = Settling(campaigns)
         studio = await open_studio(
             engine_client,
             models.default,
@@ -201,14 +213,16 @@ class SteersmanPlugin:
             MediaHosts.of(engine_client.vllm_config.model_config.allowed_media_domains),
             interactions := Interactions(doors.store.database),
             _interaction_log(interactions, doors.settings),
-            FeedbackStore(doors.store.database),
-            ProjectMetrics(doors.store.database),
+            FeedbackStore(doors.store.database, settling.scores_came),
+            metrics,
             Completions(doors.store.database),
-            Comparisons(doors.store.database),
-            Outcomes(doors.store.database),
-            Uploads(doors.store.database),
+            Comparisons(doors.store.database, settling.scores_came),
+            Outcomes(doors.store.database, settling.scores_came),
+            Uploads(doors.store.database, settling.scores_came),
+            campaigns,
+            settling,
             doors.accounts,
-            Directory(models, doors.projects, Aliases(doors.store.database)),
+            replace(directory, campaigns=campaigns),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -319,6 +333,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             server.checker.start()
             beside = [flushing, asyncio.create_task(recorder.run())]
             beside.append(asyncio.create_task(server.interaction_log.run()))
+            beside.append(asyncio.create_task(server.settling.run()))
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:

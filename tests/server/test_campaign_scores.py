@@ -30,9 +30,16 @@ class World:
     def __init__(self, store):
         self.database = store.database
         self.metrics = ProjectMetrics(store.database)
-        self.uploads, self.comparisons = Uploads(store.database), Comparisons(store.database)
+        self.stirred = 0
+        self.uploads = Uploads(store.database, self._stir)
+        self.comparisons = Comparisons(store.database, self._stir)
+        self.outcomes = Outcomes(store.database, self._stir)
+        self.feedback = FeedbackStore(store.database, self._stir)
         self.scores = CampaignScores(store.database, self.metrics)
         self.campaigns = Campaigns(store.database, self.scores, Projects(store.database, 0.0), self._attached)
+
+    def _stir(self):
+        self.stirred += 1
 
     async def _attached(self, model, project_id):
         return True
@@ -120,13 +127,12 @@ async def test_scores_of_others_are_not_the_campaigns(world):
 
 async def test_outcomes_of_its_sessions_are_scores_of_the_campaign(world):
     await world.begin()
-    outcomes = Outcomes(world.database)
     for session in ("s-1", "s-2", "s-3", "s-4"):
         await world.answer("base" if session != "s-3" else "tuned", session_id=session)
     await world.answer("tuned", session_id="s-4")  # of two variants: neither's
     await world.answer("base", 1.0, session_id="s-1")
     for session, value in (("s-1", 0.0), ("s-2", 3.0), ("s-3", 7.0), ("s-4", 9.0)):
-        await outcomes.add(DEFAULT_ACCOUNT, world.metric, value, session)
+        await world.outcomes.add(DEFAULT_ACCOUNT, world.metric, value, session)
     found = await world.direct()
     base, tuned = found["base"], found["tuned"]
     assert (base.units, base.scores, base.mean) == (2, 3, np.mean([0.5, 3.0]))
@@ -187,12 +193,11 @@ async def test_what_comes_after_its_end_is_not_a_campaigns(world, score_type):
     ended = await world.campaigns.cancel([DEFAULT_ACCOUNT], "launch")
     await world.answer("base", 1.0)
     await world.comparisons.add(DEFAULT_ACCOUNT, "helpful", base, tuned)
-    await FeedbackStore(world.database).score(DEFAULT_ACCOUNT, tuned, world.metric, 3.0)
-    outcomes = Outcomes(world.database)
+    await world.feedback.score(DEFAULT_ACCOUNT, tuned, world.metric, 3.0)
     session = (
         (await Interactions(world.database).list(Sought(DEFAULT_ACCOUNT), limit=1)).interactions[0].session_id
     )
-    await outcomes.add(DEFAULT_ACCOUNT, world.metric, 3.0, session)
+    await world.outcomes.add(DEFAULT_ACCOUNT, world.metric, 3.0, session)
     report = await world.campaigns.report(ended)
     assert report.scores == (2 if score_type is ScoreType.DIRECT else 1)
 
@@ -213,6 +218,22 @@ async def test_a_metric_says_how_its_scores_are_to_be_read(world, kind, scoring,
     with pytest.raises(NotFound) as caught:
         await world.scores.metric(DEFAULT_ACCOUNT, "none")
     assert caught.value.param == "metric"
+
+
+async def test_every_kind_of_score_is_heard_of(world):
+    """So that campaigns are looked at."""
+    await world.begin()
+    base, tuned = await world.answer("base", session_id="s"), await world.answer("tuned", 1.0)
+    assert world.stirred == 2
+    await world.feedback.score(DEFAULT_ACCOUNT, base, world.metric, 1.0)
+    assert world.stirred == 3
+    chat = (await Interactions(world.database).list(Sought(DEFAULT_ACCOUNT), limit=1)).interactions[0].id
+    await world.feedback.add(DEFAULT_ACCOUNT, chat, "helpful", 1.0, reason=None, details=None)
+    assert world.stirred == 4
+    await world.comparisons.add(DEFAULT_ACCOUNT, "helpful", base, tuned)
+    assert world.stirred == 5
+    await world.outcomes.add(DEFAULT_ACCOUNT, world.metric, 1.0, "s")
+    assert world.stirred == 6
 
 
 async def test_a_campaign_ends_by_the_scores_that_are_stored(world):
