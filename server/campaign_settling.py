@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -12,6 +13,7 @@ from server.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 1.0  # in which scores that come together are looked at once
+_REST = 9  # times as long as a look took, before the next one
 _IDLE_SECONDS = 30.0  # after which scores that other processes took are looked at
 
 
@@ -30,13 +32,16 @@ class Settling:
 
     async def run(self, quiet: float = _QUIET_SECONDS, idle: float = _IDLE_SECONDS) -> None:
         """Until cancelled."""
+        took = 0.0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(idle):
                     await self._came.wait()
-            await asyncio.sleep(quiet)
+            await asyncio.sleep(max(quiet, took * _REST))
             self._came.clear()
+            started = time.monotonic()
             await self.settle()
+            took = time.monotonic() - started
 
     async def settle(self) -> None:
         """All that are active. While the database is away they wait for the next time."""

@@ -1,5 +1,6 @@
 """A/B tests: campaigns that split a project's traffic among models, and what became of them."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -22,8 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from server import ab_statistics
-from server.ab_report import Report, Sample
+from server.ab_report import Report, Sample, Tally
 from server.assignment import Assignment, drawn
 from server.campaign import (
     ACTIVE,
@@ -34,6 +34,7 @@ from server.campaign import (
     Campaign,
     Evidence,
     NewCampaign,
+    ScoredMetric,
     ScoreType,
     Status,
 )
@@ -152,19 +153,12 @@ class Campaigns:
 
     async def report(self, campaign: Campaign) -> Report:
         """From its scores until now, or until its end."""
-        alpha, least = campaign.alpha, campaign.min_scores
         metric = await self._evidence.metric(campaign.project_id, campaign.metric)
         if campaign.score_type is ScoreType.COMPARISON:
             tallies = await self._evidence.comparisons(campaign, metric)
-            return ab_statistics.of_comparisons(campaign.models, tallies, alpha=alpha, min_scores=least)
-        known = {sample.model: sample for sample in await self._evidence.direct(campaign, metric)}
-        return ab_statistics.of_direct_scores(
-            [known.get(model, Sample(model, 0, 0, 0.0, 0.0)) for model in campaign.models],
-            binary=metric.is_bool,
-            higher_is_better=metric.higher_is_better,
-            alpha=alpha,
-            min_scores=least,
-        )
+            return await asyncio.to_thread(_of_comparisons, campaign, tallies)
+        samples = await self._evidence.direct(campaign, metric)
+        return await asyncio.to_thread(_of_direct_scores, campaign, metric, samples)
 
     async def route(self, project_id: str, session_id: str, campaign: str | None = None) -> Assignment | None:
         """The model of a request that names none; None: the project's default.
@@ -223,6 +217,27 @@ class Campaigns:
     def _forget(self) -> None:
         self._active.forget()
         self._named.forget()
+
+
+def _of_direct_scores(campaign: Campaign, metric: ScoredMetric, samples: Sequence[Sample]) -> Report:
+    from server import ab_statistics  # noqa: PLC0415  # scipy takes a second to import
+
+    known = {sample.model: sample for sample in samples}
+    return ab_statistics.of_direct_scores(
+        [known.get(model, Sample(model, 0, 0, 0.0, 0.0)) for model in campaign.models],
+        binary=metric.is_bool,
+        higher_is_better=metric.higher_is_better,
+        alpha=campaign.alpha,
+        min_scores=campaign.min_scores,
+    )
+
+
+def _of_comparisons(campaign: Campaign, tallies: Sequence[Tally]) -> Report:
+    from server import ab_statistics  # noqa: PLC0415  # as above
+
+    return ab_statistics.of_comparisons(
+        campaign.models, tallies, alpha=campaign.alpha, min_scores=campaign.min_scores
+    )
 
 
 def _forced(campaign: Campaign, session_id: str) -> Assignment:

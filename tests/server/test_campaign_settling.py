@@ -1,6 +1,7 @@
 """When A/B tests are looked at."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,8 @@ from server.errors import Unavailable
 class Looked:
     """Campaigns, and which of them were looked at; `fails` are errors by name."""
 
-    def __init__(self, *names, fails=()):
-        self.names, self.fails = names, dict(fails)
+    def __init__(self, *names, fails=(), seconds=0.0):
+        self.names, self.fails, self.seconds = names, dict(fails), seconds
         self.seen: list[str] = []
         self.rounds = 0
 
@@ -24,6 +25,7 @@ class Looked:
     async def settle(self, campaign):
         if campaign.id in self.fails:
             raise self.fails[campaign.id]
+        await asyncio.sleep(self.seconds)
         self.seen.append(campaign.id)
 
 
@@ -60,6 +62,16 @@ async def test_without_scores_of_its_own_a_process_looks_now_and_then(running):
     looked = Looked("a")
     running(Settling(looked), quiet=0.0, idle=0.05)
     await until(lambda: looked.rounds >= 3)
+
+
+async def test_looks_that_take_long_leave_the_database_to_others_for_most_of_the_time(running):
+    looked = Looked("a", seconds=0.1)
+    settling = Settling(looked)
+    running(settling, quiet=0.0, idle=0.0)
+    await until(lambda: looked.seen == ["a"])
+    begun = time.monotonic()
+    await until(lambda: looked.rounds == 2)
+    assert time.monotonic() - begun > 0.8
 
 
 async def test_a_campaign_that_cannot_be_judged_does_not_keep_the_others_from_their_end(caplog):

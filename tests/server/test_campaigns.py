@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -68,6 +70,12 @@ def scores():
 @pytest.fixture
 def campaigns(store, projects, scores):
     return Campaigns(store.database, scores, projects, attached)
+
+
+def test_what_knows_of_campaigns_does_not_wait_for_scipy():
+    """Which takes a second to import, for commands that never ask for a report too."""
+    check = "import sys, server.campaigns; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 async def test_a_campaign_begins_as_it_was_asked_for(campaigns):
