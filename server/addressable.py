@@ -13,6 +13,7 @@ class Addressable(BaseModel):
     least: ClassVar[Mapping[str, Any]]  # without which no request of its kind is valid
 
     _answers_as: str | None = PrivateAttr(None)
+    _known_as: str | None = PrivateAttr(None)
     _assignment: Assignment | None = PrivateAttr(None)
 
     def answer_as(self, name: str) -> None:
@@ -22,6 +23,14 @@ class Addressable(BaseModel):
     @property
     def answers_as(self) -> str | None:
         return self._answers_as
+
+    def know_as(self, name: str) -> None:
+        """The model's name in its project, however it was asked for."""
+        self._known_as = name
+
+    @property
+    def known_as(self) -> str | None:
+        return self._known_as
 
     def assign(self, assignment: Assignment) -> None:
         self._assignment = assignment

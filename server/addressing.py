@@ -165,6 +165,7 @@ async def addressed(request: _Request, raw: Request, *, binds: Iterable[str] = B
     within(found.principal, raw)
     if request.model:
         request.answer_as(request.model)
+    request.know_as(found.alias.key if found.alias else found.model)
     request.model = found.model
     if found.alias is not None:
         _bind(request, found.alias, frozenset(binds))

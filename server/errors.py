@@ -220,6 +220,7 @@ _FAMILIES: dict[str, Callable[[SteersmanError], tuple[int, Json]]] = {
     # path prefix → shape; the first match wins, so the catch-all stands last
     "/v1/": _openai,
     "/api/ai/": _oxen,
+    "/api/v1/": _openai,
     "/": _axionic,
 }
 

@@ -2,8 +2,8 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     ForeignKey,
+    Index,
     Integer,
     String,
     Text,
@@ -20,19 +21,23 @@ from sqlalchemy import (
     insert,
     select,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
+from server.completion_rows import MAX_USER
 from server.database import Database
 from server.errors import NotFound
-from server.interactions import InteractionRow
+from server.interaction_rows import InteractionRow, Place, locate
 from server.observed import storable
+from server.project_metrics import MAX_METRIC, Metric, ensure_metric, find_metric
 from server.store import Moment, Table
-
-MAX_METRIC = 200  # characters
 
 
 class FeedbackRow(Table):
+    """A score of one choice, by the key of a metric."""
+
     __tablename__ = "feedback"
+    __table_args__ = (Index(None, "account_id", "metric"),)
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     number: Mapped[int] = mapped_column(
@@ -40,10 +45,13 @@ class FeedbackRow(Table):
         ForeignKey("interactions.number", ondelete="CASCADE"),
         index=True,
     )
+    account_id: Mapped[str] = mapped_column(String(36))
+    choice: Mapped[int] = mapped_column(Integer)
     metric: Mapped[str] = mapped_column(String(MAX_METRIC))
     value: Mapped[float] = mapped_column(Float)
     reason: Mapped[str | None] = mapped_column(Text)
     details: Mapped[str | None] = mapped_column(Text)
+    user_id: Mapped[str | None] = mapped_column(String(MAX_USER))
     created_at: Mapped[datetime] = mapped_column(Moment)
 
 
@@ -57,6 +65,8 @@ class Feedback:
     reason: str | None
     details: Any
     created_at: datetime
+    choice: int = 0
+    user_id: str | None = None  # who gave it, as the client calls them
 
 
 # Whose and which interaction.
@@ -66,11 +76,11 @@ Key = tuple[str, str]
 class FeedbackStore:
     """Every method is one transaction and raises Unavailable when the database does not answer.
 
-    Feedback goes with its interaction.
+    Feedback goes with its interaction; `scored` hears of what comes.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, scored: Callable[[], None] = lambda: None) -> None:
+        self._database, self._scored = database, scored
 
     async def add(
         self,
@@ -82,24 +92,48 @@ class FeedbackStore:
         reason: str | None,
         details: Any,
     ) -> Feedback:
-        """Raises NotFound where the account has no such interaction."""
+        """Of its first choice; an unknown metric becomes a scalar of the account.
+
+        Raises NotFound where the account has no such interaction, InvalidRequest where `value` is none of the
+        metric's.
+        """
         given = Feedback(str(uuid.uuid4()), metric, value, reason, details, datetime.now(UTC))
-        row = {
-            "id": given.id,
-            "metric": storable(metric),
-            "value": value,
-            "reason": None if reason is None else storable(reason),
-            "details": None if details is None else storable(json.dumps(details, ensure_ascii=False)),
-            "created_at": given.created_at,
-        }
         async with self._database.writing() as connection:
             # Locked, or it could go before its feedback comes.
             query = _number(account_id, interaction_id).with_for_update(read=True)
             number = (await connection.execute(query)).scalar()
             if number is None:
                 raise _unknown(interaction_id)
-            await connection.execute(insert(FeedbackRow).values(number=number, **row))
+            await ensure_metric(connection, account_id, metric)
+            known = await find_metric(connection, account_id, metric)
+            if known is not None:
+                known.value(value)
+            await add_feedback(connection, account_id, Place(number, 0), [given])
+        self._scored()
         return given
+
+    async def score(
+        self,
+        account_id: str,
+        completion_id: str,
+        metric: Metric,
+        value: object,
+        *,
+        reason: str | None = None,
+        details: Any = None,
+        user_id: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Feedback:
+        """Of the choice whose completion id that is. Raises NotFound where the project has stored none such,
+        InvalidRequest where `value` is none of the metric's."""
+        given = new_feedback(
+            metric, value, reason=reason, details=details, user_id=user_id, created_at=created_at
+        )
+        async with self._database.writing() as connection:
+            place = await locate(connection, account_id, completion_id)
+            await add_feedback(connection, account_id, place, [given])
+        self._scored()
+        return replace(given, choice=place.choice)
 
     async def list(self, account_id: str, interaction_id: str) -> Sequence[Feedback]:
         """Oldest first. Raises NotFound where the account has no such interaction."""
@@ -145,6 +179,53 @@ class FeedbackStore:
         return found
 
 
+def new_feedback(
+    metric: Metric,
+    value: object,
+    *,
+    param: str = "value",
+    reason: str | None = None,
+    details: Any = None,
+    user_id: str | None = None,
+    created_at: datetime | None = None,
+) -> Feedback:
+    """Not kept yet. Raises InvalidRequest where `value`, the field `param`, is none of the metric's."""
+    return Feedback(
+        id=str(uuid.uuid4()),
+        metric=metric.key,
+        value=metric.value(value, param),
+        reason=reason,
+        details=details,
+        created_at=created_at or datetime.now(UTC),
+        user_id=user_id,
+    )
+
+
+async def add_feedback(
+    connection: AsyncConnection, account_id: str, place: Place, given: Sequence[Feedback]
+) -> None:
+    """To a choice that is locked."""
+    rows = [
+        {
+            "id": each.id,
+            "number": place.number,
+            "choice": place.choice,
+            "account_id": account_id,
+            "metric": storable(each.metric),
+            "value": each.value,
+            "reason": None if each.reason is None else storable(each.reason),
+            "details": None
+            if each.details is None
+            else storable(json.dumps(each.details, ensure_ascii=False)),
+            "user_id": None if each.user_id is None else storable(each.user_id)[:MAX_USER],
+            "created_at": each.created_at,
+        }
+        for each in given
+    ]
+    if rows:
+        await connection.execute(insert(FeedbackRow), rows)
+
+
 def _number(account_id: str, interaction_id: str) -> Any:
     this: ColumnElement[bool] = and_(
         InteractionRow.account_id == account_id, InteractionRow.id == storable(interaction_id)
@@ -157,5 +238,5 @@ def _unknown(interaction_id: str) -> NotFound:
 
 
 def _feedback(row: Any) -> Feedback:
-    details = None if row.details is None else json.loads(row.details)
-    return Feedback(row.id, row.metric, row.value, row.reason, details, row.created_at)
+    values = {name: getattr(row, name) for name in Feedback.__dataclass_fields__}
+    return Feedback(**values | {"details": None if row.details is None else json.loads(row.details)})

@@ -1,13 +1,15 @@
 """Interactions as files: everything as JSON lines or Parquet, or pairs of answers to one prompt."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
+from server.completion_ids import completion_id
+from server.completion_rows import choices
 from server.feedback import Feedback, Key
 from server.interactions import Interaction
 
@@ -39,6 +41,15 @@ def record(interaction: Interaction, feedback: Sequence[Feedback] = ()) -> dict[
         "created_at": interaction.created_at.isoformat(),
         "model": interaction.model,
         "session_id": interaction.session_id,
+        "user_id": interaction.user_id,
+        "source": interaction.source,
+        "campaign_id": interaction.campaign_id,
+        "variant": interaction.variant,
+        "prompt_hash": interaction.prompt_hash,
+        "completion_ids": [
+            completion_id(interaction.account_id, interaction.id, index)
+            for index in choices(interaction.answer)
+        ],
         "metadata": interaction.labels,
         "prompt": single_prompt(interaction),
         "completion": first_text(interaction),
@@ -56,10 +67,12 @@ def record(interaction: Interaction, feedback: Sequence[Feedback] = ()) -> dict[
 
 def _told(given: Feedback) -> dict[str, Any]:
     return {
+        "choice": given.choice,
         "metric": given.metric,
         "value": given.value,
         "reason": given.reason,
         "details": given.details,
+        "user_id": given.user_id,
         "created_at": given.created_at.isoformat(),
     }
 
@@ -121,11 +134,15 @@ class Ranking:
     _unfit: int = 0
 
     @classmethod
-    def of(cls, feedback: Mapping[Key, Sequence[Feedback]], metric: str) -> Self:
+    def of(cls, feedback: Mapping[Key, Sequence[Feedback]], metric: str, lower: Collection[str] = ()) -> Self:
+        """In the accounts `lower` the lowest score is the best."""
         values = {
-            key: [each.value for each in given if each.metric == metric] for key, given in feedback.items()
+            key: [each.value for each in given if each.metric == metric and each.choice == 0]
+            for key, given in feedback.items()
         }
-        return cls({key: fmean(each) for key, each in values.items() if each})
+        return cls(
+            {key: fmean(each) * (-1 if key[0] in lower else 1) for key, each in values.items() if each}
+        )
 
     def take(self, interaction: Interaction) -> None:
         score = self.scores.get((interaction.account_id, interaction.id))
@@ -164,7 +181,8 @@ async def write_parquet(records: AsyncIterator[Mapping[str, Any]], path: Path) -
         "created_at": pa.timestamp("us", tz="UTC"),
         "model": text,
         "session_id": text,
-        **dict.fromkeys(("metadata", "prompt", "completion", "messages", "choices"), text),
+        **dict.fromkeys(("user_id", "source", "campaign_id", "variant", "prompt_hash"), text),
+        **dict.fromkeys(("completion_ids", "metadata", "prompt", "completion", "messages", "choices"), text),
         **dict.fromkeys(("steersman", "feedback", "parameters"), text),
         "prompt_tokens": whole,
         "completion_tokens": whole,

@@ -61,6 +61,11 @@ class InteractionLog:
         self._room = asyncio.Event()
         self._prune_due = 0.0
 
+    def require_storing(self) -> None:
+        """Raises NotSupported where nothing is stored, what clients upload included."""
+        if self._which is Keep.NONE:
+            raise NotSupported("this server stores no interactions: it was started with --interactions none")
+
     @property
     def full(self) -> bool:
         return len(self._backlog) >= WAITING or self._bytes >= WAITING_BYTES

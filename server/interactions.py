@@ -1,104 +1,47 @@
 """The interaction log: chat completions with what was asked, kept in the database for a while."""
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    Select,
-    String,
-    Text,
-    and_,
-    delete,
-    exists,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import Mapped, aliased, mapped_column
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
+from sqlalchemy.orm import aliased
 
 from server.database import Database
 from server.errors import NotFound
+from server.interaction_rows import (
+    MAX_ID,
+    MAX_LABEL_KEY,
+    MAX_LABEL_VALUE,
+    MAX_LABELS,
+    Interaction,
+    InteractionLabelRow,
+    InteractionRow,
+    add_labels,
+    add_rows,
+    as_json,
+    fitting,
+    interaction_of,
+    stored_rows,
+)
 from server.observed import storable
-from server.store import Moment, Table, known_accounts
+from server.outcomes import OutcomeRow
+from server.store import known_accounts
 
-MAX_ID, MAX_MODEL, MAX_SESSION = 200, 500, 200  # characters
-MAX_LABELS, MAX_LABEL_KEY, MAX_LABEL_VALUE = 16, 64, 512  # OpenAI's limits of `metadata`
+__all__ = [
+    "MAX_LABELS",
+    "MAX_LABEL_KEY",
+    "MAX_LABEL_VALUE",
+    "Interaction",
+    "InteractionPage",
+    "InteractionRow",
+    "Interactions",
+    "Sought",
+]
+
 _COUNTED = 1000  # of a label's interactions, to tell which label is rare
-
-_Number = BigInteger().with_variant(Integer, "sqlite")
-
-
-class InteractionRow(Table):
-    """Numbered in the order in which they were stored. Texts of JSON are JSON."""
-
-    __tablename__ = "interactions"
-    __table_args__ = (
-        Index(None, "account_id", "number"),
-        Index(None, "account_id", "id"),
-        Index(None, "account_id", "model", "number"),
-    )
-
-    number: Mapped[int] = mapped_column(_Number, primary_key=True)
-    id: Mapped[str] = mapped_column(String(MAX_ID))
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
-    created_at: Mapped[datetime] = mapped_column(Moment, index=True)
-    model: Mapped[str] = mapped_column(String(MAX_MODEL))
-    session_id: Mapped[str | None] = mapped_column(String(MAX_SESSION))
-    messages: Mapped[str] = mapped_column(Text)
-    parameters: Mapped[str] = mapped_column(Text)
-    answer: Mapped[str] = mapped_column(Text)
-    labels: Mapped[str] = mapped_column(Text)
-    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
-    completion_tokens: Mapped[int] = mapped_column(BigInteger)
-    latency_ms: Mapped[float] = mapped_column(Float)
-    first_token_ms: Mapped[float | None] = mapped_column(Float)
-
-
-class InteractionLabelRow(Table):
-    """The labels of an interaction once more, to find it by them."""
-
-    __tablename__ = "interaction_labels"
-    __table_args__ = (Index(None, "account_id", "key", "value", "number"),)
-
-    number: Mapped[int] = mapped_column(
-        _Number, ForeignKey("interactions.number", ondelete="CASCADE"), primary_key=True
-    )
-    key: Mapped[str] = mapped_column(String(MAX_LABEL_KEY), primary_key=True)
-    value: Mapped[str] = mapped_column(String(MAX_LABEL_VALUE))
-    account_id: Mapped[str] = mapped_column(String(36))
-
-
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """`messages` and `parameters` are the request's, `answer` is OpenAI's object with what is told under
-    `steersman`; `first_token_ms` is known of streams."""
-
-    id: str
-    account_id: str
-    created_at: datetime
-    model: str
-    session_id: str | None
-    messages: Sequence[Mapping[str, Any]]
-    parameters: Mapping[str, Any]
-    answer: Mapping[str, Any]
-    labels: Mapping[str, str]
-    prompt_tokens: int
-    completion_tokens: int
-    latency_ms: float
-    first_token_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +76,16 @@ class Interactions:
             return
         latest = list({(each.account_id, each.id): each for each in interactions}.values())
         # In a thread: a batch of long conversations takes a while to be written as JSON.
-        rows = await asyncio.to_thread(lambda: [_row(each) for each in latest])
-        added = insert(InteractionRow).returning(InteractionRow.number, sort_by_parameter_order=True)
+        rows = await asyncio.to_thread(lambda: [stored_rows(each) for each in latest])
         async with self._database.writing() as connection:
             known = await known_accounts(connection, {each.account_id for each in latest})
-            kept = [pair for pair in zip(latest, rows, strict=True) if pair[0].account_id in known]
-            if not kept:
-                return
-            await connection.execute(delete(InteractionRow).where(_any_of(latest)))
-            numbers = (await connection.execute(added, [row for _, row in kept])).scalars().all()
-            await _label(
-                connection,
-                [
-                    (number, each.account_id, each.labels)
-                    for number, (each, _) in zip(numbers, kept, strict=True)
-                ],
-            )
+            kept = [each for each in rows if each.interaction["account_id"] in known]
+            if kept:
+                await connection.execute(delete(InteractionRow).where(_any_of(latest)))
+                await add_rows(connection, kept)
 
     async def prune(self, *, most: int, since: datetime) -> None:
-        """Of all accounts together, leave the latest `most` since then."""
+        """Of all accounts together, leave the latest `most` that were stored since then."""
         # Not within the transaction: to pass over so many rows takes a while, in which others wait to write.
         query = select(InteractionRow.number).order_by(InteractionRow.number.desc()).limit(1).offset(most)
         async with self._database.reading() as connection:
@@ -159,7 +93,8 @@ class Interactions:
         async with self._database.writing() as connection:
             if oldest is not None:
                 await connection.execute(delete(InteractionRow).where(InteractionRow.number <= oldest))
-            await connection.execute(delete(InteractionRow).where(InteractionRow.created_at < since))
+            await connection.execute(delete(InteractionRow).where(InteractionRow.stored_at < since))
+            await connection.execute(delete(OutcomeRow).where(OutcomeRow.created_at < since))
 
     async def list(
         self, sought: Sought, *, limit: int, after: str | None = None, newest_first: bool = False
@@ -182,23 +117,23 @@ class Interactions:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
         shown = rows[:limit]
-        found = [_interaction(row) for row in shown]
+        found = [interaction_of(row) for row in shown]
         return InteractionPage(found, len(rows) > limit, shown[-1].number if shown else None)
 
     async def get(self, account_id: str, interaction_id: str) -> Interaction:
         """Raises NotFound."""
-        return _interaction(await self._find(account_id, interaction_id))
+        return interaction_of(await self._find(account_id, interaction_id))
 
     async def label(self, account_id: str, interaction_id: str, labels: Mapping[str, str]) -> Interaction:
         """`labels` in place of those that it has. Raises NotFound."""
         number = (await self._find(account_id, interaction_id)).number
         this = InteractionRow.number == number
         async with self._database.writing() as connection:
-            change = update(InteractionRow).where(this).values(labels=_json(_fit(labels)))
+            change = update(InteractionRow).where(this).values(labels=as_json(fitting(labels)))
             if (await connection.execute(change)).rowcount == 0:
                 raise _unknown(interaction_id)
             await connection.execute(delete(InteractionLabelRow).where(InteractionLabelRow.number == number))
-            await _label(connection, [(number, account_id, labels)])
+            await add_labels(connection, [(number, account_id, labels)])
         return await self.get(account_id, interaction_id)
 
     async def delete(self, account_id: str, interaction_id: str) -> None:
@@ -265,17 +200,6 @@ def _any_of(interactions: Sequence[Interaction]) -> ColumnElement[bool]:
     )
 
 
-async def _label(connection: AsyncConnection, labelled: Iterable[tuple[int, str, Mapping[str, str]]]) -> None:
-    """Each by its number and account."""
-    rows = [
-        {"number": number, "account_id": account_id, "key": storable(key), "value": storable(value)}
-        for number, account_id, labels in labelled
-        for key, value in _fit(labels).items()
-    ]
-    if rows:
-        await connection.execute(insert(InteractionLabelRow), rows)
-
-
 def _selection(sought: Sought) -> tuple[Select[Any], Any]:
     """The query without its order, and the column of numbers to order by.
 
@@ -308,39 +232,3 @@ def _conditions(sought: Sought) -> Iterable[ColumnElement[bool]]:
         yield InteractionRow.model == storable(sought.model)
     if sought.since is not None:
         yield InteractionRow.created_at >= sought.since
-
-
-def _fit(labels: Mapping[str, str]) -> dict[str, str]:
-    """As their columns hold them: a value may have grown where it was redacted."""
-    return {key[:MAX_LABEL_KEY]: value[:MAX_LABEL_VALUE] for key, value in labels.items()}
-
-
-def _json(value: Any) -> str:
-    return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-
-
-def _row(interaction: Interaction) -> dict[str, Any]:
-    session = interaction.session_id
-    return {
-        "id": storable(interaction.id)[:MAX_ID],
-        "account_id": interaction.account_id,
-        "created_at": interaction.created_at,
-        "model": storable(interaction.model)[:MAX_MODEL],
-        "session_id": None if session is None else storable(session)[:MAX_SESSION],
-        "messages": _json(interaction.messages),
-        "parameters": _json(interaction.parameters),
-        "answer": _json(interaction.answer),
-        "labels": _json(_fit(interaction.labels)),
-        "prompt_tokens": interaction.prompt_tokens,
-        "completion_tokens": interaction.completion_tokens,
-        "latency_ms": interaction.latency_ms,
-        "first_token_ms": interaction.first_token_ms,
-    }
-
-
-_PARSED = ("messages", "parameters", "answer", "labels")
-
-
-def _interaction(row: Any) -> Interaction:
-    values = {name: getattr(row, name) for name in Interaction.__dataclass_fields__}
-    return Interaction(**values | {name: json.loads(values[name]) for name in _PARSED})

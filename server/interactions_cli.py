@@ -14,6 +14,7 @@ from server.errors import SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_export import Pairing, Ranking, line, record, write_parquet
 from server.interactions import Interaction, Interactions, Sought
+from server.project_metrics import ProjectMetrics
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ async def _act(database: Database, args: Namespace) -> None:
                 written = await write_parquet(records, Path(args.output))
                 sys.stderr.write(f"Exported {written} interactions.\n")
             case "pairs" if args.metric is not None:
-                await _write_pairs(found, Ranking.of(feedback, args.metric), args.output)
+                lower = await ProjectMetrics(database).lower(args.metric)
+                await _write_pairs(found, Ranking.of(feedback, args.metric, lower), args.output)
             case "pairs":
                 await _write_pairs(found, Pairing(args.positive, args.negative), args.output)
     finally:

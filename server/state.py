@@ -7,6 +7,10 @@ from server.addressing import Directory
 from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
+from server.campaign_settling import Settling
+from server.campaigns import Campaigns
+from server.comparisons import Comparisons
+from server.completions import Completions
 from server.constraints import ConstraintChecker
 from server.errors import NotSupported
 from server.feedback import FeedbackStore
@@ -16,14 +20,17 @@ from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
 from server.observed import ObservedRequests
+from server.outcomes import Outcomes
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.project_metrics import ProjectMetrics
 from server.projects import Projects
 from server.served_models import ServedModels
 from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
 from server.studio import Studio, Unsteerable
+from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_serving import Serving
@@ -50,6 +57,13 @@ class ServerState:
     interactions: Interactions
     interaction_log: InteractionLog
     feedback: FeedbackStore
+    metrics: ProjectMetrics
+    completions: Completions
+    comparisons: Comparisons
+    outcomes: Outcomes
+    uploads: Uploads
+    campaigns: Campaigns
+    settling: Settling
     accounts: Accounts
     directory: Directory
 

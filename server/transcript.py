@@ -18,7 +18,8 @@ _NO_PARAMETERS = frozenset({"messages", "metadata", "labels", "session_id", "sto
 @dataclass(slots=True)
 class Transcript:
     """`request` is the body as it was sent, of `size` bytes; `told` is what the answer's headers say, for
-    streams, which may say nothing of it themselves.
+    streams, which may say nothing of it themselves. `known_as` is the model's name in its project, where the
+    answer has another.
 
     After `ends` nothing changes.
     """
@@ -30,6 +31,9 @@ class Transcript:
     observation: Observation
     size: int
     told: dict[str, Any] = field(default_factory=dict)
+    known_as: str | None = None
+    campaign_id: str | None = None
+    variant: str | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     first_token_ms: float | None = None
     latency_ms: float = 0.0
@@ -55,6 +59,7 @@ class Transcript:
     def interaction(self, redaction: Redaction) -> Interaction:
         """What is to be stored. It takes a while: not for the event loop."""
         answer = self._whole()
+        user = self.request.get("user")
         usage = answer["usage"]
         parameters = {name: value for name, value in self.request.items() if name not in _NO_PARAMETERS}
         head = ("id", "object", "created", "model", "usage", "system_fingerprint", "service_tier")
@@ -63,7 +68,7 @@ class Transcript:
             id=answer["id"],
             account_id=self.account_id,
             created_at=self.created_at,
-            model=answer["model"],
+            model=self.known_as or answer["model"],
             session_id=redaction.text(self.session_id),
             messages=redaction.json(self.request["messages"]),
             parameters=redaction.json(parameters),
@@ -73,6 +78,9 @@ class Transcript:
             completion_tokens=usage["completion_tokens"],
             latency_ms=round(self.latency_ms, 3),
             first_token_ms=None if self.first_token_ms is None else round(self.first_token_ms, 3),
+            user_id=redaction.text(user) if isinstance(user, str) else None,
+            campaign_id=self.campaign_id,
+            variant=self.variant,
         )
 
     def _whole(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,6 +31,11 @@ from server.addressing import Directory
 from server.aliases import Aliases
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
+from server.campaign_scores import CampaignScores
+from server.campaign_settling import Settling
+from server.campaigns import Campaigns
+from server.comparisons import Comparisons
+from server.completions import Completions
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
@@ -44,14 +49,17 @@ from server.media_hosts import MediaHosts
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
+from server.outcomes import Outcomes
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.project_metrics import ProjectMetrics
 from server.projects import Projects
 from server.recorder import Observing, Recorder
 from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import (
     accounts,
+    adaptive_interactions,
     feedback,
     keys,
     native,
@@ -76,6 +84,7 @@ from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
 from server.studio import Records, Studio, Unsteerable, open_studio
+from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
@@ -119,7 +128,16 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (openai, projects, feedback, stored_completions, oxen, *axionic, observability):
+        for routes in (
+            openai,
+            projects,
+            adaptive_interactions,
+            feedback,
+            stored_completions,
+            oxen,
+            *axionic,
+            observability,
+        ):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -140,6 +158,15 @@ class SteersmanPlugin:
         models = ServedModels(state.openai_serving_models, int(time.time()), modalities(engine_client))
         vectors, jobs = Vectors(doors.store.database), Jobs(doors.store.database)
         behaviors = Behaviors(doors.store.database)
+        metrics = ProjectMetrics(doors.store.database)
+        directory = Directory(models, doors.projects, Aliases(doors.store.database))
+        campaigns = Campaigns(
+            doors.store.database,
+            CampaignScores(doors.store.database, metrics),
+            doors.projects,
+            directory.served,
+        )
+        settling = Settling(campaigns)
         studio = await open_studio(
             engine_client,
             models.default,
@@ -186,9 +213,16 @@ class SteersmanPlugin:
             MediaHosts.of(engine_client.vllm_config.model_config.allowed_media_domains),
             interactions := Interactions(doors.store.database),
             _interaction_log(interactions, doors.settings),
-            FeedbackStore(doors.store.database),
+            FeedbackStore(doors.store.database, settling.scores_came),
+            metrics,
+            Completions(doors.store.database),
+            Comparisons(doors.store.database, settling.scores_came),
+            Outcomes(doors.store.database, settling.scores_came),
+            Uploads(doors.store.database, settling.scores_came),
+            campaigns,
+            settling,
             doors.accounts,
-            Directory(models, doors.projects, Aliases(doors.store.database)),
+            replace(directory, campaigns=campaigns),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -299,6 +333,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             server.checker.start()
             beside = [flushing, asyncio.create_task(recorder.run())]
             beside.append(asyncio.create_task(server.interaction_log.run()))
+            beside.append(asyncio.create_task(server.settling.run()))
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:

@@ -9,8 +9,9 @@ from policies.policy import RuntimePolicy
 from policies.sampling import MAX_BEAM_WIDTH, MAX_CANDIDATES, Asked, known_method
 from policies.steering import Flat, SteeringEntry, Strength
 from processors.args import BETA, MIN_P, SUBSET_SIZE, TYPICAL_MASS
+from server.completion_rows import MAX_SESSION
 from server.errors import InvalidRequest
-from server.interactions import MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS, MAX_SESSION
+from server.interactions import MAX_LABEL_KEY, MAX_LABEL_VALUE, MAX_LABELS
 from server.monitor import Mode, WatchList
 from steering.spec import MAX_TERMS, MAX_WATCHES
 

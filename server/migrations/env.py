@@ -7,6 +7,7 @@ from server import (  # noqa: F401  # their tables
     aliases,
     behaviors,
     campaigns,
+    comparisons,
     feedback,
     interactions,
     jobs,

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, JsonValue
 
 from server.auth import Principal, caller
-from server.feedback import MAX_METRIC, Feedback, FeedbackStore
+from server.feedback import Feedback, FeedbackStore
 from server.interaction_log import InteractionLog
+from server.project_metrics import MAX_METRIC
 from server.routes.body import JsonRoute
 from server.wire import Strict
 
@@ -28,8 +29,11 @@ class FeedbackRequest(Strict):
 
 
 class FeedbackItem(BaseModel):
+    """What is given here is of the first choice; Adaptive's clients score the others too."""
+
     id: str
     completion_id: str
+    choice: int
     metric: str
     value: float
     reason: str | None
@@ -41,6 +45,7 @@ class FeedbackItem(BaseModel):
         return cls(
             id=given.id,
             completion_id=completion_id,
+            choice=given.choice,
             metric=given.metric,
             value=given.value,
             reason=given.reason,

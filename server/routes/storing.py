@@ -29,7 +29,11 @@ async def stored(request: ChatRequest, raw: Request, answer: Answer) -> Response
         session_id=request.session_id,
         observation=observed(),
         size=len(await raw.body()),
+        known_as=request.known_as if request.answers_as else None,
     )
+    if request.assignment is not None:
+        transcript.campaign_id = request.assignment.campaign_id
+        transcript.variant = request.assignment.model
     response = await answer(request, raw)
     if isinstance(response, StreamingResponse):
         if method := response.headers.get("x-steersman-method"):  # a policy's is told at its end alone

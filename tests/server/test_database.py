@@ -1,6 +1,7 @@
 """Connections and migrations, on SQLite and on a real PostgreSQL server."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from server import (  # noqa: F401  # their tables
     aliases,
     behaviors,
     campaigns,
+    comparisons,
     feedback,
     interactions,
     jobs,
@@ -29,6 +31,8 @@ from server import (  # noqa: F401  # their tables
     sessions,
     vectors,
 )
+from server.completion_ids import completion_id
+from server.completion_rows import prompt_hash
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
@@ -78,11 +82,12 @@ def test_what_came_after_steering_can_be_undone_alone(database_url):
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS | CAMPAIGNS
+    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS | CAMPAIGNS | SCORES
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
+SCORES = {"metrics", "completions", "comparisons", "outcomes"}
 CAMPAIGNS = {"campaigns"}
 PROJECTS = {"projects", "memberships", "aliases"}
 LOGINS = {"logins", "sessions", "signing_secrets"}
@@ -92,6 +97,7 @@ INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
 @pytest.mark.parametrize(
     ("above", "below", "gone"),
     [
+        ("0011", "0010", SCORES),
         ("0010", "0009", CAMPAIGNS),
         ("0009", "0008", PROJECTS),
         ("0008", "0007", LOGINS),
@@ -155,6 +161,67 @@ def test_policies_become_their_account_s(database_url):
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
     assert rows(versions) == kept
+
+
+def test_what_was_stored_before_can_be_scored(database_url):
+    """Interactions of older servers get their completions, who asked, and the metrics that they were scored
+    by; undoing that leaves them as they were, but for scores of other choices than the first."""
+
+    def rows(query):
+        return on_connection(database_url, lambda c: [tuple(row) for row in c.execute(text(query))])
+
+    def act(*statements):
+        on_connection(database_url, lambda c: [c.exec_driver_sql(statement) for statement in statements])
+
+    now = "'2026-01-01 00:00:00.000000+00'" if "postgres" in database_url else "'2026-01-01 00:00:00.000000'"
+    asked = json.dumps([{"role": "user", "content": "Hi"}])
+    parts = json.dumps([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}])
+
+    def interaction(key, messages, user, choices):
+        asked, answer = json.dumps({"user": user}), json.dumps({"choices": choices})
+        return (
+            f"INSERT INTO interactions VALUES ({key}, {now}, 'base', 's', '{messages}', '{asked}',"
+            f" '{answer}', '{{}}', 1, 1, 1.0, NULL)"
+        )
+
+    Database(database_url).alembic(lambda config: command.upgrade(config, "0009"))
+    act(
+        f"INSERT INTO accounts VALUES ('a', 'a@localhost', {now}), ('b', 'b@localhost', {now})",
+        interaction("7, 'x', 'a'", asked, "ann", [{"index": 0}, {"index": 1}]),
+        interaction("8, 'y', 'b'", parts, None, [{}]),
+        "INSERT INTO interaction_labels VALUES (7, 'team', 'x', 'a')",
+        f"INSERT INTO feedback VALUES ('f', 7, 'polite', 1.0, 'why', NULL, {now})",
+    )
+    tables_before = ("interactions", "interaction_labels", "feedback")
+    before = [rows(f"SELECT * FROM {each} ORDER BY number") for each in tables_before]
+    Store(database_url).migrate()
+    assert on_connection(database_url, differences) == []
+    found = rows(
+        "SELECT number, choice, id, account_id, model, session_id, user_id, source FROM completions"
+        " ORDER BY number, choice"
+    )
+    assert found == [
+        (7, 0, completion_id("a", "x", 0), "a", "base", "s", "ann", "LIVE"),
+        (7, 1, completion_id("a", "x", 1), "a", "base", "s", "ann", "LIVE"),
+        (8, 0, completion_id("b", "y", 0), "b", "base", "s", None, "LIVE"),
+    ]
+    hashes = rows("SELECT DISTINCT prompt_hash FROM completions")
+    assert hashes == [(prompt_hash(json.loads(asked)),)]
+    assert rows("SELECT number, source, user_id FROM interactions ORDER BY number") == [
+        (7, "LIVE", "ann"),
+        (8, "LIVE", None),
+    ]
+    assert rows("SELECT stored_at FROM interactions") == rows("SELECT created_at FROM interactions")
+    assert rows("SELECT account_id, key, name, kind FROM metrics") == [("a", "polite", "polite", "SCALAR")]
+    assert rows("SELECT account_id, choice, metric FROM feedback") == [("a", 0, "polite")]
+    act(
+        "INSERT INTO feedback SELECT 'g', number, 'polite', 0, NULL, NULL, created_at, account_id, 1, NULL"
+        " FROM feedback"
+    )
+    Database(database_url).alembic(lambda config: command.downgrade(config, "0009"))
+    assert [rows(f"SELECT * FROM {each} ORDER BY number") for each in tables_before] == before
+    Store(database_url).migrate()
+    assert rows("SELECT count(*) FROM completions") == [(3,)]
 
 
 def test_racing_processes_migrate_once(database_url):

@@ -10,9 +10,12 @@ from datetime import timedelta
 import pytest
 
 from server import interactions_cli
+from server.completion_ids import completion_id
+from server.completion_rows import prompt_hash
 from server.database import Database
 from server.feedback import FeedbackStore
 from server.interactions import Interactions
+from server.project_metrics import MetricKind, ProjectMetrics, Scoring
 from server.store import Store
 from steering.train.pairs import Pair, read_jsonl
 from tests.server.test_interactions import NOW, ONE, named
@@ -75,6 +78,12 @@ def test_everything_stored_is_exported(steersman, keep, monkeypatch):
         "created_at": "2026-03-01T12:00:00.250000+00:00",
         "model": "base",
         "session_id": "s-1",
+        "user_id": None,
+        "source": "LIVE",
+        "campaign_id": None,
+        "variant": None,
+        "prompt_hash": prompt_hash(ONE.messages),
+        "completion_ids": [completion_id(ONE.account_id, ONE.id, 0)],
         "metadata": ONE.labels,
         "prompt": ONE.messages[0]["content"][0]["text"],
         "completion": "a pear",
@@ -177,6 +186,30 @@ def test_the_best_and_the_worst_answer_make_a_pair(steersman, keep, rate, tmp_pa
     assert "Left out 4" in err
 
 
+def test_the_best_answer_by_a_cost_is_the_lowest(steersman, keep, rate, database_url, tmp_path):
+    """Scores of other choices than the first say nothing of its text."""
+    keep(asked("a", "Hi?", "Good day."), asked("b", "Hi?", "Yo."))
+
+    async def act():
+        database = Database(database_url)
+        lower = Scoring.LOWER_IS_BETTER
+        cost = await ProjectMetrics(database).create(
+            ONE.account_id, key="cost", name="Cost", kind=MetricKind.SCALAR, scoring=lower
+        )
+        several = {**ONE.answer, "choices": [ONE.answer["choices"][0], {"index": 1, "message": {}}]}
+        await Interactions(database).keep([replace(asked("c", "Hi?", ""), answer=several)])
+        second = completion_id(ONE.account_id, "c", 1)
+        await FeedbackStore(database).score(ONE.account_id, second, cost, -9)
+        await database.close()
+
+    asyncio.run(act())
+    rate(("a", "cost", 1), ("b", "cost", 2))
+    path = tmp_path / "pairs.jsonl"
+    status, _, err = steersman("export", "--format", "pairs", "--metric", "cost", "-o", path)
+    assert status == 0, err
+    assert read_jsonl(path.read_text()) == (Pair("Hi?", "Good day.", "Yo."),)
+
+
 def test_feedback_is_exported_with_its_interaction(steersman, keep, rate):
     keep(named("a"), named("b"))
     rate(("b", "polite", 1))
@@ -186,7 +219,14 @@ def test_feedback_is_exported_with_its_interaction(steersman, keep, rate):
     assert bare["feedback"] == []
     [given] = rated["feedback"]
     assert given.pop("created_at")
-    assert given == {"metric": "polite", "value": 1.0, "reason": "so", "details": [1]}
+    assert given == {
+        "choice": 0,
+        "metric": "polite",
+        "value": 1.0,
+        "reason": "so",
+        "details": [1],
+        "user_id": None,
+    }
 
 
 def test_no_pairs_are_an_error(steersman, keep, tmp_path):
