@@ -34,7 +34,7 @@ from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
-from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.errors import HttpError, InvalidBody, InvalidRequest, NoRoute, SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interactions
@@ -52,6 +52,7 @@ from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import (
     accounts,
+    adaptive,
     feedback,
     keys,
     native,
@@ -119,7 +120,8 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (openai, projects, feedback, stored_completions, oxen, *axionic, observability):
+        dialects = (openai, oxen, adaptive)
+        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -343,7 +345,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _from_http(request: Request, error: HTTPException) -> SteersmanError:
     if error.status_code == 404:
-        return NotFound(f"no route {request.method} {request.url.path}")
+        return NoRoute(f"no route {request.method} {request.url.path}")
     if error.status_code == 400:
         return InvalidRequest(str(error.detail))
     return HttpError(error.status_code, str(error.detail))

@@ -7,6 +7,7 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import asyncio
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ Decodable = ChatRequest | CompletionRequest
 _LONG_KEEP_ALIVE = 15.0  # seconds
 LOOK_SECONDS = 0.1  # between looks at how far an answer has drifted
 _RANK = "x-data-parallel-rank"
+SESSION_HEADER = "x-session-id"  # vLLM's name for it
 kept_alive = with_sse_keep_alive
 
 logger = logging.getLogger("vllm.steersman")
@@ -98,6 +100,7 @@ class Serving:
 
         Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`.
         """
+        raw = self._sticky(request, raw)
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
         if request.logprob_token_ids:
@@ -321,7 +324,17 @@ class Serving:
             result = await self.completion.create_completion(request, raw)
         if isinstance(result, ErrorResponse):
             raise translated(result)
+        for choice in getattr(result, "choices", ()):
+            choice.model = request.model  # the one that answers, whatever name was asked for
         return result
+
+    def _sticky(self, request: Decodable, raw: Request) -> Request:
+        """`raw`, sent to the data-parallel engine that has the cached prefixes of its session."""
+        session = request.sticks or raw.headers.get(SESSION_HEADER)
+        if self.ranks == 1 or session is None:
+            return raw
+        text = f"{raw.state.principal.account_id}\n{session}"
+        return self._pinned(raw, int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
 
     def _pinned(self, raw: Request, group: int) -> Request:
         """`raw`, sent to one data-parallel engine with all its group: siblings elsewhere are not seen."""

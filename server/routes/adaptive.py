@@ -1,0 +1,41 @@
+"""Adaptive Engine's generation routes under /api/v1."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.adaptive_chat import AdaptiveChatRequest
+from server.deadline import Deadline
+from server.errors import InvalidRequest
+from server.routes.body import JsonRoute
+from server.routes.openai import answer
+from server.routes.storing import stored
+from server.vllm_serving import guarded
+
+router = APIRouter(prefix="/api/v1", route_class=JsonRoute, tags=["Adaptive"])
+
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
+@router.post("/chat/completions", responses=_STREAMS)
+@guarded
+async def create_chat_completion(request: AdaptiveChatRequest, raw_request: Request) -> Response:
+    return await _answered(request, raw_request)
+
+
+async def _answered(request: AdaptiveChatRequest, raw: Request) -> Response:
+    state = raw.app.state.steersman
+    request = await _addressed(request, raw)
+    request.admit(state.models.modalities, state.media_hosts)
+    request.of_account(raw.state.principal.account_id)
+    first_token = None if request.max_ttft_ms is None else request.max_ttft_ms / 1000
+    deadline = Deadline(state.settings.adaptive_seconds, first_token)
+    return await deadline.within(lambda: stored(request, raw, answer))
+
+
+async def _addressed(request: AdaptiveChatRequest, raw: Request) -> AdaptiveChatRequest:
+    request.model = raw.app.state.steersman.models.resolve(request.model)
+    if request.ab_campaign is not None:
+        raise InvalidRequest("there is no such A/B test", param="ab_campaign")
+    return request
