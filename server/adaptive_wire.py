@@ -147,13 +147,13 @@ class Marks:
             return f"{head}{self._head}{event[found.end() :]}"
         rest = event[found.end() :]
         choice, delta = self._fragments(id_, index)
-        if rest.startswith('"content":"'):
+        if rest.startswith('"content":"') and '"role":' not in rest:
             lacks = f'{delta},"role":"assistant",'
         elif rest.startswith('"role":"assistant","content":"'):
             lacks = f"{delta},"
         elif rest.startswith("}"):
             lacks = f'{delta},"role":"assistant","content":""'
-        elif rest.startswith(('"reasoning":"', '"tool_calls":[')):
+        elif rest.startswith(('"reasoning":"', '"tool_calls":[')) and not _SAID.search(rest):
             lacks = f'{delta},"role":"assistant","content":"",'
         else:
             return self._parsed(event)
@@ -191,6 +191,7 @@ _CHUNK = re.compile(
     r'(data: \{"id":"([^"\\]*)","object":"[^"\\]*","created":\d+,"model":"(?:[^"\\]|\\.)*",)"choices":\['
     r'(?:\{"index":(\d+),"delta":\{|(?=\]))'
 )
+_SAID = re.compile('"(?:role|content)":')  # a name: within a text its quotes would be escaped
 
 
 def _text(text: str) -> str:

@@ -223,7 +223,7 @@ def _oxen(error: SteersmanError) -> tuple[int, Json]:
 def _adaptive(error: SteersmanError) -> tuple[int, Json]:
     """Adaptive's clients read one text, which names the field; what is unknown they know by a word in it."""
     message = error.message
-    if error.param and error.param not in message:
+    if error.param and not re.search(rf"(?<!\w){re.escape(error.param)}(?!\w)", message):
         message = f"{error.param}: {message}"
     if isinstance(error, NotFound) and not isinstance(error, NoRoute):
         message = f"EntityNotFound: {error.message}"

@@ -91,6 +91,7 @@ OXEN = {
     InvalidBody: "invalid_params",
     PayloadTooLarge: "invalid_params",
     NotFound: "resource_not_found",
+    NoRoute: "resource_not_found",
 }
 
 
@@ -109,6 +110,24 @@ def test_a_file_that_cannot_be_had_has_its_own_type():
     """Oxen's clients tell it from other faults of a request."""
     error = InvalidRequest("no", param="messages.0.content.1.image_url.url", code=INVALID_FILE_INPUT)
     assert render("/api/ai/chat/completions", error).body["error"]["type"] == "invalid_file_input"
+
+
+@pytest.mark.parametrize(("error", "status", "_kind", "_code", "_"), TABLE)
+def test_adaptives_routes_get_a_text(error, status, _kind, _code, _):
+    """`/api/v1` answers with one text under `error`, which says by a word that what was named is unknown."""
+    rendered = render("/api/v1/chat/completions", error)
+    unknown = type(error) is NotFound
+    assert rendered.status == status
+    assert rendered.body == {"error": f"EntityNotFound: {error.message}" if unknown else error.message}
+
+
+def test_adaptives_text_names_the_field():
+    """Where it does not do so already."""
+    path = "/api/v1/chat/completions"
+    assert render(path, InvalidRequest("too many", param="n")).body == {"error": "n: too many"}
+    assert render(path, InvalidRequest("`n` is too high", param="n")).body == {"error": "`n` is too high"}
+    invalid = InvalidBody([Issue(("n",), "too many", "value_error")])
+    assert render(path, invalid).body == {"error": "n: too many"}
 
 
 def test_the_field_is_named_in_both_families():
