@@ -24,6 +24,7 @@ from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, Unava
 from policies.steering import JSON_PRESET, SteeringEntry
 from processors.args import fresh_group
 from server import candidates, streams
+from server.addressable import Addressable
 from server.applied import Applied
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotSupported
@@ -41,7 +42,6 @@ Decodable = ChatRequest | CompletionRequest
 _LONG_KEEP_ALIVE = 15.0  # seconds
 LOOK_SECONDS = 0.1  # between looks at how far an answer has drifted
 _RANK = "x-data-parallel-rank"
-SESSION_HEADER = "x-session-id"  # vLLM's name for it
 kept_alive = with_sse_keep_alive
 
 logger = logging.getLogger("vllm.steersman")
@@ -100,7 +100,7 @@ class Serving:
 
         Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`.
         """
-        raw = self._sticky(request, raw)
+        raw = self.sticky(request, raw)
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
         if request.logprob_token_ids:
@@ -328,9 +328,9 @@ class Serving:
             choice.model = request.model  # the one that answers, whatever name was asked for
         return result
 
-    def _sticky(self, request: Decodable, raw: Request) -> Request:
+    def sticky(self, request: Addressable, raw: Request) -> Request:
         """`raw`, sent to the data-parallel engine that has the cached prefixes of its session."""
-        session = request.sticks or raw.headers.get(SESSION_HEADER)
+        session = request.sticks
         if self.ranks == 1 or session is None:
             return raw
         text = f"{raw.state.principal.account_id}\n{session}"

@@ -44,7 +44,6 @@ from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs,
 from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
-from server.interactions import MAX_SESSION
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
 from server.wire import (
@@ -254,12 +253,6 @@ class Planned(Addressable, AxionicFields, _VllmFields):
         return stream
 
     @property
-    def sticks(self) -> str | None:
-        """The session whose requests belong to one engine, where its prefixes are cached."""
-        session: str | None = self.session_id
-        return session
-
-    @property
     def group(self) -> int:
         """The siblings this request belongs to, if any."""
         return self._seat.group if self._seat else 0
@@ -348,13 +341,6 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
     def stored_unasked(self) -> bool:
         """Whether a request that says nothing of `store` is stored, where anything is."""
         return False
-
-    def joins(self, session_id: str) -> None:
-        """A header says whose turn it is, unless the request does. Raises InvalidRequest."""
-        if self.session_id is None:
-            if len(session_id) > MAX_SESSION:
-                raise InvalidRequest(f"at most {MAX_SESSION} characters", param="x-session-id")
-            self.session_id = session_id
 
     def scored(self) -> dict[str, Any]:
         """The changes that make a response carry its tokens' log-probabilities."""

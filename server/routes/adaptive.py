@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.adaptive_chat import AdaptiveChatRequest
+from server.addressing import addressed
 from server.deadline import Deadline
 from server.errors import InvalidRequest
 from server.routes.body import JsonRoute
@@ -26,16 +27,14 @@ async def create_chat_completion(request: AdaptiveChatRequest, raw_request: Requ
 
 async def _answered(request: AdaptiveChatRequest, raw: Request) -> Response:
     state = raw.app.state.steersman
-    request = await _addressed(request, raw)
+    request = await addressed(request, raw)
+    if request.ab_campaign is not None and request.assignment is None:
+        raise InvalidRequest(
+            "ab_campaign chooses a model of an A/B test that runs: name the project alone as `model`",
+            param="ab_campaign",
+        )
     request.admit(state.models.modalities, state.media_hosts)
     request.of_account(raw.state.principal.account_id)
     first_token = None if request.max_ttft_ms is None else request.max_ttft_ms / 1000
     deadline = Deadline(state.settings.adaptive_seconds, first_token)
     return await deadline.within(lambda: stored(request, raw, answer))
-
-
-async def _addressed(request: AdaptiveChatRequest, raw: Request) -> AdaptiveChatRequest:
-    request.model = raw.app.state.steersman.models.resolve(request.model)
-    if request.ab_campaign is not None:
-        raise InvalidRequest("there is no such A/B test", param="ab_campaign")
-    return request

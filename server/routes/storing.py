@@ -10,7 +10,6 @@ from fastapi.responses import Response, StreamingResponse
 from server.interaction_log import InteractionLog
 from server.observation import observed
 from server.transcript import Transcript
-from server.vllm_serving import SESSION_HEADER
 from server.vllm_wire import ChatRequest
 
 Answer = Callable[[ChatRequest, Request], Awaitable[Response]]
@@ -21,8 +20,6 @@ async def stored(request: ChatRequest, raw: Request, answer: Answer) -> Response
     left by its client before its end, is not kept."""
     log: InteractionLog = raw.app.state.steersman.interaction_log
     labels = request.all_labels
-    if session := raw.headers.get(SESSION_HEADER):
-        request.joins(session)
     if not await log.admit(request.store, unasked=request.stored_unasked):
         return await answer(request, raw)
     transcript = Transcript(

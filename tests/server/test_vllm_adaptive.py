@@ -29,6 +29,7 @@ from server.routes.adaptive import router
 from server.vllm_errors import as_steersman
 from tests.adaptive import check, refused
 from tests.server.apps import routes_alone
+from tests.server.directories import Plain
 from tests.server.responses import payloads
 from tests.server.steering_app import SignedIn
 from tests.server.test_interaction_log import Keeper
@@ -57,7 +58,8 @@ async def opened(engine=None, *, modalities=(), hosts=(), log=None, seconds=60.0
         media_hosts=MediaHosts.of(hosts),
         policy_runs=policy_runs(served),
         policies=None,
-        interaction_log=log or interaction_log(which=Keep.NONE),
+        interaction_log=log or interaction_log(Keep.NONE),
+        directory=Plain(served.models),
         settings=SimpleNamespace(adaptive_seconds=seconds),
     )
     transport = httpx.ASGITransport(SignedIn(app))
@@ -132,7 +134,7 @@ async def test_fields_of_adaptive_reach_the_engine():
     await answered(
         engine,
         messages=[noted],
-        stop=["a", "b", "c", "d", "e"],
+        stop=["a", "b"],
         max_tokens=9,
         temperature=0.5,
         top_p=0.8,
@@ -149,7 +151,7 @@ async def test_fields_of_adaptive_reach_the_engine():
     (request,) = engine.requests
     assert request.messages == [{"role": "user", "content": "a", "name": "n"}]
     assert (request.max_tokens, request.temperature, request.top_p) == (9, 0.5, 0.8)
-    assert (request.stop, request.response_format.type) == (["a", "b", "c", "d", "e"], "json_object")
+    assert (request.stop, request.response_format.type) == (["a", "b"], "json_object")
 
 
 @pytest.mark.parametrize(
@@ -479,7 +481,7 @@ async def test_any_json_in_any_field_is_answered(field, value):
         content = json.dumps({"model": "base", "messages": ASKED, field: value})
         response = await http.post(CHAT, content=content, headers={"content-type": "application/json"})
     if response.status_code != 200:
-        assert 400 <= response.status_code < 500, (content, response.text)
+        assert 400 <= response.status_code < 500 or response.status_code == 501, (content, response.text)
         refused(response, response.status_code)
 
 
