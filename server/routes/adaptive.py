@@ -1,11 +1,13 @@
 """Adaptive Engine's generation routes under /api/v1."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.adaptive_chat import AdaptiveChatRequest
+from server.adaptive_prompt import PromptRequest, as_text, chat_request
 from server.addressing import addressed
 from server.deadline import Deadline
 from server.errors import InvalidRequest
@@ -25,7 +27,18 @@ async def create_chat_completion(request: AdaptiveChatRequest, raw_request: Requ
     return await _answered(request, raw_request)
 
 
-async def _answered(request: AdaptiveChatRequest, raw: Request) -> Response:
+@router.post("/completions", responses=_STREAMS)
+@guarded
+async def create_completion(request: PromptRequest, raw_request: Request) -> Response:
+    """Of an older version: the prompt is a user's message, and stored as one."""
+    body = request.chat()
+    return as_text(await _answered(chat_request(body), raw_request, body))
+
+
+async def _answered(
+    request: AdaptiveChatRequest, raw: Request, body: Mapping[str, Any] | None = None
+) -> Response:
+    """`body` is what stands for the one that was sent, where another route is the right one for it."""
     state = raw.app.state.steersman
     request = await addressed(request, raw)
     if request.ab_campaign is not None and request.assignment is None:
@@ -37,4 +50,4 @@ async def _answered(request: AdaptiveChatRequest, raw: Request) -> Response:
     request.of_account(raw.state.principal.account_id)
     first_token = None if request.max_ttft_ms is None else request.max_ttft_ms / 1000
     deadline = Deadline(state.settings.adaptive_seconds, first_token)
-    return await deadline.within(lambda: stored(request, raw, answer))
+    return await deadline.within(lambda: stored(request, raw, answer, body))

@@ -501,6 +501,60 @@ async def test_what_takes_too_long_is_a_408(stream):
     assert "max_ttft_ms" in refused(await posted(Slow(always("")), max_ttft_ms=50, stream=stream), 408)
 
 
+# Prompts
+
+
+async def prompted(engine=None, *, world=None, **body):
+    async with opened(engine, **(world or {})) as http:
+        return await http.post(
+            "/api/v1/completions", json={"model": "base", "prompt": "Name a fruit.", **body}
+        )
+
+
+async def test_a_prompt_is_answered_with_a_text():
+    """As a user's message, with the ids of a chat completion, by which it is stored."""
+    keeper, engine = Keeper(), Engine(always("A pear.", "A plum."))
+    log = InteractionLog(keeper, which=Keep.ASKED, most=9, days=1)
+    fields = {"labels": {"a": "b"}, "tags": ["t"], "session_id": SESSION, "n": 2, "stop": ["x"], "top_p": 0.5}
+    response = await prompted(engine, world={"log": log}, **fields)
+    assert response.status_code == 200, response.text
+    body = check(response.json(), "GenerateResponse")
+    assert [(each["index"], each["text"]) for each in body["choices"]] == [(0, "A pear."), (1, "A plum.")]
+    assert body["choices"][1]["completion_id"] == completion_id("me", body["id"], 1)
+    assert "x-steersman-method" in response.headers
+    assert engine.requests[0].messages == ASKED
+    await log.flush()
+    (kept,) = keeper.kept
+    assert (kept.id, kept.messages, kept.session_id, kept.labels) == (body["id"], ASKED, SESSION, {"a": "b"})
+
+
+async def test_a_prompt_streams_texts():
+    """Each with what was used until then."""
+    response = await prompted(Pieces(), stream=True)
+    found = payloads([f"{part}\n\n" for part in response.text.split("\n\n") if part])
+    assert all(check(chunk, "GenerateResponse") for chunk in found)
+    assert "".join(choice["text"] for chunk in found for choice in chunk["choices"]) == "A pear."
+    assert found[-1]["usage"]["total_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"messages": ASKED}, "messages"),
+        ({"tools": [WEATHER]}, "tools"),
+        ({"temperature": 3}, "temperature"),
+        ({"echo": "x"}, "echo"),
+        ({"best_of": 0}, "best_of"),
+        ({"budget": 1}, "budget"),
+    ],
+)
+async def test_a_wrong_field_of_a_prompt(fields, field):
+    """400 that names it."""
+    assert field in refused(await prompted(**fields), 400)
+
+
 # Images
 
 
