@@ -1,7 +1,5 @@
 """Adaptive Engine's chat requests as those that are served here, and answers as its clients read them."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any, Self
 from uuid import uuid4
 
@@ -18,7 +16,6 @@ from pydantic import (
 from policies.constraint import Constraint
 from server.adaptive_wire import (
     ConstrainedDecoding,
-    Marks,
     admit_images,
     functions,
     plain,
@@ -51,7 +48,6 @@ class AdaptiveChatRequest(ChatRequest):
     constrained_decoding: ConstrainedDecoding | None = None
 
     _media: tuple[MediaPart, ...] = PrivateAttr(())
-    _account_id: str = PrivateAttr("")
     _named: bool = PrivateAttr(False)
 
     @model_validator(mode="wrap")
@@ -99,6 +95,10 @@ class AdaptiveChatRequest(ChatRequest):
     def stored_unasked(self) -> bool:
         return True
 
+    @property
+    def texts(self) -> bool:
+        return True
+
     def admit(self, modalities: frozenset[str], hosts: MediaHosts) -> None:
         """Raises InvalidRequest for media that no served model takes, or that may not be had."""
         for part in self._media:
@@ -110,24 +110,3 @@ class AdaptiveChatRequest(ChatRequest):
         if self.constrained_decoding is None or not taken:
             return taken
         return [(taken[0][0], "constrained_decoding.schema"), *taken[1:]]
-
-    def of_account(self, account_id: str) -> None:
-        """Whose completions its choices are."""
-        self._account_id = account_id
-
-    @property
-    def _marks(self) -> Marks:
-        assert self.session_id is not None
-        return Marks(self._account_id, self.session_id, self.model)
-
-    def as_body(self, response: Any) -> dict[str, Any]:
-        return self._marks.body(super().as_body(response))
-
-    def as_events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-        return _marked(stream, self._marks)
-
-
-async def _marked(stream: AsyncGenerator[str, None], marks: Marks) -> AsyncGenerator[str, None]:
-    async with aclosing(stream):
-        async for event in stream:
-            yield marks.event(event)

@@ -1,18 +1,14 @@
 """Adaptive Engine's shapes that need no engine: what its requests and answers have beside OpenAI's."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.completion_ids import completion_id
 from server.errors import INVALID_FILE_INPUT, InvalidRequest
 from server.oxen_wire import MediaPart
 from server.routes.body import strict_json
-from server.streams import sse
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
@@ -112,87 +108,3 @@ def admit_images(parts: Sequence[MediaPart]) -> None:
             )
         if len(data) * 3 // 4 > MAX_IMAGE_BYTES + 2:
             raise InvalidRequest(f"{field}: an image has at most 10 MB", param=field, code=INVALID_FILE_INPUT)
-
-
-class Marks:
-    """What Adaptive's clients find in an answer beside OpenAI's: its session, and an id for each choice.
-
-    `model` is the one that answers.
-    """
-
-    def __init__(self, account_id: str, session_id: str, model: str | None) -> None:
-        self._account_id, self._session_id, self._model = account_id, session_id, model
-        self._head = f'"session_id":{_text(session_id)},"choices":['
-        self._choices: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def body(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A whole answer, marked in place."""
-        body["session_id"] = self._session_id
-        for choice in body["choices"]:
-            message = choice["message"]
-            self._mark(choice, message, body["id"])
-            message["content"] = message.get("content") or ""
-        return body
-
-    def event(self, event: str) -> str:
-        """An event of a stream. The chunks that vLLM writes are not parsed: what they lack is put in between,
-        before all that they say of the same name."""
-        if not event.startswith('data: {"') or event.startswith('data: {"error"'):
-            return event
-        found = _CHUNK.match(event)
-        if found is None:
-            return self._parsed(event)
-        head, id_, index = found.groups()
-        if index is None:
-            return f"{head}{self._head}{event[found.end() :]}"
-        rest = event[found.end() :]
-        choice, delta = self._fragments(id_, index)
-        if rest.startswith('"content":"') and '"role":' not in rest:
-            lacks = f'{delta},"role":"assistant",'
-        elif rest.startswith('"role":"assistant","content":"'):
-            lacks = f"{delta},"
-        elif rest.startswith("}"):
-            lacks = f'{delta},"role":"assistant","content":""'
-        elif rest.startswith(('"reasoning":"', '"tool_calls":[')) and not _SAID.search(rest):
-            lacks = f'{delta},"role":"assistant","content":"",'
-        else:
-            return self._parsed(event)
-        return f'{head}{self._head}{{{choice}"index":{index},"delta":{{{lacks}{rest}'
-
-    def _fragments(self, id_: str, index: str) -> tuple[str, str]:
-        known = self._choices.get((id_, index))
-        if known is None:
-            own = _text(completion_id(self._account_id, id_, int(index)))
-            model = "" if self._model is None else f'"model":{_text(self._model)},'
-            known = self._choices[id_, index] = (f'"completion_id":{own},{model}', f'"id":{own}')
-        return known
-
-    def _parsed(self, event: str) -> str:
-        chunk: dict[str, Any] = json.loads(event[6:])
-        for choice in chunk["choices"]:
-            delta = choice.get("delta") or {}
-            self._mark(choice, delta, chunk["id"])
-            choice["delta"] = {"id": delta.pop("id"), "role": "assistant", **_present(delta)}
-            choice["delta"].setdefault("content", "")
-        return sse({**chunk, "session_id": self._session_id})
-
-    def _mark(self, choice: dict[str, Any], message: dict[str, Any], id_: str) -> None:
-        choice["completion_id"] = completion_id(self._account_id, id_, choice["index"])
-        choice.setdefault("model", self._model)
-        message["id"] = choice["completion_id"]
-
-
-def _present(delta: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in delta.items() if value is not None}
-
-
-# A chunk up to its delta, as vLLM writes it: one choice, or none where it tells the usage.
-_CHUNK = re.compile(
-    r'(data: \{"id":"([^"\\]*)","object":"[^"\\]*","created":\d+,"model":"(?:[^"\\]|\\.)*",)"choices":\['
-    r'(?:\{"index":(\d+),"delta":\{|(?=\]))'
-)
-_SAID = re.compile('"(?:role|content)":')  # a name: within a text its quotes would be escaped
-
-
-def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -47,7 +47,6 @@ async def _answered(
             param="ab_campaign",
         )
     request.admit(state.models.modalities, state.media_hosts)
-    request.of_account(raw.state.principal.account_id)
     first_token = None if request.max_ttft_ms is None else request.max_ttft_ms / 1000
     deadline = Deadline(state.settings.adaptive_seconds, first_token)
     return await deadline.within(lambda: stored(request, raw, answer, body))

@@ -22,6 +22,7 @@ async def stored(
     left by its client before its end, is not kept. `body`: in place of the one that was sent."""
     log: InteractionLog = raw.app.state.steersman.interaction_log
     labels = request.all_labels
+    request.of_account(raw.state.principal.account_id)
     if not await log.admit(request.store, unasked=request.stored_unasked):
         return await answer(request, raw)
     transcript = Transcript(

@@ -188,10 +188,12 @@ def test_openais_client_asks_by_project_and_model(server, client):
         )
         assert text == whole.choices[0].message.content
         assert [each["id"] for each in stored(client, label)] == [whole.id]
-        with pytest.raises(openai.NotFoundError, match="EntityNotFound: model"):
+        with pytest.raises(openai.NotFoundError) as unknown:
             made.chat.completions.create(**{**fields, "model": "default/llama"})
-        with pytest.raises(openai.BadRequestError, match="temperature"):
+        assert unknown.value.body.startswith("EntityNotFound: model")
+        with pytest.raises(openai.BadRequestError) as wrong:
             made.chat.completions.create(**{**fields, "temperature": 3})
+        assert "temperature" in wrong.value.body
 
 
 def test_a_model_of_text_takes_no_image(chat):
@@ -213,6 +215,16 @@ def test_the_sdk_tells_what_is_wrong(chat, sdk):
     spec = {"type": "json_schema", "json_schema": {"name": "broken", "schema": broken}}
     with pytest.raises(Exception, match=r"400.*response_format"):
         chat(response_format=ResponseFormatJsonSchema.model_validate(spec))
+
+
+def test_a_prompt_is_answered(client, ask):
+    """By the older route: a text, and a stream of texts that is the same."""
+    fields = {"model": "default", "prompt": "Say hello.", "max_tokens": 8, "temperature": 0}
+    whole = check(client.post("/api/v1/completions", json=fields).json(), "GenerateResponse")
+    found = [check(each, "GenerateResponse") for each in ask.events("/api/v1/completions", **fields)]
+    text = "".join(choice["text"] for chunk in found for choice in chunk["choices"])
+    assert text == whole["choices"][0]["text"]
+    assert found[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
 
 
 @pytest.mark.parametrize(

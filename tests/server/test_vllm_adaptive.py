@@ -20,9 +20,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 )
 from vllm.exceptions import VLLMError
 
-from server.adaptive_wire import Marks
 from server.completion_ids import completion_id
 from server.interaction_log import InteractionLog, Keep
+from server.marks import Marks
 from server.media_hosts import MediaHosts
 from server.refusal import refusal
 from server.routes.adaptive import router
@@ -255,7 +255,7 @@ def test_vllms_own_chunks_are_marked_without_being_parsed(monkeypatch, delta, mo
     """All of them that are written token by token; what they said stays."""
     head = {"id": "chatcmpl-a.b-1", "created": 5, "model": 'a "model"'}
     given = event(head, DeltaMessage(**delta), None, **more)
-    marks = Marks("me", SESSION, "base")
+    marks = Marks("me", SESSION, "base", texts=True)
     if None not in delta.values() and len(delta) < 2:
         monkeypatch.setattr(marks, "_parsed", None)
     chunk, before = json.loads(marks.event(given)[6:]), json.loads(given[6:])
