@@ -1,5 +1,6 @@
 """Adaptive's chat completions on the running server: its own SDK, OpenAI's client, and plain HTTP."""
 
+import time
 from typing import Literal
 from uuid import UUID, uuid4
 
@@ -251,6 +252,16 @@ def test_a_first_token_that_comes_too_late_is_a_408(client, stream):
     body = {"messages": ASKED, "max_tokens": 200, "stream": stream, "max_ttft_ms": 0}
     assert "max_ttft_ms" in refused(client.post(CHAT, json=body), 408)
     answered(client, max_ttft_ms=60_000)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_begins_in_time_is_answered_to_its_end(client, stream):
+    """However much longer the rest takes."""
+    body = {"messages": ASKED, "max_tokens": 300, "min_tokens": 300, "stream": stream}
+    started = time.monotonic()
+    assert client.post(CHAT, json=body).status_code == 200
+    half = int((time.monotonic() - started) * 500)
+    assert client.post(CHAT, json={**body, "max_ttft_ms": half}).status_code == 200
 
 
 def test_a_wrong_key_is_refused_in_the_same_shape(server):
