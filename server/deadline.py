@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,12 +16,14 @@ class Deadline:
 
     def __init__(self, seconds: float, first_token: float | None = None) -> None:
         self.begun = first_token is None
+        self._token = asyncio.Event()
         self._seconds, self._first_token = seconds, first_token
         self._until: float | None = None
         self._clock: asyncio.Timeout | None = None
 
     def begins(self) -> None:
         """The first token is there."""
+        self._token.set()
         if not self.begun:
             self.begun = True
             if self._clock is not None and not self._clock.expired():
@@ -58,18 +59,25 @@ class Deadline:
         return bool(self._seconds) or self._first_token is not None
 
     async def _started(self, events: Any) -> AsyncIterator[str]:
-        """`events`, of which the first is there; where a first token is asked for, that too."""
+        """`events`, once it is under way: by its first event, or the first token of what is judged before."""
         ahead = list[str]()
+        token = asyncio.create_task(self._token.wait())
+        pulled = asyncio.create_task(_next(events))
         try:
-            async for event in events:
+            while True:
+                await asyncio.wait([pulled, token], return_when=asyncio.FIRST_COMPLETED)
+                event = pulled.result() if pulled.done() else None
+                if event is None:
+                    return _resumed(ahead, pulled, events)
                 ahead.append(event)
+                pulled = asyncio.create_task(_next(events))
                 if self.begun or not event.startswith(":"):
-                    break
+                    return _resumed(ahead, pulled, events)
         except BaseException:
-            with suppress(Exception):
-                await events.aclose()
+            await _closed(pulled, events)
             raise
-        return _resumed(ahead, events)
+        finally:
+            token.cancel()
 
     def _missed(self) -> RequestTimeout:
         first = self._first_token
@@ -82,9 +90,25 @@ class Deadline:
 current_deadline: ContextVar[Deadline | None] = ContextVar("current_deadline", default=None)
 
 
-async def _resumed(ahead: list[str], events: Any) -> AsyncIterator[str]:
-    async with aclosing(events):
+async def _next(events: Any) -> str | None:
+    event: str | None = await anext(events, None)
+    return event
+
+
+async def _resumed(ahead: list[str], pulled: "asyncio.Task[str | None]", events: Any) -> AsyncIterator[str]:
+    """`ahead`, the event that is being pulled, and the rest."""
+    try:
         for event in ahead:
             yield event
-        async for event in events:
-            yield event
+        if (last := await pulled) is not None:
+            yield last
+            async for event in events:
+                yield event
+    finally:
+        await _closed(pulled, events)
+
+
+async def _closed(pulled: "asyncio.Task[str | None]", events: Any) -> None:
+    pulled.cancel()
+    await asyncio.gather(pulled, return_exceptions=True)
+    await events.aclose()

@@ -173,9 +173,10 @@ def test_responses_fit_the_vendors_description(client, ask):
     for fields in ({}, {"n": 2}, {"logprobs": True}, calls, {"sampling_method": "constrained-beam-search"}):
         body = answered(client, model=f"default/{NAME}", **fields)
         assert body["model"] == f"default/{NAME}"
-        for chunk in ask.events(CHAT, messages=ASKED, **{"max_tokens": 8, **fields}):
-            check(chunk, "ChatResponseChunk")
-            assert chunk["choices"]
+        asked = {"model": f"default/{NAME}", "messages": ASKED, "max_tokens": 8, **fields}
+        for chunk in ask.events(CHAT, **asked):
+            assert check(chunk, "ChatResponseChunk")["choices"]
+            assert (chunk["model"], chunk["choices"][0]["model"]) == (f"default/{NAME}", NAME)
 
 
 def test_openais_client_asks_by_project_and_model(server, client):

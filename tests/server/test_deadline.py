@@ -128,6 +128,41 @@ async def test_comments_are_no_token():
     assert await read(await Deadline(3 * SOON).within(judged)) == [": 1", "data: 1"]
 
 
+async def test_what_is_judged_has_begun_with_its_first_token():
+    """Its headers are sent before there is anything to stream."""
+    judged = Stream(None, 9 * SOON, "data: 1")
+    response = await asyncio.wait_for(Deadline(3 * SOON).within(judged), 6 * SOON)
+    assert await read(response) == ["data: 1"]
+    assert judged.closed
+
+
+async def test_a_stream_that_is_left_is_closed():
+    """While its next event is awaited."""
+    stream = Stream("data: 1", NEVER)
+    events = (await Deadline(NEVER).within(stream)).body_iterator
+    assert await anext(events) == "data: 1"
+    await events.aclose()
+    assert stream.closed
+
+
+async def test_what_a_stream_raises_is_raised():
+    """Before its first event, and after it."""
+
+    async def fails(*before):
+        for event in before:
+            yield event
+        raise InvalidRequest("bad")
+
+    async def answer(*before):
+        return StreamingResponse(fails(*before))
+
+    with pytest.raises(InvalidRequest, match="bad"):
+        await Deadline(NEVER).within(answer)
+    response = await Deadline(NEVER).within(lambda: answer("data: 1"))
+    with pytest.raises(InvalidRequest, match="bad"):
+        await read(response)
+
+
 async def test_an_empty_stream_is_one():
     assert await read(await Deadline(NEVER, NEVER).within(Stream())) == []
 
