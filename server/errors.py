@@ -6,6 +6,8 @@ SteersmanError
 ├── Unauthenticated     401
 ├── Forbidden           403
 ├── NotFound            404
+│   └── NoRoute         nothing is served at this path
+├── RequestTimeout      408: not begun in the time that the request, or its route, allows
 ├── Conflict            409
 ├── PayloadTooLarge     413
 ├── TooManyRequests     429: `retry_after` says when to try again
@@ -108,6 +110,16 @@ class NotFound(SteersmanError):
     type = "not_found_error"
 
 
+class NoRoute(NotFound):
+    """The path is unknown, rather than something that a request names."""
+
+
+class RequestTimeout(SteersmanError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    type = "timeout_error"
+    code = "request_timeout"
+
+
 class Conflict(SteersmanError):
     status = HTTPStatus.CONFLICT
     type = "conflict_error"
@@ -208,6 +220,16 @@ def _oxen(error: SteersmanError) -> tuple[int, Json]:
     return HTTPStatus.INTERNAL_SERVER_ERROR if overloaded else error.status, body
 
 
+def _adaptive(error: SteersmanError) -> tuple[int, Json]:
+    """Adaptive's clients read one text, which names the field; what is unknown they know by a word in it."""
+    message = error.message
+    if error.param and not re.search(rf"(?<!\w){re.escape(error.param)}(?!\w)", message):
+        message = f"{error.param}: {message}"
+    if isinstance(error, NotFound) and not isinstance(error, NoRoute):
+        message = f"EntityNotFound: {error.message}"
+    return error.status, {"error": message}
+
+
 INVALID_FILE_INPUT = "invalid_file_input"  # the code of a media part that cannot be had
 _OXEN_TYPES: dict[type[SteersmanError], str] = {
     Unauthenticated: "unauthenticated",
@@ -220,7 +242,7 @@ _FAMILIES: dict[str, Callable[[SteersmanError], tuple[int, Json]]] = {
     # path prefix → shape; the first match wins, so the catch-all stands last
     "/v1/": _openai,
     "/api/ai/": _oxen,
-    "/api/v1/": _openai,
+    "/api/v1/": _adaptive,
     "/": _axionic,
 }
 

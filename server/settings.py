@@ -39,6 +39,7 @@ class Settings:
     interaction_days: float = 30.0
     redact: tuple[str, ...] = ()
     accounts: str = "off"
+    adaptive_seconds: float = 60.0
 
     @property
     def has_accounts(self) -> bool:
@@ -65,6 +66,7 @@ class Settings:
             "observe_days": float,
             "interaction_rows": int,
             "interaction_days": float,
+            "adaptive_seconds": float,
         }
         numbers = {
             name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
@@ -104,7 +106,7 @@ def _accounts(text: str) -> str:
     return text
 
 
-_MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests"}
+_MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests", "adaptive_seconds"}
 
 
 def _positive(name: str, kind: type[int] | type[float], text: str, *, zero: bool = False) -> int | float:

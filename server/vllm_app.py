@@ -39,7 +39,7 @@ from server.completions import Completions
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
-from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.errors import HttpError, InvalidBody, InvalidRequest, NoRoute, SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interactions
@@ -59,6 +59,7 @@ from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import (
     accounts,
+    adaptive,
     adaptive_interactions,
     feedback,
     keys,
@@ -128,16 +129,8 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (
-            openai,
-            projects,
-            adaptive_interactions,
-            feedback,
-            stored_completions,
-            oxen,
-            *axionic,
-            observability,
-        ):
+        dialects = (openai, oxen, adaptive, adaptive_interactions)
+        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -378,7 +371,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _from_http(request: Request, error: HTTPException) -> SteersmanError:
     if error.status_code == 404:
-        return NotFound(f"no route {request.method} {request.url.path}")
+        return NoRoute(f"no route {request.method} {request.url.path}")
     if error.status_code == 400:
         return InvalidRequest(str(error.detail))
     return HttpError(error.status_code, str(error.detail))

@@ -169,6 +169,12 @@ _OURS: dict[str, dict[str, object]] = {
         "help": "Accounts that log in with a password: open (whoever signs up; without a word too), closed "
         "(those of `steersman accounts add`), off (the default) (STEERSMAN_ACCOUNTS).",
     },
+    "--adaptive-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long an answer under /api/v1, or the start of one that is streamed, may take before "
+        "there is a 408 instead (60); 0: as long as it takes.",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

@@ -69,7 +69,7 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
         raise InvalidRequest("a watched response cannot run in the background", param="background")
     steered = await serving.steer(entries, raw, watched)
     with during(steered) as kept:
-        result = await handler.create_responses(request, raw)
+        result = await handler.create_responses(request, serving.sticky(request, raw))
         if isinstance(result, ErrorResponse):
             raise translated(result)
         headers = {} if steered is None else steered.headers()

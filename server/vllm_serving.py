@@ -7,6 +7,7 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import asyncio
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, Unava
 from policies.steering import JSON_PRESET, SteeringEntry
 from processors.args import fresh_group
 from server import candidates, streams
+from server.addressable import Addressable
 from server.applied import Applied
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotSupported
@@ -98,6 +100,7 @@ class Serving:
 
         Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`.
         """
+        raw = self.sticky(request, raw)
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
         if request.logprob_token_ids:
@@ -321,7 +324,17 @@ class Serving:
             result = await self.completion.create_completion(request, raw)
         if isinstance(result, ErrorResponse):
             raise translated(result)
+        for choice in getattr(result, "choices", ()):
+            choice.model = request.model  # the one that answers, whatever name was asked for
         return result
+
+    def sticky(self, request: Addressable, raw: Request) -> Request:
+        """`raw`, sent to the data-parallel engine that has the cached prefixes of its session."""
+        session = request.sticks
+        if self.ranks == 1 or session is None:
+            return raw
+        text = f"{raw.state.principal.account_id}\n{session}"
+        return self._pinned(raw, int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
 
     def _pinned(self, raw: Request, group: int) -> Request:
         """`raw`, sent to one data-parallel engine with all its group: siblings elsewhere are not seen."""

@@ -44,6 +44,7 @@ from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs,
 from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
+from server.marks import Marks, marked, told_session
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
 from server.wire import (
@@ -333,13 +334,39 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
     messages: Annotated[list[ChatCompletionMessageParam], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
 
+    _account_id: str = PrivateAttr("")
+
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
+    @property
+    def stored_unasked(self) -> bool:
+        """Whether a request that says nothing of `store` is stored, where anything is."""
+        return False
+
     def scored(self) -> dict[str, Any]:
         """The changes that make a response carry its tokens' log-probabilities."""
         return {} if self.logprobs else {"logprobs": True, "top_logprobs": 0}
+
+    @property
+    def texts(self) -> bool:
+        """Whether every piece of an answer has an id, a role and a text."""
+        return False
+
+    def of_account(self, account_id: str) -> None:
+        """Whose completions its choices are."""
+        self._account_id = account_id
+
+    def as_body(self, response: Any) -> dict[str, Any]:
+        return self._marks.body(super().as_body(response))
+
+    def as_events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        return marked(stream, self._marks)
+
+    @property
+    def _marks(self) -> Marks:
+        return Marks(self._account_id, told_session(self.session_id), self.model, texts=self.texts)
 
     def prompts(self) -> list[dict[str, Any]]:
         """Each prompt of this request, as changes to a copy of it."""

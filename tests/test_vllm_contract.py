@@ -134,7 +134,7 @@ _SHARED = (
     "model temperature top_p top_k min_p n seed stop max_tokens min_tokens presence_penalty frequency_penalty"
     " repetition_penalty length_penalty stop_token_ids logit_bias logprobs stream stream_options"
     " response_format structured_outputs use_beam_search vllm_xargs ignore_eos bad_words allowed_token_ids"
-    " watermarking include_stop_str_in_output skip_special_tokens logprob_token_ids"
+    " watermarking include_stop_str_in_output skip_special_tokens logprob_token_ids session_id"
 )
 # class → fields that we read, set or override
 FIELDS = {
@@ -212,6 +212,14 @@ def test_sampling_parameters_are_made_where_we_add_ours():
         assert callable(theirs.extract_structured_outputs)
 
 
+def test_choices_take_a_field_of_ours():
+    """The model that answers stands in them, and is told with the rest."""
+    choice = found("vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionResponseChoice")
+    made = choice(index=0, message={"role": "assistant", "content": "a"})
+    made.model = "m"
+    assert (made.model_dump()["model"], made.model_copy(update={"index": 1}).model) == ("m", "m")
+
+
 def test_the_plugin_is_one():
     """vLLM's loader would skip, with a log line only, what does not satisfy its protocol."""
     from vllm.plugins import ENDPOINT_PLUGINS_GROUP
@@ -241,6 +249,10 @@ def test_the_plugin_is_one():
         (
             "vllm.entrypoints.openai.models.serving",
             ["self.base_model_paths", "self.lora_requests", "self.model_config"],
+        ),
+        (
+            "vllm.entrypoints.generate.base.serving",
+            ['SESSION_ID_HEADER = "X-Session-ID"', 'headers.get("X-data-parallel-rank")'],
         ),
         ("vllm.entrypoints.generate.beam_search.online", ["async def beam_search("]),
         ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),

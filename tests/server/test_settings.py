@@ -20,6 +20,7 @@ FLAGS = {
     "interaction_rows": ("5", 5),
     "interaction_days": ("0.25", 0.25),
     "accounts": ("open", "open"),
+    "adaptive_seconds": ("0", 0),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -33,6 +34,7 @@ VARIABLES = {
     "interaction_rows": ("6", 6),
     "interaction_days": ("60", 60.0),
     "accounts": ("closed", "closed"),
+    "adaptive_seconds": ("90", 90.0),
 }
 
 
