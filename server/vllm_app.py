@@ -39,6 +39,7 @@ from server.completions import Completions
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
+from server.embedding_server import EmbeddingServer
 from server.errors import HttpError, InvalidBody, InvalidRequest, NoRoute, SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
@@ -61,6 +62,7 @@ from server.routes import (
     accounts,
     adaptive,
     adaptive_interactions,
+    embeddings,
     feedback,
     keys,
     native,
@@ -130,7 +132,7 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        dialects = (openai, oxen, adaptive, adaptive_interactions)
+        dialects = (openai, embeddings, oxen, adaptive, adaptive_interactions)
         for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
@@ -218,6 +220,7 @@ class SteersmanPlugin:
             settling,
             doors.accounts,
             replace(directory, campaigns=campaigns),
+            EmbeddingServer.of(doors.settings),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -340,6 +343,8 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
                 await server.checker.close()
                 await server.judge.close()
                 await server.policy_runs.close()
+                if server.embeddings is not None:
+                    await server.embeddings.close()
                 await server.store.close()
 
     app.router.lifespan_context = lifespan

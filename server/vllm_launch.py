@@ -95,7 +95,7 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "URL",
         "help": "sqlite+aiosqlite:///… or postgresql://… (STEERSMAN_DATABASE_URL).",
     },
-    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (8 MiB)."},
+    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (16 MiB)."},
     "--constraint-seconds": {
         "type": float,
         "metavar": "S",
@@ -174,6 +174,25 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "S",
         "help": "How long an answer under /api/v1, or the start of one that is streamed, may take before "
         "there is a 408 instead (60); 0: as long as it takes.",
+    },
+    "--embeddings-url": {
+        "metavar": "URL",
+        "help": "The server that embeds for /v1/embeddings, by OpenAI's API: http://host:8000; its key is in "
+        "STEERSMAN_EMBEDDINGS_KEY (STEERSMAN_EMBEDDINGS_URL).",
+    },
+    "--embeddings-model": {
+        "metavar": "NAME",
+        "help": "Its model, where it does not list it under /v1/models.",
+    },
+    "--embeddings-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long it may take before a request gets 503 (60).",
+    },
+    "--embeddings-at-once": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many requests it is sent at a time; four times as many wait (64).",
     },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {

@@ -27,13 +27,13 @@ from server import candidates, streams
 from server.addressable import Addressable
 from server.applied import Applied
 from server.constraints import ConstraintChecker
-from server.errors import InvalidRequest, NotSupported
+from server.errors import INVALID_FILE_INPUT, InvalidRequest, NotSupported
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
 from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
 from server.served_models import ServedModels
 from server.steering import Steering, field_of
-from server.vllm_errors import translated
+from server.vllm_errors import MediaFailed, translated
 from server.vllm_steering import during
 from server.vllm_tools import HERMES, ToolRules
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
@@ -105,6 +105,8 @@ class Serving:
         raw = self.sticky(request, raw)
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
+        for part in request.placed_media():
+            part.require(self.models.modalities)
         if request.logprob_token_ids:
             # vLLM 0.32's sampler would answer every request of the batch with this one's tokens.
             raise NotSupported("logprob_token_ids disturbs other requests", param="logprob_token_ids")
@@ -323,10 +325,14 @@ class Serving:
 
     async def _create(self, request: Decodable, raw: Request) -> Any:
         """A response object or an SSE stream from vLLM; its error objects are raised as ours."""
-        if isinstance(request, ChatRequest):
-            result = await self.chat.create_chat_completion(request, raw)
-        else:
-            result = await self.completion.create_completion(request, raw)
+        try:
+            if isinstance(request, ChatRequest):
+                result = await self.chat.create_chat_completion(request, raw)
+            else:
+                result = await self.completion.create_completion(request, raw)
+        except MediaFailed as error:
+            place = next((part.path for part in request.placed_media() if part.url == error.url), None)
+            raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
         if isinstance(result, ErrorResponse):
             raise translated(result)
         for choice in getattr(result, "choices", ()):
