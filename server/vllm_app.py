@@ -53,6 +53,7 @@ from server.refusal import refusal
 from server.routes import (
     accounts,
     feedback,
+    graphql,
     keys,
     native,
     observability,
@@ -119,7 +120,8 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (openai, projects, feedback, stored_completions, oxen, *axionic, observability):
+        dialects = (openai, oxen, graphql)
+        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
