@@ -15,7 +15,7 @@ from server.campaign import Campaign
 from server.campaigns import Campaigns
 from server.completion_filter import Named
 from server.completions import Completion, Completions, Paging
-from server.errors import NotFound
+from server.errors import InvalidRequest, NotFound
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog
 from server.project_metrics import Metric, MetricUse, ProjectMetrics
@@ -23,6 +23,8 @@ from server.projects import Member, Membership
 from server.roles import Role
 from server.store import Account, Store
 
+MAX_PROJECTS = 20_000  # in one answer, each as often as it is shown
+_BATCH = 200  # completions looked up at once
 _T = TypeVar("_T")
 
 
@@ -64,6 +66,7 @@ class Context:
     def __init__(self, state: GraphqlState, principal: Principal) -> None:
         self.state = state
         self.principal = principal
+        self._shown = 0
         self.forget()
 
     def forget(self) -> None:
@@ -73,7 +76,9 @@ class Context:
         self.members: DataLoader[str, Sequence[Member]] = DataLoader(self._load_members)
         self.metrics: DataLoader[str, Sequence[Metric]] = DataLoader(self._load_metrics)
         self.uses: DataLoader[Metric, MetricUse] = DataLoader(self._load_uses)
-        self.completions: DataLoader[tuple[str, str], Completion | None] = DataLoader(self._load_completions)
+        self.completions: DataLoader[tuple[str, str], Completion | None] = DataLoader(
+            self._load_completions, max_batch_size=_BATCH
+        )
         self.reports: DataLoader[Campaign, Report] = DataLoader(self._load_reports)
 
     async def memberships(self) -> Mapping[str, Membership]:
@@ -85,7 +90,13 @@ class Context:
         return await self._aliases.get()
 
     async def membership(self, project_id: str) -> Membership:
-        """Raises NotFound."""
+        """Raises NotFound, and InvalidRequest where the answer grows too large: whatever leads back to
+        itself, as projects have models and models projects, comes by here."""
+        self._shown += 1
+        if self._shown > MAX_PROJECTS:
+            raise InvalidRequest(
+                f"The answer would show more than {MAX_PROJECTS} projects: ask for less at once."
+            )
         found = (await self.memberships()).get(project_id)
         if found is None:
             raise NotFound("There is no such project that you are a member of.", param="project")

@@ -176,6 +176,11 @@ class Completion:
 
     @strawberry.field
     async def comparison_scores(self, info: Info) -> list[ComparisonScore]:
+        """Not of a side of a comparison, whose comparisons lead back to this one."""
+        if self.known is None:
+            raise InvalidRequest(
+                "comparisonScores of one side are asked for by its id", param="comparisonScores"
+            )
         found = (await self.whole(info)).comparisons
         return [ComparisonScore.of(each, self.project_id) for each in found]
 

@@ -27,7 +27,7 @@ from server.graphql.users import UserQueries
 
 logger = logging.getLogger("vllm.steersman")
 
-MAX_SECONDS = 60
+MAX_SECONDS, MAX_ERRORS = 60, 20
 
 
 @strawberry.type
@@ -92,7 +92,9 @@ async def execute(
         return {"errors": [graphql_error(Unavailable(f"It took longer than {MAX_SECONDS} seconds."))]}
     if not result.errors:
         return {"data": result.data}
-    errors = [_shown(error) for error in result.errors]
+    errors = [_shown(error) for error in result.errors[:MAX_ERRORS]]
+    if len(result.errors) > MAX_ERRORS:
+        errors.append({"message": f"There are {len(result.errors) - MAX_ERRORS} more errors."})
     begun = result.data is not None or any(error.path for error in result.errors)
     return {"data": result.data, "errors": errors} if begun else {"errors": errors}
 

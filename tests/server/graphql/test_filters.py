@@ -146,3 +146,38 @@ async def test_a_score_needs_a_stored_completion_and_a_fitting_value(world):
         assert answer["errors"], value
         assert answer.get("data") is None
     assert "UUID" in failure(await world.ask(SCORE, id="chatcmpl-1", metric="stars", value=1))
+
+
+async def test_an_answer_does_not_grow_without_end(world, monkeypatch):
+    """What leads back to itself, projects to models to projects, and a comparison to its sides', stops."""
+    monkeypatch.setattr("server.graphql.context.MAX_PROJECTS", 200)
+    for index in range(6):
+        made = await world.directory.projects.create(DEFAULT_ACCOUNT, key=f"p{index}", name="x")
+        await world.directory.aliases.put(made.id, BASE, model=BASE, defaults={})
+    models = "modelServices { model { projects { key } } }"
+    assert "errors" not in await world.ask(f"{{ projects {{ {models} }} }}")
+    for _ in range(3):
+        models = f"modelServices {{ model {{ projects {{ {models} }} }} }}"
+    answer = await world.ask(f"{{ projects {{ {models} }} }}")
+    assert {"ask for less" in each["message"] for each in answer["errors"]} == {True}
+
+
+async def test_what_goes_wrong_often_is_told_a_few_times(world):
+    """And how often it did. The comparisons of a comparison's side lead back to it, and are refused."""
+    first, *others = await world.keep(*(f"c{index}" for index in range(12)))
+    await world.ask(METRIC, project="default", key="ok")
+    for other in others:
+        await world.comparisons.add(DEFAULT_ACCOUNT, "ok", first, other, tied=None, user_id=None)
+    query = """
+    query Q($id: UUID!) {
+      completion(project: "default", id: $id) {
+        comparisonScores { preferedCompletion { id FIELD { id } } otherCompletion { id FIELD { id } } }
+      }
+    }
+    """
+    answer = await world.ask(query.replace("FIELD", "comparisonScores"), id=first)
+    *errors, more = answer["errors"]
+    assert {each["extensions"]["param"] for each in errors} == {"comparisonScores"}
+    assert (len(errors), more) == (20, {"message": "There are 2 more errors."})
+    answer = await world.ask(query.replace("FIELD", "directScores"), id=first)
+    assert len(answer["data"]["completion"]["comparisonScores"]) == 11
