@@ -64,6 +64,7 @@ from server.routes import (
     adaptive_interactions,
     embeddings,
     feedback,
+    graphql,
     keys,
     native,
     observability,
@@ -132,7 +133,7 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        dialects = (openai, embeddings, oxen, adaptive, adaptive_interactions)
+        dialects = (openai, embeddings, oxen, adaptive, adaptive_interactions, graphql)
         for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.

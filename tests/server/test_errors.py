@@ -72,6 +72,19 @@ def test_openai_routes_get_the_envelope(error, status, kind, code, _):
     json.dumps(rendered.body)
 
 
+@pytest.mark.parametrize(("error", "status", "kind", "code", "_"), TABLE)
+def test_graphql_gets_a_list_of_errors(error, status, kind, code, _):
+    """Outside of an operation with the status of `/v1`; what is missing begins as its clients know it."""
+    rendered = render("/api/graphql", error)
+    (told,) = rendered.body["errors"]
+    assert rendered.status == status
+    assert told["extensions"] == {"type": kind, "param": error.param, "code": code}
+    if isinstance(error, NotFound):
+        assert told["message"].startswith("EntityNotFound: ")
+    else:
+        assert told["message"] == error.message
+
+
 @pytest.mark.parametrize(("error", "_v1", "_kind", "_code", "status"), TABLE)
 @pytest.mark.parametrize("path", ["/generate", "/policies/run", "/", "/v1x", "/auth/whoami"])
 def test_axionic_routes_get_detail(path, error, _v1, _kind, _code, status):
