@@ -47,6 +47,7 @@ from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
+from server.media_ids import own_media
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
@@ -172,6 +173,7 @@ class SteersmanPlugin:
             processes=args.api_server_count or 1,
         )
         _meter_engine(engine_client, state, meter)
+        own_media(engine_client.renderer)
         engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])
