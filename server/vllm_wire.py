@@ -379,9 +379,6 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
         """Whose completions its choices are."""
         self._account_id = account_id
 
-    def as_body(self, response: Any) -> dict[str, Any]:
-        return self._marks.body(super().as_body(response))
-
     def as_events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
         return marked(stream, self._marks)
 
@@ -405,7 +402,7 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
         for choice in body["choices"]:
             if choice["message"].get("tool_calls"):  # vLLM says "" beside forced ones
                 choice["message"]["content"] = choice["message"]["content"] or None
-        return body
+        return self._marks.body(body)
 
     def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
         params = super().to_sampling_params(max_tokens, default_sampling_params)
