@@ -7,8 +7,8 @@ from pydantic import BaseModel, PrivateAttr
 
 from server.addressing import BINDABLE, SESSION_HEADER
 from server.assignment import Assignment
+from server.completion_rows import MAX_SESSION
 from server.errors import InvalidRequest
-from server.interactions import MAX_SESSION
 
 
 class Addressable(BaseModel):

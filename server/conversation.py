@@ -4,7 +4,7 @@ from typing import Any
 
 
 def sent_back(messages: Any) -> Any:
-    """`messages` without what says nothing: nulls, no annotations, an answer's id, the index of a call, which is
+    """`messages` without what says nothing: nulls, no annotations, an answer's id, a call's index, which is
     its place.
 
     Answers have them, and clients append an answer to the conversation as it is. What are no messages stays.

@@ -8,21 +8,21 @@ from typing import Any
 
 import httpx
 import pytest
-from server.campaign import ScoredMetric
-from server.campaigns import Campaigns
-from server.comparisons import Comparisons
-from server.completions import Completions
-from server.project_metrics import MetricKind, ProjectMetrics, Scoring
 from sqlalchemy import event
 
 from server.addressing import Directory
 from server.aliases import Aliases
 from server.auth import Authentication, KeyRing
+from server.campaign import ScoredMetric
+from server.campaigns import Campaigns
+from server.comparisons import Comparisons
 from server.completion_ids import completion_id
+from server.completions import Completions
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interaction, Interactions
 from server.logins import Logins
+from server.project_metrics import MetricKind, ProjectMetrics, Scoring
 from server.projects import Projects
 from server.redaction import Redaction
 from server.roles import Role

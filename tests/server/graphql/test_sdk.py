@@ -4,8 +4,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from server.comparisons import Tie
 
+from server.comparisons import Tie
 from server.roles import Role
 from server.store import DEFAULT_ACCOUNT, DEFAULT_EMAIL
 from tests.server.graphql.conftest import ADAPTER, BASE, EMAIL, SLASHED
