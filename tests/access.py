@@ -32,7 +32,7 @@ OPEN, SHARED, CALLER, OPERATOR = Access
 class Ask:
     """One request about what the owner has. `stranger` and `owner` are the statuses that each gets.
 
-    `path` differs from the route's where there is a query. `shows` is what the owner's answer has in it and
+    `path` differs from the route's where there is a query. An `owner` of 0 makes no such request. `shows` is what the owner's answer has in it and
     the stranger's has not. Requests that end the thing are made by its owner last.
     """
 
@@ -47,6 +47,10 @@ class Ask:
     @property
     def method(self) -> str:
         return self.route.partition(" ")[0]
+
+    @property
+    def lists(self) -> bool:
+        return self.method == "GET" and self.stranger == 200
 
     def filled(self, things: Mapping[str, str]) -> tuple[str, Any]:
         """Path and body with `things` in place of their names."""
@@ -81,9 +85,10 @@ def listing(shows: str, query: str = "") -> Ask:
     return Ask(path=query, stranger=200, shows=shows)
 
 
-def naming(base: Mapping[str, Any], *references: Mapping[str, Any]) -> tuple[Ask, ...]:
-    """Bodies that name the owner's things in the fields of each of `references`."""
-    return tuple(Ask(body={**base, **each}, stranger=400 if each is PRESET else 404) for each in references)
+def naming(base: Mapping[str, Any], *references: Mapping[str, Any], bad: int = 400) -> tuple[Ask, ...]:
+    """Bodies that name the owner's things in the fields of each of `references`; `bad` is the dialect's own
+    status of a bad request."""
+    return tuple(Ask(body={**base, **each}, stranger=bad if each is PRESET else 404) for each in references)
 
 
 # How a body names what is another's.
@@ -112,11 +117,10 @@ PROMPT = {"prompt": "Name a river.", "max_tokens": 1}
 NATIVE = {"prompt": "Name a river.", "max_new_tokens": 1}
 PROMPTS = {"prompts": ["Name a river."], "max_new_tokens": 1}
 RESPONSE = {"input": "Name a river.", "max_output_tokens": 2}
-TEXTS = {"positive_texts": ["Good day to you."], "negative_texts": ["hey"]}
+TEXTS = {"positive_texts": ["Good day to you."], "negative_texts": ["hey you there"]}
 PAIR = {"prompt": "Hello.", "positive_answer": "Good day.", "negative_answer": "hey"}
 
-_ONE = Ask()
-_ONLY = (_ONE,)
+_ONLY = (Ask(),)
 _GONE = (Ask(ends=True),)
 
 _TABLE: dict[str, Access | tuple[Ask, ...]] = {
@@ -190,8 +194,8 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "PUT /api/ai/models/{model_id:path}": SHARED,
     "GET /api/ai/models/{model_id:path}": SHARED,
     # Axionic's
-    "POST /generate": naming(PROMPT, *STEERING),
-    "POST /sampling/generate": (*naming(NATIVE, *STEERING), *naming(NATIVE, POLICY, INLINE)),
+    "POST /generate": naming(PROMPT, *STEERING, bad=422),
+    "POST /sampling/generate": naming(NATIVE, *STEERING, POLICY, INLINE, bad=422),
     "GET /models": SHARED,
     "GET /graph": SHARED,
     "POST /policies/run": naming(NATIVE, POLICY, INLINE),
@@ -201,8 +205,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
         {**PROMPTS, "max_trials": 1}, {"base_policy_id": "{policy_id}"}, {"base_policy": STEERED}
     ),
     "POST /policies/{policy_id}/run": (Ask(body=NATIVE),),
-    # An id is an account's own: a stranger's policy of that id is another one.
-    "POST /policies/save": (Ask(body={"policy": {"id": "{taken_policy_id}"}}, stranger=200),),
+    "POST /policies/save": CALLER,  # an id is its account's own: see tests/live/test_access.py
     "GET /policies": (listing("policy_id"),),
     "GET /policies/presets": (listing("preset_id"),),
     "POST /policies/presets/publish": CALLER,
@@ -212,7 +215,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "GET /policies/{policy_id}/versions": _ONLY,
     "DELETE /policies/{policy_id}": _GONE,
     "POST /steering/generate": CALLER,
-    "POST /steering/run": naming(PROMPT, *STEERING),
+    "POST /steering/run": naming(PROMPT, *STEERING, bad=422),
     "GET /steering/presets": (listing("preset_vector_id"),),
     "POST /steering/presets/{preset}": CALLER,
     "GET /steering/vectors": (
@@ -220,8 +223,11 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
         listing("vector_id", "/steering/vectors?shared=true&limit=1000"),
         listing("vector_id", "/steering/vectors?category={mark}"),
     ),
-    "GET /steering/vectors/{vector_id}": (Ask(shows="mark"), Ask(path="/steering/vectors/{preset_vector_id}")),
-    "GET /steering/vectors/{vector_id}/download": (Ask(shows="mark"),),
+    "GET /steering/vectors/{vector_id}": (
+        Ask(shows="mark"),
+        Ask(path="/steering/vectors/{preset_vector_id}"),
+    ),
+    "GET /steering/vectors/{vector_id}/download": _ONLY,
     "POST /steering/vectors": CALLER,
     "PATCH /steering/vectors/{vector_id}": (Ask(body={"label": "{mark}"}),),
     "DELETE /steering/vectors/{vector_id}": (Ask(path="/steering/vectors/{second_vector_id}", ends=True),),
@@ -238,7 +244,9 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "DELETE /steering/jobs/{job_id}": (Ask(owner=409),),  # it has ended
     "POST /steering/evaluate": naming(TEXTS, VECTOR),
     "POST /steering/generate-pairs": SHARED,
-    "POST /steering/evaluate/margins": naming({"pairs": [PAIR], "strengths": [0.5], "neutral": False}, VECTOR),
+    "POST /steering/evaluate/margins": naming(
+        {"pairs": [PAIR], "strengths": [0.5], "neutral": False}, VECTOR
+    ),
     "GET /saes": SHARED,
     "POST /sae/states": SHARED,
     "GET /sae/features": SHARED,
@@ -248,7 +256,8 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "GET /behaviors": (listing("behavior_id"),),
     "GET /observability/behaviors": (listing("behavior_id"),),
     "POST /behaviors/recompute-baselines": (
-        Ask(body={"model_id": "default", "behavior_ids": ["{behavior_id}"]}, shows="behavior_id"),
+        # The owner's own takes half a minute: see tests/live/test_behaviors.py.
+        Ask(body={"model_id": "default", "behavior_ids": ["{behavior_id}"]}, owner=0),
     ),
     "GET /behaviors/{behavior_id}": (Ask(shows="mark"),),
     "GET /behaviors/{behavior_id}/readiness": (Ask(shows="mark"),),
@@ -271,7 +280,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "POST /auth/change-email": CALLER,
     "DELETE /auth/delete-account": CALLER,
     "GET /observability/requests": (
-        listing("request_id"),
+        listing("request_id", "/observability/requests?limit=200"),
         listing("request_id", "/observability/requests?search={mark}&limit=200"),
     ),
     "GET /observability/requests/{request_id:path}": (Ask(shows="mark"),),
@@ -304,7 +313,7 @@ def spellings(path: str) -> list[str]:
         f"/docs/..%2f{path[1:]}",
         f"/%{ord(first):02x}{path[2:]}",
         f"/%25{ord(first):02x}{path[2:]}",
-        path.replace("/", "%2f"),
+        f"/{path[1:].replace('/', '%2f')}",
         path.upper(),
         f"{path};health",
         f"{path}%3f/health",

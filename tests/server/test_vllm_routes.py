@@ -1,4 +1,4 @@
-"""Every route of the app as vLLM builds it: declared in `tests/access.py`, and behind a key. Needs no engine."""
+"""Every route of the app as vLLM builds it: declared in `tests/access.py`, behind a key. Needs no engine."""
 
 import re
 from urllib.parse import unquote

@@ -1,0 +1,223 @@
+"""What is one account's shows to no other, on any route: `tests/access.py` is the matrix, here are its runs.
+
+Every stranger's request is made again about things that nobody has: an answer that differed would tell that
+the thing is there. At the end the owner makes the same requests, and gets what the stranger did not.
+"""
+
+import http.client
+import re
+import uuid
+
+import httpx
+import pytest
+
+from tests.access import ASKS, CHAT, ROUTES, Access, guarded, plain_path, spellings
+from tests.live.belongings import account, belongings, calling
+
+pytestmark = pytest.mark.engine
+
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+NOT_SECRET = {"model"}
+OWN = f"of-{uuid.uuid4().hex[:8]}"  # the address of accounts of this run
+SHOWN = [
+    route
+    for route, access in ROUTES.items()
+    if isinstance(access, Access) and route.startswith("GET ") and "{" not in route
+]
+_MOVING = {"last_used"}  # by itself between two looks
+
+
+@pytest.fixture(scope="module")
+def accounts(server):
+    names = ("owner", "stranger", "newcomer")
+    return {who: account(server, f"{who}@{OWN}.example") for who in names}
+
+
+@pytest.fixture(scope="module")
+def owner(server, accounts):
+    with calling(server, accounts["owner"][1]) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def stranger(server, accounts):
+    with calling(server, accounts["stranger"][1]) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def newcomer(server, accounts):
+    """Who has asked for nothing before, so that its lists are empty but for what is for all."""
+    with calling(server, accounts["newcomer"][1]) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def things(server, accounts, owner, autoencoder):
+    """The owner's things, by name."""
+    return belongings(server, owner, accounts["owner"][0])
+
+
+@pytest.fixture(scope="module")
+def nothings(things):
+    """Names of the same form for what nobody has."""
+    made = {}
+    for name, value in things.items():
+        form = UUID.sub(lambda _: str(uuid.uuid4()), value).replace(things["mark"], "spikemoss00000000")
+        form = re.sub(r"[0-9a-f]{16,}", lambda _: uuid.uuid4().hex, form)
+        made[name] = value if name in NOT_SECRET else form
+    return made
+
+
+def sent(client, ask, things):
+    path, body = ask.filled(things)
+    return client.request(ask.method, path, **({} if body is None else {"json": body}))
+
+
+def leaked(response, things, ask=None):
+    """Which of the owner's things an answer names beyond those that the request named itself."""
+    said = response.text + str(response.headers)
+    for value in named(ask, things) if ask else ():
+        said = said.replace(value, "")
+    return {name for name, value in things.items() if name not in NOT_SECRET and value in said}
+
+
+def named(ask, things):
+    """Longest first, since some are parts of others."""
+    asked = "".join(map(str, (ask.path or plain_path(ask.route), ask.body)))
+    return sorted((value for name, value in things.items() if f"{{{name}}}" in asked), key=len, reverse=True)
+
+
+def plain(value):
+    """JSON without what moves."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items() if key not in _MOVING}
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+def world(client, things):
+    """All that the owner sees of what it has, and of its own key and usage."""
+    paths = {ask.filled(things)[0] for ask in ASKS if ask.method == "GET"}
+    paths |= {plain_path(route) for route, access in ROUTES.items() if mine(route, access)}
+    found = {path: client.get(path) for path in sorted(paths)}
+    return {path: (answer.status_code, told(answer)) for path, answer in found.items()}
+
+
+def mine(route, access):
+    return access is Access.CALLER and route.startswith("GET ")
+
+
+def told(answer):
+    return plain(answer.json()) if answer.headers["content-type"] == "application/json" else answer.content
+
+
+def without(text, things):
+    """`text` without names and moments of its own."""
+    for value in sorted(things.values(), key=len, reverse=True):
+        text = text.replace(value, "…")
+    return text
+
+
+def test_ids_are_no_guesses(things):
+    """They are random, but for policies, whose ids are their account's own."""
+    ids = {name: value for name, value in things.items() if name.endswith("_id")}
+    for name in ids.keys() - {"policy_id"}:
+        digits = re.sub(r"^(chatcmpl|resp)[-_]", "", ids[name]).replace("-", "")
+        assert re.fullmatch(r"[0-9a-f]{16,}", digits), (name, ids[name])
+
+
+@pytest.mark.parametrize("ask", [ask for ask in ASKS if ask.lists], ids=str)
+def test_a_list_has_nothing_of_anothers(ask, newcomer, things):
+    """Nor does a search for it find any."""
+    response = sent(newcomer, ask, things)
+    assert response.status_code == ask.stranger, response.text
+    assert leaked(response, things, ask) == set()
+
+
+@pytest.mark.parametrize("ask", [ask for ask in ASKS if not ask.lists], ids=str)
+def test_a_stranger_gets_nothing_and_changes_nothing(ask, owner, stranger, things, nothings):
+    """Refused as for what is not there, with nothing of the owner's in the answer."""
+    before = None if ask.method == "GET" else world(owner, things)
+    response = sent(stranger, ask, things)
+    assert response.status_code == ask.stranger, response.text
+    assert leaked(response, things, ask) == set()
+    if before is not None:
+        assert world(owner, things) == before
+    other = sent(stranger, ask, nothings)
+    assert other.status_code == response.status_code
+    assert without(other.text, nothings) == without(response.text, things)
+
+
+@pytest.mark.parametrize("route", SHOWN)
+def test_what_is_for_all_shows_nothing_of_anyones(route, newcomer, things):
+    """Open routes among them: metrics and descriptions. What is the caller's own shows nothing of others'."""
+    assert leaked(newcomer.get(plain_path(route)), things) == set()
+
+
+def test_a_completion_of_the_same_id_is_another(owner, stranger, things):
+    """Clients choose ids by x-request-id: whoever takes another's neither reads nor replaces it."""
+    before = world(owner, things)
+    chosen = {"x-request-id": things["request_id"]}
+    answer = stranger.post("/v1/chat/completions", json={**CHAT, "store": True}, headers=chosen)
+    assert answer.json()["id"] == things["completion_id"]
+    path = f"/v1/chat/completions/{things['completion_id']}"
+    assert stranger.get(path).json()["choices"] == answer.json()["choices"]
+    assert stranger.get(f"{path}/feedback").json()["data"] == []
+    assert stranger.delete(f"{path}/feedback/{things['feedback_id']}").status_code == 404
+    assert stranger.delete(path).status_code == 200
+    assert world(owner, things) == before
+
+
+def test_a_policy_of_the_same_id_is_another(owner, stranger, things):
+    """An account chooses the ids of its policies; that another has one of that id neither shows nor matters."""
+    before = world(owner, things)
+    saved = stranger.post("/policies/save", json={"policy": {"id": things["policy_id"]}})
+    assert saved.json() == {"policy_id": things["policy_id"], "version": 1}
+    assert stranger.delete(f"/policies/{things['policy_id']}").status_code == 200
+    assert world(owner, things) == before
+
+
+def test_a_public_preset_shows_what_was_published_alone(owner, stranger, things):
+    """Its policy and names are its publisher's wish; whose it is, and the vector it names, stay theirs."""
+    policy = {"name": "shown", "steering": {"enabled": True, "vector_id": things["vector_id"]}}
+    body = {"name": "shown", "policy": policy, "visibility": "public"}
+    made = owner.post("/policies/presets/publish", json=body).json()["preset_id"]
+    try:
+        [item] = [each for each in stranger.get("/policies/presets").json() if each["id"] == made]
+        assert item["owner_api_key_id"] is None
+        cloned = stranger.post(f"/policies/presets/{made}/clone").json()["policy_id"]
+        run = stranger.post(f"/policies/{cloned}/run", json={"prompt": "Hi", "max_new_tokens": 1})
+        assert run.status_code == 404
+        assert stranger.delete(f"/policies/presets/{made}").status_code == 404
+    finally:
+        assert owner.delete(f"/policies/presets/{made}").status_code == 200
+
+
+def test_a_key_of_the_same_account_is_no_stranger(server, owner, things):
+    """What one of its keys made, all of them see."""
+    key = owner.post("/auth/api-keys", json={}).json()
+    with calling(server, key["api_key"]) as other:
+        assert other.get(f"/steering/vectors/{things['vector_id']}").status_code == 200
+        assert things["policy_id"] in other.get("/policies").text
+    assert owner.delete(f"/auth/api-keys/{key['id']}").status_code == 200
+
+
+def test_no_spelling_of_a_path_leads_past_the_key(server):
+    """As a client writes it on the wire, and as the server's own parser reads it."""
+    connection = http.client.HTTPConnection(httpx.URL(server.url).host, httpx.URL(server.url).port)
+    for route in guarded():
+        method, path = route.split(" ")[0], re.sub(r"\{\w+\}", "x", plain_path(route))
+        for written in (path, *spellings(path)):
+            connection.request(method, written, body=b"{}", headers={"content-type": "application/json"})
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()[:1]) in {(401, b"{"), (401, b"")}, (method, written)
+    connection.close()
+
+
+@pytest.mark.parametrize("ask", sorted((ask for ask in ASKS if ask.owner), key=lambda ask: ask.ends), ids=str)
+def test_the_owner_gets_it(ask, owner, things):
+    """The stranger's requests made by the owner succeed: they were right but for who made them."""
+    response = sent(owner, ask, things)
+    assert response.status_code == ask.owner, response.text
+    if ask.shows:
+        assert things[ask.shows] in response.text
