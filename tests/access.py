@@ -1,9 +1,9 @@
 """Whose is what on every route: one entry for each method and path of the running app.
 
-A route is `OPEN` (no key), `SHARED` (the same for all, nothing of anyone's), `CALLER` (about whoever calls: it
-names nothing), `OPERATOR` (off unless the operator has it on, and then any key's), or it has the `Ask`s by
+A route is `OPEN` (no key), `SHARED` (the same for all, nothing of anyone's), `CALLER` (about whoever calls:
+it names nothing), `OPERATOR` (off unless the operator has it on, and then any key's), or it has the `Ask`s by
 which a stranger would get at what is another's. Words in braces in their paths and bodies stand for what the
-owner has, see `tests/live/belongings.py`.
+owner has in a project, see `tests/live/belongings.py`.
 
 A new route needs a line here: `tests/server/test_vllm_routes.py` fails without.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from server.roles import Role
 from tests.live.steered import noise, pairs_body
 
 
@@ -32,8 +33,9 @@ OPEN, SHARED, CALLER, OPERATOR = Access
 class Ask:
     """One request about what the owner has. `stranger` and `owner` are the statuses that each gets.
 
-    `path` differs from the route's where there is a query. An `owner` of 0 makes no such request. `shows` is what the owner's answer has in it and
-    the stranger's has not. Requests that end the thing are made by its owner last.
+    `path` differs from the route's where there is a query, or another name for the thing. An `owner` of 0
+    makes no such request. `shows` is what the owner's answer has in it, the stranger's not. What `ends` the
+    thing is asked last. `role` is the least that may ask, unless it is the method's own.
     """
 
     route: str = ""
@@ -43,6 +45,11 @@ class Ask:
     owner: int = 200
     shows: str = ""
     ends: bool = False
+    role: Role | None = None
+
+    @property
+    def needs(self) -> Role:
+        return self.role or (Role.READER if self.method == "GET" else Role.MEMBER)
 
     @property
     def method(self) -> str:
@@ -108,6 +115,12 @@ WATCHING: tuple[Mapping[str, Any], ...] = (
     {"behavior_names": ["{behavior_name}"], "behavior_mode": "monitor"},
     {"force_steering": ["{behavior_id}"]},
 )
+# Of another's project, by an alias of its own and by the project's default.
+MODELS: tuple[Mapping[str, Any], ...] = (
+    {"model": "{project_key}/{alias_key}"},
+    {"model": "{project_id}/{alias_id}"},
+    {"model": "{project_key}"},
+)
 POLICY = {"policy_id": "{policy_id}"}
 STEERED = {"steering": {"enabled": True, "vector_id": "{vector_id}"}}
 INLINE = {"policy": STEERED}
@@ -116,6 +129,7 @@ CHAT = {"messages": [{"role": "user", "content": "Name a river."}], "max_tokens"
 PROMPT = {"prompt": "Name a river.", "max_tokens": 1}
 NATIVE = {"prompt": "Name a river.", "max_new_tokens": 1}
 PROMPTS = {"prompts": ["Name a river."], "max_new_tokens": 1}
+PREVIOUS = {"previous_response_id": "{response_id}"}
 RESPONSE = {"input": "Name a river.", "max_output_tokens": 2}
 TEXTS = {"positive_texts": ["Good day to you."], "negative_texts": ["hey you there"]}
 PAIR = {"prompt": "Hello.", "positive_answer": "Good day.", "negative_answer": "hey"}
@@ -145,7 +159,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "POST /v1/messages": SHARED,
     "POST /v1/messages/count_tokens": SHARED,
     "POST /generative_scoring": SHARED,
-    "GET /v1/models": SHARED,
+    "GET /v1/models": (listing("alias_key"),),
     "POST /scale_elastic_ep": OPERATOR,
     "POST /is_scaling_elastic_ep": SHARED,
     "POST /v1/chat/completions/render": OPERATOR,
@@ -157,13 +171,19 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "POST /inference/v1/generate": OPERATOR,
     "POST /inference/v1/abort_requests": OPERATOR,
     # OpenAI's
-    "POST /v1/chat/completions": naming(CHAT, *STEERING, *WATCHING, POLICY, INLINE),
-    "POST /v1/completions": naming(PROMPT, *STEERING, *WATCHING, POLICY, INLINE),
-    "POST /v1/responses": naming(RESPONSE, *STEERING),
+    "POST /v1/chat/completions": naming(CHAT, *STEERING, *WATCHING, POLICY, INLINE, *MODELS),
+    "POST /v1/completions": naming(PROMPT, *STEERING, *WATCHING, POLICY, INLINE, *MODELS),
+    "POST /v1/responses": (
+        *naming(RESPONSE, *STEERING, *MODELS),
+        Ask(body={**RESPONSE, **PREVIOUS}, owner=404),  # nothing is kept here
+    ),
     # Responses are kept by an environment variable alone: see tests/server/test_vllm_responses.py.
     "GET /v1/responses/{response_id}": (Ask(owner=404),),
     "POST /v1/responses/{response_id}/cancel": (Ask(owner=404),),
-    "GET /v1/models/{model_id:path}": SHARED,
+    "GET /v1/models/{model_id:path}": (
+        Ask(path="/v1/models/{alias_key}"),
+        Ask(path="/v1/models/{project_key}/{alias_key}", role=Role.MEMBER),
+    ),
     "POST /v1/chat/completions/{completion_id:path}/feedback": (
         Ask(body={"metric": "{mark}", "value": 1}, owner=201),
     ),
@@ -194,11 +214,11 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "PUT /api/ai/models/{model_id:path}": SHARED,
     "GET /api/ai/models/{model_id:path}": SHARED,
     # Axionic's
-    "POST /generate": naming(PROMPT, *STEERING, bad=422),
-    "POST /sampling/generate": naming(NATIVE, *STEERING, POLICY, INLINE, bad=422),
+    "POST /generate": naming(PROMPT, *STEERING, *MODELS, bad=422),
+    "POST /sampling/generate": naming(NATIVE, *STEERING, POLICY, INLINE, *MODELS, bad=422),
     "GET /models": SHARED,
     "GET /graph": SHARED,
-    "POST /policies/run": naming(NATIVE, POLICY, INLINE),
+    "POST /policies/run": naming(NATIVE, POLICY, INLINE, *({"policy": {}, **each} for each in MODELS)),
     "POST /policies/compare": naming({**NATIVE, "model": "{model}"}, {"policies": [STEERED]}),
     "POST /policies/evaluate": naming(PROMPTS, POLICY, INLINE),
     "POST /policies/autotune": naming(
@@ -265,14 +285,44 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "PATCH /behaviors/{behavior_id}/rename": (Ask(body={"behavior_name": "{behavior_name}"}),),
     "DELETE /behaviors/{behavior_id}": _GONE,
     "POST /sae/generate": naming(NATIVE, *WATCHING),
+    # Projects
+    "GET /projects": (listing("project_id"),),
+    "POST /projects": CALLER,
+    "GET /projects/{project}": (
+        Ask(path="/projects/{project_id}", shows="mark"),
+        Ask(path="/projects/{project_key}", shows="mark"),
+    ),
+    "PATCH /projects/{project}": (
+        Ask(path="/projects/{project_key}", body={"description": "{mark}"}, role=Role.OWNER),
+        Ask(path="/projects/{project_id}", body={"default_model": "{alias_key}"}, role=Role.OWNER),
+    ),
+    "DELETE /projects/{project}": (Ask(path="/projects/{project_id}", ends=True, role=Role.OWNER),),
+    "GET /projects/{project}/members": (Ask(path="/projects/{project_id}/members", shows="member_id"),),
+    "PUT /projects/{project}/members": (
+        Ask(
+            path="/projects/{project_id}/members",
+            body={"email": "{member_email}", "role": "member"},
+            role=Role.OWNER,
+        ),
+    ),
+    "DELETE /projects/{project}/members/{account_id}": (
+        Ask(path="/projects/{project_id}/members/{member_id}", ends=True, role=Role.OWNER),
+    ),
+    "GET /projects/{project}/models": (Ask(path="/projects/{project_id}/models", shows="alias_id"),),
+    "PUT /projects/{project}/models/{key}": (
+        Ask(path="/projects/{project_key}/models/{alias_key}", body={"model": "{model}"}),
+    ),
+    "DELETE /projects/{project}/models/{key}": (
+        Ask(path="/projects/{project_id}/models/{alias_key}", ends=True),
+    ),
     # Keys and accounts
     "GET /auth/verify-key": CALLER,
     "GET /auth/whoami": CALLER,
     "GET /auth/api-keys/balance": CALLER,
     "POST /auth/api-keys/set-model": CALLER,
-    "GET /auth/api-keys": (listing("key_id"),),
+    "GET /auth/api-keys": (replace(listing("key_id"), role=Role.OWNER),),
     "POST /auth/api-keys": CALLER,
-    "DELETE /auth/api-keys/{key_id}": _GONE,
+    "DELETE /auth/api-keys/{key_id}": (Ask(ends=True, role=Role.OWNER),),
     "POST /auth/signup": OPEN,
     "POST /auth/login": OPEN,
     "POST /auth/refresh": OPEN,
@@ -290,6 +340,8 @@ ROUTES: Mapping[str, Access | tuple[Ask, ...]] = {
     route: tuple(replace(ask, route=route) for ask in access) if isinstance(access, tuple) else access
     for route, access in _TABLE.items()
 }
+# What a read-only member may send though it is no GET.
+READING = ("POST /tokenize", "POST /detokenize")
 ASKS = [ask for access in ROUTES.values() if isinstance(access, tuple) for ask in access]
 
 

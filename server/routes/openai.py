@@ -13,7 +13,7 @@ from server.routes.body import JsonRoute
 from server.routes.evidence import evidence
 from server.routes.storing import stored
 from server.served_models import ServedModels
-from server.vllm_responses import SteeredResponses, respond
+from server.vllm_responses import SteeredResponses, cancel, respond, retrieve
 from server.vllm_serving import Decodable, Decoded, guarded
 from server.vllm_wire import ChatRequest, CompletionRequest
 
@@ -42,6 +42,20 @@ async def create_completion(request: CompletionRequest, raw_request: Request) ->
 @guarded
 async def create_response(request: SteeredResponses, raw_request: Request) -> Response:
     return await respond(await addressed(request, raw_request, binds=STEERING), raw_request)
+
+
+@router.get("/v1/responses/{response_id}", responses=_STREAMS)
+@guarded
+async def retrieve_response(
+    response_id: str, raw_request: Request, starting_after: int | None = None, stream: bool = False
+) -> Response:
+    return await retrieve(response_id, raw_request, starting_after=starting_after, stream=stream)
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+@guarded
+async def cancel_response(response_id: str, raw_request: Request) -> Response:
+    return await cancel(response_id, raw_request)
 
 
 async def answer(request: Decodable, raw: Request) -> Response:

@@ -1,8 +1,7 @@
-"""What one account has on the running server, made over HTTP; and other accounts, made in its database."""
+"""What a project has on the running server, made over HTTP; and accounts, made in the server's database."""
 
 import asyncio
 import time
-import uuid
 from collections.abc import Mapping
 
 import httpx
@@ -39,10 +38,13 @@ def calling(server, key: str, **headers: str) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers=said, timeout=300)
 
 
-def belongings(server, owner: httpx.Client, account_id: str) -> Mapping[str, str]:
-    """By the names that `tests/access.py` uses. `mark` is a word in all texts and names of the owner's."""
-    mark = f"quillwort{uuid.uuid4().hex[:8]}"
-    things = {"mark": mark, "account_id": account_id, "model": NAME, "behavior_name": f"{mark} tone"}
+def belongings(server, owner: httpx.Client, project: Mapping[str, str]) -> Mapping[str, str]:
+    """By the names that `tests/access.py` uses, `project` among them, which `owner` calls in.
+
+    Its `mark` is a word in all texts and names.
+    """
+    mark = project["mark"]
+    things = {**project, "model": NAME, "behavior_name": f"{mark} tone"}
 
     def posted(path: str, **body) -> dict:
         response = owner.post(path, json=body)
@@ -56,7 +58,9 @@ def belongings(server, owner: httpx.Client, account_id: str) -> Mapping[str, str
     posted("/policies/save", policy={"id": things["policy_id"], "name": mark})
     published = posted("/policies/presets/publish", name=mark, policy={"name": mark})
     things["preset_id"] = published["preset_id"]
-    things["preset_vector_id"] = own_preset(server, owner, account_id)
+    things["preset_vector_id"] = own_preset(server, owner, project["project_id"])
+    alias = owner.put(f"/projects/{project['project_id']}/models/{mark}-model", json={"model": NAME}).json()
+    things |= {"alias_id": alias["id"], "alias_key": alias["key"]}
     things["job_id"] = posted("/steering/generate", background=True, name=mark, **pairs_body(4))["job_id"]
     kept = {"store": True, "metadata": {"project": mark}}
     asked = [{"role": "user", "content": f"What is a {mark}?"}]
@@ -76,7 +80,7 @@ def belongings(server, owner: httpx.Client, account_id: str) -> Mapping[str, str
 
 
 def own_preset(server, owner: httpx.Client, account_id: str) -> str:
-    """The vector of the preset that is made of an account's own examples, without the minute of its making."""
+    """The vector of the preset that is made of one's own examples, without the minute that it takes."""
     model = owner.get("/saes").json()["model"]
     new = NewVector(
         account_id,

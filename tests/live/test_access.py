@@ -1,7 +1,8 @@
-"""What is one account's shows to no other, on any route: `tests/access.py` is the matrix, here are its runs.
+"""What is one project's shows to no other, on any route: `tests/access.py` is the matrix, here are its runs.
 
 Every stranger's request is made again about things that nobody has: an answer that differed would tell that
-the thing is there. At the end the owner makes the same requests, and gets what the stranger did not.
+the thing is there. Then whoever has too small a role in the project, and at last whoever has just enough, who
+gets what the stranger did not.
 """
 
 import http.client
@@ -11,14 +12,15 @@ import uuid
 import httpx
 import pytest
 
-from tests.access import ASKS, CHAT, ROUTES, Access, guarded, plain_path, spellings
+from server.roles import Role
+from tests.access import ASKS, CHAT, READING, ROUTES, Access, guarded, plain_path, spellings
 from tests.live.belongings import account, belongings, calling
 
 pytestmark = pytest.mark.engine
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 NOT_SECRET = {"model"}
-OWN = f"of-{uuid.uuid4().hex[:8]}"  # the address of accounts of this run
+OWN = f"of-{uuid.uuid4().hex[:8]}.example"  # where the accounts of this run have their addresses
 SHOWN = [
     route
     for route, access in ROUTES.items()
@@ -29,33 +31,57 @@ _MOVING = {"last_used"}  # by itself between two looks
 
 @pytest.fixture(scope="module")
 def accounts(server):
-    names = ("owner", "stranger", "newcomer")
-    return {who: account(server, f"{who}@{OWN}.example") for who in names}
+    """Id and key of each."""
+    names = ("owner", "member", "reader", "stranger", "newcomer")
+    return {who: account(server, f"{who}@{OWN}") for who in names}
 
 
 @pytest.fixture(scope="module")
-def owner(server, accounts):
+def project(server, accounts):
+    """One with a member of each role."""
+    mark = f"quillwort{uuid.uuid4().hex[:8]}"
     with calling(server, accounts["owner"][1]) as client:
-        yield client
+        made = client.post("/projects", json={"key": f"{mark}-project", "description": mark}).json()
+        for who, role in (("member", Role.MEMBER), ("reader", Role.READER)):
+            body = {"email": f"{who}@{OWN}", "role": role}
+            assert client.put(f"/projects/{made['id']}/members", json=body).status_code == 200
+    known = {"member_id": accounts["member"][0], "member_email": f"member@{OWN}"}
+    return {"mark": mark, "project_id": made["id"], "project_key": made["key"], **known}
 
 
 @pytest.fixture(scope="module")
-def stranger(server, accounts):
-    with calling(server, accounts["stranger"][1]) as client:
-        yield client
+def clients(server, accounts, project):
+    """Those with a role call in the project, the others at home."""
+    within = {"openai-project": project["project_key"]}
+    made = {
+        who: calling(server, key, **({} if who in ("stranger", "newcomer") else within))
+        for who, (_, key) in accounts.items()
+    }
+    yield made
+    for client in made.values():
+        client.close()
 
 
-@pytest.fixture(scope="module")
-def newcomer(server, accounts):
+@pytest.fixture
+def owner(clients):
+    return clients["owner"]
+
+
+@pytest.fixture
+def stranger(clients):
+    return clients["stranger"]
+
+
+@pytest.fixture
+def newcomer(clients):
     """Who has asked for nothing before, so that its lists are empty but for what is for all."""
-    with calling(server, accounts["newcomer"][1]) as client:
-        yield client
+    return clients["newcomer"]
 
 
 @pytest.fixture(scope="module")
-def things(server, accounts, owner, autoencoder):
-    """The owner's things, by name."""
-    return belongings(server, owner, accounts["owner"][0])
+def things(server, clients, project, autoencoder):
+    """The project's, by name."""
+    return belongings(server, clients["owner"], project)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +98,17 @@ def nothings(things):
 def sent(client, ask, things):
     path, body = ask.filled(things)
     return client.request(ask.method, path, **({} if body is None else {"json": body}))
+
+
+def asked(client, route, **headers):
+    """A request to a route as it is."""
+    method, path = route.split(" ")[0], re.sub(r"\{\w+\}", "x", plain_path(route))
+    return client.request(method, path, json={}, headers=headers)
+
+
+def last(ask):
+    """What ends a thing comes after what does not, and the project last of all."""
+    return ask.ends, ask.route.startswith("DELETE /projects"), ask.route.endswith("{project}")
 
 
 def leaked(response, things, ask=None):
@@ -169,7 +206,7 @@ def test_a_completion_of_the_same_id_is_another(owner, stranger, things):
 
 
 def test_a_policy_of_the_same_id_is_another(owner, stranger, things):
-    """An account chooses the ids of its policies; that another has one of that id neither shows nor matters."""
+    """A project chooses its policies' ids; that another has one of that id neither shows nor matters."""
     before = world(owner, things)
     saved = stranger.post("/policies/save", json={"policy": {"id": things["policy_id"]}})
     assert saved.json() == {"policy_id": things["policy_id"], "version": 1}
@@ -193,13 +230,61 @@ def test_a_public_preset_shows_what_was_published_alone(owner, stranger, things)
         assert owner.delete(f"/policies/presets/{made}").status_code == 200
 
 
-def test_a_key_of_the_same_account_is_no_stranger(server, owner, things):
-    """What one of its keys made, all of them see."""
-    key = owner.post("/auth/api-keys", json={}).json()
+def test_a_projects_key_is_within_it_alone(server, owner, accounts, things):
+    """It sees what the project has, is held to its own role, and enters nothing else of its maker's."""
+    key = owner.post("/auth/api-keys", json={"role": "read-only"}).json()
     with calling(server, key["api_key"]) as other:
-        assert other.get(f"/steering/vectors/{things['vector_id']}").status_code == 200
+        assert things["mark"] in other.get(f"/steering/vectors/{things['vector_id']}").text
         assert things["policy_id"] in other.get("/policies").text
+        assert other.delete(f"/policies/{things['policy_id']}").status_code == 403
+        assert other.get("/auth/api-keys").status_code == 403
+        for elsewhere in (accounts["owner"][0], accounts["member"][0]):
+            assert other.get("/policies", headers={"openai-project": elsewhere}).status_code == 404
     assert owner.delete(f"/auth/api-keys/{key['id']}").status_code == 200
+
+
+@pytest.mark.parametrize("ask", [ask for ask in ASKS if ask.method == "GET"], ids=str)
+def test_a_member_at_home_is_a_stranger(ask, server, accounts, things):
+    """What the project has shows in the project alone; what names the project itself shows there too."""
+    with calling(server, accounts["member"][1]) as home:
+        response = sent(home, ask, things)
+    if "/projects" in ask.route:
+        assert response.status_code == 200
+    else:
+        assert response.status_code == ask.stranger, response.text
+        assert leaked(response, things, ask) == set()
+
+
+def test_a_stranger_does_not_enter(stranger, things, nothings):
+    """By the project's key or its id, on any route; no more than a project that is not there."""
+    for route in guarded():
+        for name in ("project_key", "project_id"):
+            said = {}
+            for these in (things, nothings):
+                answer = asked(stranger, route, **{"openai-project": these[name]})
+                assert answer.status_code == 404, (route, answer.text)
+                said[these[name]] = without(answer.text, these)
+            assert len(set(said.values())) == 1, route
+
+
+def test_a_reader_only_reads(owner, clients, things):
+    """Whatever is no GET is refused, but for two routes that only count tokens, and nothing changes."""
+    before = world(owner, things)
+    for route in guarded():
+        if not route.startswith(("GET ", *READING)):
+            assert asked(clients["reader"], route).status_code == 403, route
+    for route in READING:
+        assert asked(clients["reader"], route).status_code != 403, route
+    assert world(owner, things) == before
+
+
+@pytest.mark.parametrize("ask", [ask for ask in ASKS if ask.needs is not Role.READER], ids=str)
+def test_too_small_a_role_is_refused(ask, owner, clients, things):
+    """A reader where a member may, a member where an owner may."""
+    before = world(owner, things)
+    response = sent(clients["member" if ask.needs is Role.OWNER else "reader"], ask, things)
+    assert response.status_code == 403, response.text
+    assert world(owner, things) == before
 
 
 def test_no_spelling_of_a_path_leads_past_the_key(server):
@@ -214,10 +299,13 @@ def test_no_spelling_of_a_path_leads_past_the_key(server):
     connection.close()
 
 
-@pytest.mark.parametrize("ask", sorted((ask for ask in ASKS if ask.owner), key=lambda ask: ask.ends), ids=str)
-def test_the_owner_gets_it(ask, owner, things):
-    """The stranger's requests made by the owner succeed: they were right but for who made them."""
-    response = sent(owner, ask, things)
+MAY = {Role.READER: "reader", Role.MEMBER: "member", Role.OWNER: "owner"}
+
+
+@pytest.mark.parametrize("ask", sorted((ask for ask in ASKS if ask.owner), key=last), ids=str)
+def test_whoever_may_gets_it(ask, clients, things):
+    """The stranger's requests succeed when made in the project: they were right but for who made them."""
+    response = sent(clients[MAY[ask.needs]], ask, things)
     assert response.status_code == ask.owner, response.text
     if ask.shows:
         assert things[ask.shows] in response.text
