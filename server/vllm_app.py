@@ -81,6 +81,7 @@ from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_errors import as_steersman
 from server.vllm_media import modalities
+from server.vllm_media_ids import own_media
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
@@ -148,6 +149,7 @@ class SteersmanPlugin:
             processes=args.api_server_count or 1,
         )
         _meter_engine(engine_client, state, meter)
+        own_media(engine_client.renderer)
         engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])

@@ -87,6 +87,7 @@ CALLS = {
     "vllm.exceptions:VLLMValidationError": (1, ("parameter", "value")),
     "vllm.config:ModelConfig.try_get_generation_config": (1, ()),
     "vllm.renderers:BaseRenderer.get_tokenizer": (1, ()),
+    "vllm.renderers:BaseRenderer.render_messages_async": (3, ()),
     "vllm.entrypoints.generate.beam_search.utils:BeamSearchSequence": (
         0,
         ("orig_prompt", "tokens", "logprobs"),
