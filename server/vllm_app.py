@@ -41,6 +41,7 @@ from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
+from server.media_ids import own_media
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
@@ -81,7 +82,6 @@ from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_errors import as_steersman
 from server.vllm_media import modalities
-from server.vllm_media_ids import own_media
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from vllm.renderers.chat_utils import AsyncMultiModalContentParser
 
 from server.auth import Principal, current_principal
-from server.vllm_media_ids import own_media
+from server.media_ids import own_media
 
 
 class Renderer:
