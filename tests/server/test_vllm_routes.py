@@ -110,6 +110,12 @@ async def test_a_socket_is_closed_without_a_key(app, route):
     assert [(message["type"], message["code"]) for message in sent] == [("websocket.close", 1008)]
 
 
+async def test_what_is_no_route_asks_for_a_key_too(app):
+    """Below an open path as anywhere: nobody learns without a key what there is."""
+    for path in ("/", "/nothing", "/docs/x", "/health/x", "/metrics/x", "/openapi.json/x", "/auth/login/x"):
+        assert await status(app, "GET", path) == 401, path
+
+
 async def test_what_an_operator_switches_on_asks_for_a_key(development):
     """vLLM's routes for developers, for adapters and for scaling out."""
     added = declared(development) - ROUTES.keys()
