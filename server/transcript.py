@@ -18,8 +18,8 @@ _NO_PARAMETERS = frozenset({"messages", "metadata", "labels", "session_id", "sto
 @dataclass(slots=True)
 class Transcript:
     """`request` is the body as it was sent, of `size` bytes; `told` is what the answer's headers say, for
-    streams, which may say nothing of it themselves. `known_as` is the model's name in its project, where the
-    answer has another.
+    streams, which may say nothing of it themselves. `names` are what their project calls models that answers
+    call otherwise.
 
     After `ends` nothing changes.
     """
@@ -31,7 +31,7 @@ class Transcript:
     observation: Observation
     size: int
     told: dict[str, Any] = field(default_factory=dict)
-    known_as: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     campaign_id: str | None = None
     variant: str | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -68,7 +68,7 @@ class Transcript:
             id=answer["id"],
             account_id=self.account_id,
             created_at=self.created_at,
-            model=self.known_as or answer["model"],
+            model=self.names.get(answer["model"], answer["model"]),
             session_id=redaction.text(self.session_id),
             messages=redaction.json(self.request["messages"]),
             parameters=redaction.json(parameters),

@@ -32,8 +32,10 @@ async def stored(
         session_id=request.session_id,
         observation=observed(),
         size=len(await raw.body()),
-        known_as=request.known_as if request.answers_as else None,
     )
+    told_as = request.answers_as or request.model
+    if told_as is not None and request.known_as is not None:
+        transcript.names = {told_as: request.known_as}
     if request.assignment is not None:
         transcript.campaign_id = request.assignment.campaign_id
         transcript.variant = request.assignment.model

@@ -345,3 +345,35 @@ async def test_a_server_that_stores_nothing_takes_no_upload(world):
     world.interaction_log = InteractionLog(world.interactions, which=Keep.NONE, most=1, days=1)
     assert (await post(world, "/interactions", UPLOAD)).status_code == 501
     assert (await post(world, "/feedback", {"completion_id": completion, **SCORE})).status_code == 201
+
+
+async def test_adaptive_s_own_client_is_understood(world):
+    """What its resources send of an interaction and a comparison, and how they read the answers."""
+    types = pytest.importorskip("adaptive_sdk.rest.rest_types", reason="scripts/install.sh installs it")
+    message = types.ChatMessageInput(role="user", content="Which?")
+    request = types.AddInteractionsRequest(
+        project="fruit",
+        messages=[message],
+        completion="A pear.",
+        model_service="base",
+        feedbacks=[types.InteractionFeedback(metric="polite", value=2, details="so")],
+        user=uuid.uuid4(),
+        session_id=uuid.UUID(SESSION),
+        labels={"team": "x"},
+        created_at="2024-02-21T09:51:03Z",
+    )
+    answer = await post(world, "/interactions", request.model_dump(mode="json", exclude_none=True))
+    told = types.AddInteractionsResponse.model_validate(answer.json())
+    found = await world.completions.get(world.project, str(told.completion_id))
+    assert found.interaction.user_id == str(request.user)
+    assert [each.id for each in found.direct] == [str(each) for each in told.feedback_ids]
+    sides = [types.CompletionIdOrText1(text=each, model="base") for each in ("A pear.", "No.")]
+    comparison = types.AddComparisonRequest(
+        metric="polite",
+        project="fruit",
+        preferred_completion=sides[0],
+        other_completion=sides[1],
+        messages=[message],
+    )
+    answer = await post(world, "/comparison", comparison.model_dump(exclude_none=True))
+    assert types.ComparisonOutput.model_validate(answer.json()).comparison_id

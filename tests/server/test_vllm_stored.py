@@ -2,18 +2,23 @@
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from server import interaction_log as module
+from server.addressing import Address
+from server.aliases import Alias
+from server.assignment import Assignment
 from server.interaction_log import InteractionLog, Keep
 from server.routes import openai
 from tests.server.apps import routes_alone
 from tests.server.directories import Plain
 from tests.server.steering_app import SignedIn
 from tests.server.test_interaction_log import Keeper, transcript
+from tests.server.test_interactions import NOW
 from tests.server.vllm_policy_world import CHAT, COMPLETIONS, always, chat, in_turn, policy_runs
 from tests.server.watched_world import World
 
@@ -37,6 +42,7 @@ async def opened(world, which=Keep.ASKED):
         transport=httpx.ASGITransport(SignedIn(app)), base_url="http://test"
     ) as http:
         http.kept, http.settle, http.log = keeper.kept, log.flush, log
+        http.state = app.state.steersman
         yield http
 
 
@@ -185,3 +191,38 @@ async def test_completions_say_that_they_are_not_stored():
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "store"
         assert (await http.post(COMPLETIONS, json={"prompt": "x", "store": False})).status_code == 200
+
+
+class Elsewhere(Plain):
+    """Finds every name in a project, as an alias; with a variant of an A/B test, if told one."""
+
+    def __init__(self, models, assignment=None):
+        super().__init__(models)
+        self._assignment = assignment
+
+    async def find(self, name, principal, **more):
+        alias = Alias("i", "p", "kind", "Kind", "base", {"temperature": 0}, NOW)
+        entered = replace(principal, account_id="p")
+        return Address(entered, "base", None if name == "fruit" else alias, self._assignment)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_is_stored_under_its_model_s_name_in_the_project(stream):
+    """However its request named it, so that it is found by one; the answer itself stays as it was sent. What
+    an A/B test chose is stored as its variant."""
+    for asked, assignment, kept_as in (
+        ("fruit/kind", None, ("kind", None, None)),
+        ("kind", None, ("kind", None, None)),
+        ("fruit", None, ("base", None, None)),
+        ("fruit/kind", Assignment("c", "key", "kind"), ("kind", "c", "kind")),
+        (None, None, ("kind", None, None)),
+    ):
+        async with opened(World(always("a pear"))) as http:
+            state = http.state
+            state.directory = Elsewhere(state.serving.models, assignment)
+            answer = await http.post(CHAT, json=chat(store=True, stream=stream, model=asked, user="ann"))
+            assert answer.status_code == 200, answer.text
+            await http.settle()
+            [kept] = http.kept
+        assert (kept.model, kept.campaign_id, kept.variant) == kept_as
+        assert (kept.answer["model"], kept.account_id, kept.user_id) == (asked or "base", "p", "ann")
