@@ -85,6 +85,7 @@ from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
 from server.vllm_steering import prompt_logprobs_kill, steered
+from server.vllm_tool_parser import rules_of
 
 logger = logging.getLogger("vllm.steersman")
 
@@ -166,6 +167,7 @@ class SteersmanPlugin:
             unwatchable=studio.problem if isinstance(studio, Unsteerable) else studio.unwatchable,
             prompt_logprobs_kill=prompt_logprobs_kill(engine_client.vllm_config),
             ranks=_ranks(engine_client),
+            tools=rules_of(state.openai_serving_chat, args),
         )
         state.steersman = ServerState(
             doors.settings,

@@ -33,6 +33,7 @@ from server.served_models import ServedModels
 from server.steering import Steering, field_of
 from server.vllm_errors import translated
 from server.vllm_steering import during
+from server.vllm_tools import HERMES, ToolRules
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import NativeSampling
 
@@ -78,6 +79,7 @@ class Serving:
     unwatchable: str | None = None  # why there is no `monitor`
     prompt_logprobs_kill: bool = False
     ranks: int = 1  # data-parallel engines behind this process
+    tools: ToolRules = HERMES
 
     @property
     def long_keep_alive(self) -> float:
@@ -243,7 +245,10 @@ class Serving:
 
     async def _constrain(self, request: Decodable) -> None:
         """Compile every constraint where it can harm nothing, before the engine sees it."""
-        for constraint, field in request.take_constraints():
+        constraints = request.take_constraints()
+        if isinstance(request, ChatRequest):
+            constraints += request.take_tools(self.tools)
+        for constraint, field in constraints:
             outcome = "refused"
             try:
                 await self.checker.check(constraint, field)

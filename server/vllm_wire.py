@@ -41,11 +41,13 @@ from policies.constraint import (
 from policies.sampling import GREEDY_TEMPERATURE, PENALTIES, Asked, Plan
 from policies.steering import JSON_PRESET
 from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs, TypicalArgs, fresh_group
+from server import vllm_tools
 from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
+from server.vllm_tools import ToolRules, Tools, bounded
 from server.wire import (
     INT32_MAX,
     AxionicFields,
@@ -332,6 +334,17 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
 
     messages: Annotated[list[ChatCompletionMessageParam], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
+    tools: Tools | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, data: Any) -> Any:
+        return vllm_tools.chosen(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        vllm_tools.check(self.tools or ())
+        return self
 
     @property
     def wants_logprobs(self) -> bool:
@@ -345,12 +358,24 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
         """Each prompt of this request, as changes to a copy of it."""
         return [{}]
 
-    def take_constraints(self) -> list[tuple[Constraint, str]]:
-        taken = super().take_constraints()
-        if self.tools and self.tool_choice != "none":
-            schemas = [tool.function.parameters for tool in self.tools if tool.function.parameters]
-            taken += [(_built(from_json_schema, schema, "tools"), "tools") for schema in schemas]
-        return taken
+    def take_tools(self, rules: ToolRules) -> list[tuple[Constraint, str]]:
+        """The schemas that calls are held to, and the fields they came from; after `take_constraints`.
+
+        Raises InvalidRequest and NotSupported for what would not take effect.
+        """
+        return vllm_tools.held(self, rules) if self.tools_given else []
+
+    def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
+        params = super().to_sampling_params(max_tokens, default_sampling_params)
+        if self.tools_given:
+            params.structured_outputs = bounded(params.structured_outputs)
+        return params
+
+    def to_beam_search_params(self, max_tokens: int, _defaults: dict[str, Any]) -> BeamParams:
+        params = super().to_beam_search_params(max_tokens, _defaults)
+        if self.tools_given:
+            params.structured_outputs = bounded(params.structured_outputs)
+        return params
 
 
 class CompletionRequest(Planned, VllmCompletionRequest):
