@@ -247,7 +247,7 @@ class Serving:
         """Compile every constraint where it can harm nothing, before the engine sees it."""
         constraints = request.take_constraints()
         if isinstance(request, ChatRequest):
-            constraints += request.take_tools(self.tools)
+            constraints += request.take_tools(self.tools, constraints)
         for constraint, field in constraints:
             outcome = "refused"
             try:

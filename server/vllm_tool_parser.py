@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vllm.entrypoints.generate.base.protocol import ExtractedToolCallInformation, FunctionCall, ToolCall
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.reasoning import ReasoningParserManager
 from vllm.tokenizers import get_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
+from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
 from vllm.transformers_utils.repo_utils import get_hf_file_bytes, get_hf_file_to_dict
 
 from server.tool_parsers import Marks, parsers
@@ -38,7 +40,23 @@ class ForcedOnly(ToolParser):
         return super().adjust_request(request)
 
 
+class Hermes(Hermes2ProToolParser):
+    """vLLM's own, but for a forced call that is cut by max_tokens: it is told as far as it goes, as in streams."""
+
+    def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
+        found = super().extract_tool_calls(model_output, request)
+        if found.tools_called or request.tool_choice in ("auto", None):
+            return found
+        calls = []
+        for text, whole in self._extract_tool_call_jsons(model_output):
+            if name := self._extract_tool_name(text):
+                arguments = self._extract_tool_args(text, whole) or ""
+                calls.append(ToolCall(function=FunctionCall(name=name, arguments=arguments)))
+        return ExtractedToolCallInformation(tools_called=bool(calls), tool_calls=calls, content=None)
+
+
 ToolParserManager.register_module(NONE, module=ForcedOnly)
+ToolParserManager.register_module("hermes", module=Hermes)
 
 
 def complete(args: Namespace) -> list[str]:

@@ -127,17 +127,19 @@ def check(tools: Sequence[Tool]) -> None:
             )
 
 
-def held(request: Any, rules: ToolRules) -> list[tuple[Constraint, str]]:
+def held(
+    request: Any, rules: ToolRules, beside: Sequence[tuple[Constraint, str]]
+) -> list[tuple[Constraint, str]]:
     """The schemas that calls of `request`, which has tools, are held to, with the fields that they came from;
-    its tools are changed for vLLM to do so. To be called once its own constraints stand in vLLM's field.
+    its tools are changed for vLLM to do so. `beside` are the request's own constraints of its text.
 
     Raises InvalidRequest and NotSupported for what would not take effect.
     """
     every = list(range(len(request.tools)))
     if request.tool_choice != "auto":
-        _require_forcing(request, rules)
+        _require_forcing(rules, beside)
         pinned = every
-    elif request.extract_structured_outputs() is not None:
+    elif beside:
         if not rules.pins:
             raise NotSupported(
                 "text of a form beside calls of the model's own choice is not served with its parser "
@@ -159,17 +161,18 @@ def held(request: Any, rules: ToolRules) -> list[tuple[Constraint, str]]:
     return [_constraint(request.tools[index], index) for index in pinned]
 
 
-def _require_forcing(request: Any, rules: ToolRules) -> None:
+def _require_forcing(rules: ToolRules, beside: Sequence[tuple[Constraint, str]]) -> None:
     if not rules.forces:
         raise NotSupported(
             f"a call cannot be forced with this model's parser ({rules.parser}): give `tool_choice` auto",
             param="tool_choice",
         )
-    if request.structured_outputs is not None:
-        raise InvalidRequest(
-            "a forced call has the form of its tool's arguments, and no constraint beside it",
-            param="tool_choice",
-        )
+    for constraint, field in beside:
+        # A form of the text, as OpenAI's clients give it to every turn, takes nothing from a call.
+        if field != "response_format" or constraint.kind == "structural_tag":
+            raise InvalidRequest(
+                f"`{field}` stands beside a forced call, which has a form of its own", param=field
+            )
 
 
 def _pinned(tool: Tool) -> Tool:

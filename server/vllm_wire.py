@@ -358,12 +358,19 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
         """Each prompt of this request, as changes to a copy of it."""
         return [{}]
 
-    def take_tools(self, rules: ToolRules) -> list[tuple[Constraint, str]]:
-        """The schemas that calls are held to, and the fields they came from; after `take_constraints`.
+    def take_tools(
+        self, rules: ToolRules, beside: Sequence[tuple[Constraint, str]]
+    ) -> list[tuple[Constraint, str]]:
+        """The schemas that calls are held to, and the fields they came from; `beside` is what
+        `take_constraints` gave. Raises InvalidRequest and NotSupported for what would not take effect."""
+        return vllm_tools.held(self, rules, beside) if self.tools_given else []
 
-        Raises InvalidRequest and NotSupported for what would not take effect.
-        """
-        return vllm_tools.held(self, rules) if self.tools_given else []
+    def as_body(self, response: Any) -> dict[str, Any]:
+        body = super().as_body(response)
+        for choice in body["choices"]:
+            if choice["message"].get("tool_calls"):  # vLLM says "" beside forced ones
+                choice["message"]["content"] = choice["message"]["content"] or None
+        return body
 
     def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
         params = super().to_sampling_params(max_tokens, default_sampling_params)
