@@ -17,6 +17,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tokenizers import get_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
+from vllm.tool_parsers.utils import is_complete_json
 from vllm.transformers_utils.repo_utils import get_hf_file_bytes, get_hf_file_to_dict
 
 from server.tool_parsers import Marks, parsers
@@ -41,18 +42,19 @@ class ForcedOnly(ToolParser):
 
 
 class Hermes(Hermes2ProToolParser):
-    """vLLM's own, but for a forced call that is cut by max_tokens: it is told as far as it goes, as in streams."""
+    """vLLM's own, but that a forced call cut by max_tokens is told as far as it goes, as in streams."""
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
-        found = super().extract_tool_calls(model_output, request)
-        if found.tools_called or request.tool_choice in ("auto", None):
-            return found
+        found = self._extract_tool_call_jsons(model_output)
+        if request.tool_choice in ("auto", None) or all(is_complete_json(text) for text, _ in found):
+            return super().extract_tool_calls(model_output, request)
         calls = []
-        for text, whole in self._extract_tool_call_jsons(model_output):
+        for text, whole in found:
             if name := self._extract_tool_name(text):
                 arguments = self._extract_tool_args(text, whole) or ""
                 calls.append(ToolCall(function=FunctionCall(name=name, arguments=arguments)))
-        return ExtractedToolCallInformation(tools_called=bool(calls), tool_calls=calls, content=None)
+        # What is cut before it has a name is no text either.
+        return ExtractedToolCallInformation(tools_called=True, tool_calls=calls, content=None)
 
 
 ToolParserManager.register_module(NONE, module=ForcedOnly)

@@ -100,6 +100,17 @@ CALLS = {
     "vllm.connections:HTTPConnection.get_sync_client": (1, ()),
     "vllm.connections:HTTPConnection.get_async_client": (1, ()),
     "vllm.connections:HTTPConnection._headers": (1, ()),
+    "vllm.tool_parsers:ToolParserManager.register_module": (1, ("module",)),
+    "vllm.tool_parsers:ToolParserManager.get_tool_parser": (1, ()),
+    "vllm.reasoning:ReasoningParserManager.get_reasoning_parser": (1, ()),
+    "vllm.tokenizers:get_tokenizer": (1, ("tokenizer_mode", "trust_remote_code", "revision")),
+    "vllm.transformers_utils.repo_utils:get_hf_file_bytes": (3, ()),
+    "vllm.transformers_utils.repo_utils:get_hf_file_to_dict": (3, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser.extract_tool_calls": (3, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser._extract_tool_call_jsons": (2, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser._extract_tool_name": (1, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser._extract_tool_args": (2, ()),
+    "vllm.parser.abstract_parser:DelegatingParser.adjust_request": (2, ()),
     "vllm.multimodal.media.connector:MediaConnector": (
         2,
         ("allowed_local_media_path", "allowed_media_domains"),
@@ -142,6 +153,8 @@ FIELDS = {
     " tool_choice max_completion_tokens top_logprobs",
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest": f"{_SHARED} prompt echo",
     "vllm.entrypoints.generate.base.protocol:StreamOptions": "include_usage",
+    "vllm.entrypoints.generate.base.protocol:FunctionDefinition": "name parameters strict",
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionToolsParam": "type function",
     "vllm.entrypoints.serve.engine.protocol:ErrorResponse": "error",
     "vllm.entrypoints.serve.engine.protocol:ErrorInfo": "message type param code",
     "vllm.sampling_params:SamplingParams": "n temperature top_p top_k min_p extra_args output_kind"
@@ -243,7 +256,10 @@ def test_the_plugin_is_one():
             ["self.base_model_paths", "self.lora_requests", "self.model_config"],
         ),
         ("vllm.entrypoints.generate.beam_search.online", ["async def beam_search("]),
-        ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),
+        (
+            "vllm.entrypoints.openai.chat_completion.serving",
+            ["self.beam_search(", "self.parser_cls = ", "self.renderer.tokenizer", "self.model_config"],
+        ),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
         ("vllm.v1.engine.async_llm", ["self.renderer"]),
         ("vllm.renderers.base", ["self.mm_processor:", ".info.allowed_mm_limits"]),
@@ -290,6 +306,21 @@ def test_the_flags_we_set_exist():
         "model_tag served_model_name tool_call_parser enable_auto_tool_choice kv_cache_memory_bytes"
         " enforce_eager logits_processors speculative_config shutdown_timeout gpu_memory_utilization headless"
         " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile"
-        " uds host port async_scheduling worker_cls additional_config allowed_media_domains"
+        " uds host port async_scheduling worker_cls additional_config allowed_media_domains chat_template"
+        " tool_strict_level reasoning_parser structured_outputs_config tokenizer tokenizer_mode revision"
+        " tokenizer_revision trust_remote_code hf_config_path"
     )
     assert set(expected.split()) <= args.keys()
+
+
+def test_the_parsers_that_are_chosen_exist():
+    """Of every family, for its tool calls and its reasoning: registered under this name, and loadable."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    from server.tool_parsers import REASONING_RULES, TOOL_RULES
+
+    for name, _ in TOOL_RULES:
+        assert ToolParserManager.get_tool_parser(name)
+    for name, _ in REASONING_RULES:
+        assert ReasoningParserManager.get_reasoning_parser(name)
