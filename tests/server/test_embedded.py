@@ -243,7 +243,7 @@ def test_the_template_changes_nothing_without_tools(model, talk, generate):
 
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
 def test_tools_calls_and_results_are_shown(model, system):
-    """The tools in the system's turn, a call as the model is to write it, results in one turn of the user's."""
+    """Tools in the system's turn, a call as the model is to write it, results in one turn of the user's."""
     from transformers import AutoTokenizer
 
     result = {"role": "tool", "tool_call_id": "c1", "content": "Two."}

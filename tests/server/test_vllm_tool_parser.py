@@ -152,7 +152,7 @@ def test_without_a_parser_the_models_choice_is_refused(model_path):
         ('<tool_call>\n{"name": "add", "arguments": {"a": 1', [("add", '{"a": 1')]),
         ('<tool_call>\n{"name": "ad', []),
         (
-            '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><tool_call>\n{"name": "add", "ar',
+            '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><tool_call>\n{"name": "add", "ar',
             [("add", '{"a": 1}'), ("add", "")],
         ),
     ],
