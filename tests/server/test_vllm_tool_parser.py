@@ -1,9 +1,12 @@
 """The parser that the launch chooses, and what the server then knows of it."""
 
 import json
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import xgrammar
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.parser import ParserManager
@@ -12,6 +15,8 @@ from vllm.tokenizers import get_tokenizer
 from server.vllm_launch import _parse
 from server.vllm_tool_parser import complete, rules_of
 from server.vllm_tools import ToolRules
+from server.vllm_wire import ChatRequest
+from tests.tool_schemas import SCHEMAS, checked, named, tool
 
 HERMES = "{% if tools %}<tool_call>{{ arguments }}</tool_call>{% endif %}"
 TOOL = {
@@ -163,3 +168,55 @@ def test_a_forced_call_that_is_cut_is_told_as_far_as_it_goes(model_path, text, c
     _, content, found = parser.parse(text, request, enable_auto_tools=True)
     assert [(call.name, call.arguments) for call in found or ()] == calls
     assert not content
+
+
+@pytest.fixture(scope="module")
+def hermes(model_path):
+    return chat_of(model_path, "hermes")
+
+
+@pytest.fixture(scope="module")
+def compiler(hermes):
+    tokenizer = hermes.renderer.tokenizer
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=len(tokenizer))
+    return xgrammar.GrammarCompiler(info)
+
+
+def drawn(compiler, tag, tokenizer, seed):
+    """A text of random tokens under a structural tag, to its end."""
+    rng = np.random.default_rng(seed)
+    matcher = xgrammar.GrammarMatcher(compiler.compile_structural_tag(tag))
+    mask = xgrammar.allocate_token_bitmask(1, len(tokenizer))
+    tokens: list[int] = []
+    while not matcher.is_terminated():
+        matcher.fill_next_token_bitmask(mask)
+        bits = np.unpackbits(mask[0].numpy().view(np.uint8), bitorder="little")[: len(tokenizer)]
+        token = int(rng.choice(np.flatnonzero(bits)))
+        assert matcher.accept_token(token)
+        tokens.append(token)
+        assert len(tokens) < 2000
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("how", ["named", "required"])
+def test_whatever_is_drawn_is_a_call_of_its_schema(hermes, compiler, name, how):
+    """Under the tag that a request gets, by the dullest model there is: random tokens."""
+    tokenizer = hermes.renderer.tokenizer
+    request = ChatRequest.model_validate(
+        {
+            "messages": [{"role": "user", "content": "x"}],
+            "tools": [tool(name), tool("enum")] if name != "enum" else [tool(name)],
+            "tool_choice": named(name) if how == "named" else how,
+            "parallel_tool_calls": False,
+        }
+    )
+    request.take_tools(ToolRules(), request.take_constraints())
+    parser = hermes.parser_cls(tokenizer, request.tools)
+    params = parser.adjust_request(request).to_sampling_params(100, {})
+    for seed in range(5):
+        text = drawn(compiler, params.structured_outputs.structural_tag, tokenizer, seed)
+        assert "  " not in re.sub(r'"(?:[^"\\]|\\.)*"', "s", text)
+        _, content, (call,) = parser.parse(text, request, enable_auto_tools=True)
+        assert checked({"function": {"name": call.name, "arguments": call.arguments}}) in (name, "enum")
+        assert content is None
