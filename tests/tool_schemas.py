@@ -52,7 +52,7 @@ SCHEMAS = {
 }
 
 
-def tool(name, **more):
+def tool(name, /, **more):
     described = {"name": name, "description": f"Takes {name}.", "parameters": SCHEMAS[name]}
     return {"type": "function", "function": {**described, **more}}
 
