@@ -23,7 +23,7 @@ class Settings:
 
     home: Path
     database_url: str
-    max_body_bytes: int = 8 * 1024 * 1024
+    max_body_bytes: int = 16 * 1024 * 1024  # an image of 10 MiB in base64, and more
     key_cache_seconds: float = 2.0
     constraint_seconds: float = 10.0
     steering_rows: int = DEFAULT_ROWS

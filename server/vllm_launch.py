@@ -95,7 +95,7 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "URL",
         "help": "sqlite+aiosqlite:///… or postgresql://… (STEERSMAN_DATABASE_URL).",
     },
-    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (8 MiB)."},
+    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (16 MiB)."},
     "--constraint-seconds": {
         "type": float,
         "metavar": "S",

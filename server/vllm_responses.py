@@ -17,6 +17,7 @@ from policies.steering import JSON_PRESET
 from server.addressable import Addressable
 from server.applied import Applied
 from server.errors import InvalidRequest, NotSupported, SteersmanError
+from server.media_parts import media_parts
 from server.observation import observed
 from server.vllm_errors import translated
 from server.vllm_serving import Serving
@@ -55,6 +56,8 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
     observed().resolves(request.model)
+    for part in media_parts(request.input, "input", ("content", "output")):
+        part.require(serving.models.modalities)
     entries = request.steering_entries()
     for path, entry in entries.items():
         if entry.preset == JSON_PRESET:

@@ -100,6 +100,8 @@ class Serving:
         """
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
+        for part in request.media():
+            part.require(self.models.modalities)
         if request.logprob_token_ids:
             # vLLM 0.32's sampler would answer every request of the batch with this one's tokens.
             raise NotSupported("logprob_token_ids disturbs other requests", param="logprob_token_ids")

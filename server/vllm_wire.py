@@ -4,7 +4,7 @@ The models derive from vLLM's, so one validation pass serves both and vLLM's ser
 are. What a request's plan changes enters through `to_sampling_params`, where vLLM merges its own defaults.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -44,6 +44,7 @@ from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs,
 from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
+from server.media_parts import MediaPart, media_parts
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
 from server.wire import (
@@ -230,6 +231,10 @@ class Planned(Addressable, AxionicFields, _VllmFields):
     def tools_given(self) -> bool:
         return bool(getattr(self, "tools", None)) and getattr(self, "tool_choice", None) != "none"
 
+    def media(self) -> Iterator[MediaPart]:
+        """The parts of its messages that are not text."""
+        return iter(())
+
     @property
     def wants_prompt_logprobs(self) -> bool:
         echoed = getattr(self, "echo", False) and self.wants_logprobs
@@ -336,6 +341,9 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
+
+    def media(self) -> Iterator[MediaPart]:
+        return media_parts(self.messages, "messages")
 
     def scored(self) -> dict[str, Any]:
         """The changes that make a response carry its tokens' log-probabilities."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import struct
 import zlib
 from contextlib import asynccontextmanager
@@ -9,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
+from PIL import Image
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.chat_utils import AsyncMultiModalContentParser
 
 from server import __main__
+from server.image_files import MAX_IMAGE_BYTES
 from server.media_hosts import MediaHosts
 from server.vllm_errors import MediaFailed, as_steersman
 from server.vllm_media import CONNECTOR, ListedConnection, ListedMedia, modalities
@@ -47,6 +50,8 @@ class Site:
             raise web.HTTPFound(self.url("/red.png"))
         if request.path == "/gone":
             raise web.HTTPNotFound
+        if request.path == "/large":
+            return web.Response(body=png() + bytes(MAX_IMAGE_BYTES), content_type="image/png")
         if request.path == "/text":
             return web.Response(text="no picture")
         return web.Response(body=png(), content_type="image/png")
@@ -138,7 +143,7 @@ async def test_a_proxy_of_the_environment_is_not_asked(site, monkeypatch):
     assert site.asked == ["/red.png"]
 
 
-@pytest.mark.parametrize(("path", "says"), [("/text", "cannot identify"), ("/gone", "404")])
+@pytest.mark.parametrize(("path", "says"), [("/text", "one of JPEG, PNG, WebP, GIF"), ("/gone", "404")])
 async def test_what_is_no_picture_is_the_clients_error(site, path, says):
     """Which says what came instead."""
     async with fetching("127.0.0.1") as fetch:
@@ -167,8 +172,58 @@ async def test_data_urls_need_no_list(site):
 async def test_other_data_urls_are_the_clients_error(site, url):
     """Those not in base64 among them, which vLLM calls not implemented."""
     async with fetching() as fetch:
-        with pytest.raises(MediaFailed, match="could not be loaded"):
+        with pytest.raises(MediaFailed, match="could not be loaded|none of them"):
             await fetch(url)
+
+
+def data_url(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+async def test_an_image_is_at_most_so_large():
+    """As data, refused before it is decoded; a byte less is read as far as it goes."""
+    async with fetching() as fetch:
+        with pytest.raises(MediaFailed, match="at most 10 MiB large; this one has 10485761 bytes"):
+            await fetch(data_url(png() + bytes(MAX_IMAGE_BYTES + 1 - len(png()))))
+        full = await fetch(data_url(png() + bytes(MAX_IMAGE_BYTES - len(png()))))
+    assert full.media.size == (1, 1)
+
+
+async def test_an_image_that_is_fetched_is_cut_off(site):
+    """Where it grows too large; the limit is told."""
+    async with fetching("127.0.0.1") as fetch:
+        with pytest.raises(MediaFailed, match="larger than 10 MiB"):
+            await fetch(site.url("/large"))
+
+
+async def test_a_local_file_is_held_to_the_size(tmp_path):
+    """Before it is read."""
+    path = tmp_path / "large.png"
+    path.write_bytes(png())
+    with path.open("r+b") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    async with fetching(allowed_local_media_path=str(tmp_path)) as fetch:
+        with pytest.raises(MediaFailed, match="at most 10 MiB"):
+            await fetch(path.as_uri())
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
+async def test_these_formats_are_read(form):
+    """Whatever the URL calls them."""
+    made = io.BytesIO()
+    Image.new("RGB", (3, 2), "blue").save(made, form)
+    async with fetching() as fetch:
+        assert (await fetch(data_url(made.getvalue()))).media.size == (3, 2)
+
+
+@pytest.mark.parametrize("form", ["BMP", "TIFF", "PPM", "ICO"])
+async def test_other_formats_are_refused(form):
+    """With those that are read."""
+    made = io.BytesIO()
+    Image.new("RGB", (32, 32), "blue").save(made, form)
+    async with fetching() as fetch:
+        with pytest.raises(MediaFailed, match="one of JPEG, PNG, WebP, GIF"):
+            await fetch(data_url(made.getvalue()))
 
 
 async def test_files_of_the_server_stay_there(site, tmp_path):

@@ -1,0 +1,60 @@
+"""Which parts of messages are media, and what is said of those that no model takes."""
+
+import pytest
+
+from server.errors import InvalidRequest
+from server.media_parts import MediaPart, media_parts
+
+TEXT = {"type": "text", "text": "See?"}
+
+
+def found(*parts, **message):
+    messages = [{"role": "user", "content": "Hello."}, {"role": "user", "content": list(parts), **message}]
+    return list(media_parts(messages, "messages"))
+
+
+@pytest.mark.parametrize(
+    ("part", "modality"),
+    [
+        ({"type": "image_url", "image_url": {"url": "u"}}, "image"),
+        ({"type": "input_image", "image_url": "u"}, "image"),
+        ({"type": "image_embeds", "image_embeds": "…"}, "image"),
+        ({"type": "video_url", "video_url": {"url": "u"}}, "video"),
+        ({"type": "audio_url", "audio_url": {"url": "u"}}, "audio"),
+        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "audio"),
+        ({"image_url": "u"}, "image"),
+        ({"type": "anything", "uuid": "1", "video_url": "u"}, "video"),
+        ({"uuid": "1", "audio_url": None}, "audio"),
+    ],
+)
+def test_a_part_is_known_by_its_type_or_its_link(part, modality):
+    """As vLLM knows it, cached parts without a link among them; its place is told."""
+    assert found(TEXT, part) == [MediaPart("messages.1.content.1", modality)]
+
+
+@pytest.mark.parametrize("part", [TEXT, "text", None, 5, {}, {"type": 5}, {"type": "text", "image_url": "u"}])
+def test_other_parts_are_none(part):
+    """Whatever is no part of media is left to whoever reads it."""
+    assert found(part) == []
+
+
+@pytest.mark.parametrize("messages", [None, "text", [], ["text"], [{"content": None}], [{}]])
+def test_what_is_no_list_of_parts_has_none(messages):
+    """Nor do what are no messages."""
+    assert list(media_parts(messages, "messages")) == []
+
+
+def test_outputs_of_functions_are_looked_at_where_asked():
+    """As OpenAI's Responses API sends them back."""
+    items = [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": "u"}]}]
+    assert list(media_parts(items, "input")) == []
+    assert list(media_parts(items, "input", ("content", "output"))) == [MediaPart("input.0.output.0", "image")]
+
+
+def test_a_part_that_is_not_taken_is_named():
+    """With what is taken instead."""
+    part = MediaPart("messages.1.content.1", "video")
+    part.require(frozenset({"video"}))
+    with pytest.raises(InvalidRequest, match="takes no video, only text, audio, image") as caught:
+        part.require(frozenset({"image", "audio"}))
+    assert caught.value.param == "messages.1.content.1"
