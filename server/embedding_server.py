@@ -20,14 +20,16 @@ from aiohttp import (
 
 from server.embeddings_wire import Asked, BadAnswer, Embedded, WrongWidth, read
 from server.errors import InvalidRequest, NotFound, PayloadTooLarge, SteersmanError, Unavailable
+from server.settings import Settings
 
 MAX_ANSWER_BYTES: Final = 256 * 1024**2  # 2,048 vectors of 4,096 numbers, written out
 _CONNECT_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.2
+_LIST_SECONDS: Final = 5.0
 _NAMES_SECONDS: Final = 60.0  # for which the list of models is believed
 _WAITING: Final = 4  # requests that may wait for each that runs
 _SHOWN: Final = 500  # characters of a message
-# Before anything was answered, on a connection that may just have been idle too long. To embed twice harms nobody.
+# Maybe the connection had only been idle too long. To embed twice harms nobody.
 _LOST = (ClientConnectorError, ClientOSError, ServerDisconnectedError)
 
 
@@ -39,7 +41,7 @@ class _Reply:
 
 
 class EmbeddingServer:
-    """One pooled client of the server at `url`, which at most `at_once` requests use at a time.
+    """One pooled client of the server at `url`, its root, which at most `at_once` requests use at a time.
 
     `model` is the one name of a server that lists none.
     """
@@ -54,7 +56,7 @@ class EmbeddingServer:
         at_once: int = 64,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
-        self._base = url.rstrip("/").removesuffix("/v1")
+        self._base = url
         self._headers = {"accept": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         self._model, self._seconds, self._max_bytes = model, seconds, max_answer_bytes
         self._slots, self._most, self._asking = asyncio.Semaphore(at_once), at_once * (1 + _WAITING), 0
@@ -62,8 +64,21 @@ class EmbeddingServer:
         self._names_until = float("inf") if model else 0.0
         self._client: ClientSession | None = None
 
+    @classmethod
+    def of(cls, settings: Settings) -> "EmbeddingServer | None":
+        """None where none is configured."""
+        if settings.embeddings_url is None:
+            return None
+        return cls(
+            settings.embeddings_url,
+            key=settings.embeddings_key,
+            model=settings.embeddings_model,
+            seconds=settings.embeddings_seconds,
+            at_once=settings.embeddings_at_once,
+        )
+
     async def resolve(self, name: str | None) -> str:
-        """The name for what a client wrote; none or "default" is the first one. Raises NotFound, Unavailable."""
+        """The name for what a client wrote; none and "default" are the first. Raises NotFound, Unavailable."""
         names = await self.names()
         if name is None or name == "default":
             return names[0]
@@ -79,7 +94,7 @@ class EmbeddingServer:
         """The models of the embedding server. Raises Unavailable."""
         if time.monotonic() < self._names_until:
             return self._names
-        async with self._slot():
+        async with self._slot(min(self._seconds, _LIST_SECONDS)):
             reply = await self._ask("GET", "/v1/models")
         if reply.status != 200:
             raise _refused(reply)
@@ -94,7 +109,7 @@ class EmbeddingServer:
 
     async def embed(self, asked: Asked) -> Embedded:
         """Raises Unavailable, and what the server answers in the words of OpenAI's errors."""
-        async with self._slot():
+        async with self._slot(self._seconds):
             reply = await self._ask("POST", "/v1/embeddings", asked.as_body())
             if reply.status != 200:
                 raise _refused(reply)
@@ -110,16 +125,16 @@ class EmbeddingServer:
             await self._client.close()
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _slot(self, seconds: float) -> AsyncIterator[None]:
         if self._asking >= self._most:
             raise Unavailable("too many requests wait for the embedding server", retry_after=1)
         self._asking += 1
         try:
-            async with asyncio.timeout(self._seconds), self._slots:
+            async with asyncio.timeout(seconds), self._slots:
                 yield
         except TimeoutError as error:
             raise Unavailable(
-                f"the embedding server took longer than {self._seconds:g} s", retry_after=5
+                f"the embedding server took longer than {seconds:g} s", retry_after=5
             ) from error
         finally:
             self._asking -= 1

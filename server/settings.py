@@ -3,8 +3,9 @@
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 
@@ -39,6 +40,11 @@ class Settings:
     interaction_days: float = 30.0
     redact: tuple[str, ...] = ()
     accounts: str = "off"
+    embeddings_url: str | None = None
+    embeddings_key: str | None = field(default=None, repr=False)
+    embeddings_model: str | None = None
+    embeddings_seconds: float = 60.0
+    embeddings_at_once: int = 64
 
     @property
     def has_accounts(self) -> bool:
@@ -65,6 +71,8 @@ class Settings:
             "observe_days": float,
             "interaction_rows": int,
             "interaction_days": float,
+            "embeddings_seconds": float,
+            "embeddings_at_once": int,
         }
         numbers = {
             name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
@@ -79,6 +87,9 @@ class Settings:
             interactions=_interactions(value("interactions") or "asked"),
             redact=read_patterns(Path(path).expanduser()) if (path := value("redact")) else (),
             accounts=_accounts(value("accounts") or "off"),
+            embeddings_url=_embeddings_url(value("embeddings_url")),
+            embeddings_key=environ.get("STEERSMAN_EMBEDDINGS_KEY") or None,  # no flag: others read those
+            embeddings_model=value("embeddings_model") or None,
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -102,6 +113,23 @@ def _accounts(text: str) -> str:
     if text not in ACCOUNTS:
         raise ValueError(f"accounts (--accounts) is one of {', '.join(ACCOUNTS)}, not {text!r}")
     return text
+
+
+def _embeddings_url(text: str | None) -> str | None:
+    """As the embedding server's client takes it: its root, with or without /v1."""
+    if not text:
+        return None
+    problem = f"embeddings_url (--embeddings-url) is the root of a server, as http://host:8000, not {text!r}"
+    try:
+        parsed = urlsplit(text)
+        rooted = parsed.port is None or parsed.port > 0
+    except ValueError as error:
+        raise ValueError(problem) from error
+    if parsed.scheme not in {"http", "https"} or not parsed.hostname or not rooted:
+        raise ValueError(problem)
+    if parsed.query or parsed.fragment or parsed.username is not None or parsed.password is not None:
+        raise ValueError(f"{problem}; its key is read from STEERSMAN_EMBEDDINGS_KEY")
+    return text.rstrip("/").removesuffix("/v1")
 
 
 _MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests"}

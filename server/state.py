@@ -8,6 +8,7 @@ from server.auth import KeyRing
 from server.behavior_maker import BehaviorMaker
 from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
+from server.embedding_server import EmbeddingServer
 from server.errors import NotSupported
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog
@@ -52,6 +53,7 @@ class ServerState:
     feedback: FeedbackStore
     accounts: Accounts
     directory: Directory
+    embeddings: EmbeddingServer | None
 
     @property
     def projects(self) -> Projects:

@@ -34,6 +34,7 @@ from server.behaviors import Behaviors
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
+from server.embedding_server import EmbeddingServer
 from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
@@ -52,6 +53,7 @@ from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import (
     accounts,
+    embeddings,
     feedback,
     keys,
     native,
@@ -119,7 +121,16 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (openai, projects, feedback, stored_completions, oxen, *axionic, observability):
+        for routes in (
+            openai,
+            embeddings,
+            projects,
+            feedback,
+            stored_completions,
+            oxen,
+            *axionic,
+            observability,
+        ):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -189,6 +200,7 @@ class SteersmanPlugin:
             FeedbackStore(doors.store.database),
             doors.accounts,
             Directory(models, doors.projects, Aliases(doors.store.database)),
+            EmbeddingServer.of(doors.settings),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -310,6 +322,8 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
                 await server.checker.close()
                 await server.judge.close()
                 await server.policy_runs.close()
+                if server.embeddings is not None:
+                    await server.embeddings.close()
                 await server.store.close()
 
     app.router.lifespan_context = lifespan

@@ -169,6 +169,25 @@ _OURS: dict[str, dict[str, object]] = {
         "help": "Accounts that log in with a password: open (whoever signs up; without a word too), closed "
         "(those of `steersman accounts add`), off (the default) (STEERSMAN_ACCOUNTS).",
     },
+    "--embeddings-url": {
+        "metavar": "URL",
+        "help": "The server that embeds for /v1/embeddings, by OpenAI's API: http://host:8000; its key is read from "
+        "STEERSMAN_EMBEDDINGS_KEY (STEERSMAN_EMBEDDINGS_URL).",
+    },
+    "--embeddings-model": {
+        "metavar": "NAME",
+        "help": "Its model, where it does not list it under /v1/models.",
+    },
+    "--embeddings-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long it may take before a request gets 503 (60).",
+    },
+    "--embeddings-at-once": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many requests it is sent at a time; four times as many wait (64).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",

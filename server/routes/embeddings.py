@@ -5,11 +5,13 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.addressing import within
 from server.auth import Principal
 from server.embedding_server import EmbeddingServer
 from server.embeddings_wire import AdaptiveEmbeddingsRequest, Asked, Embedded, EmbeddingsRequest
 from server.errors import NotSupported
 from server.observation import observed
+from server.roles import Role
 from server.routes.body import JsonRoute
 from server.state import ServerState
 from server.vllm_serving import guarded
@@ -27,10 +29,11 @@ async def create_embeddings(request: EmbeddingsRequest, raw_request: Request) ->
 
 @router.post("/api/v1/embeddings")
 @guarded
-async def create_adaptive_embeddings(request: AdaptiveEmbeddingsRequest, raw_request: Request) -> Response:
+async def create_for_adaptive(request: AdaptiveEmbeddingsRequest, raw_request: Request) -> Response:
     server = _server(raw_request)
     state: ServerState = raw_request.app.state.steersman
-    raw_request.state.principal = await state.projects.enter(raw_request.state.principal, request.project)
+    principal: Principal = raw_request.state.principal
+    within(await state.projects.enter(principal, request.project, needs=Role.MEMBER), raw_request)
     embedded = await _embedded(request.asked(await server.resolve(request.named)), server, raw_request)
     return _json(await asyncio.to_thread(embedded.as_adaptive))
 
@@ -39,8 +42,8 @@ def _server(raw: Request) -> EmbeddingServer:
     state: ServerState = raw.app.state.steersman
     if state.embeddings is None:
         raise NotSupported(
-            "no server that embeds is configured: start this one with --embeddings-url URL, of any server that"
-            " answers OpenAI's /v1/embeddings"
+            "no server that embeds is configured: start this one with --embeddings-url URL, of any server"
+            " that answers OpenAI's /v1/embeddings"
         )
     return state.embeddings
 

@@ -1,6 +1,6 @@
 """Images on every chat route, seen by a model of the tests' own; what it cannot take is refused by name.
 
-A random Idefics3, whose processor needs no torchvision: its text half reads as the tiny models of other tests do.
+A random Idefics3, whose processor needs no torchvision, with the embedded model's tokenizer.
 """
 
 import base64
@@ -226,7 +226,7 @@ def test_responses_see(client):
 
 def test_policies_see(client):
     """A request with a policy is answered by the same picture."""
-    policy = {"sampling": {"sampling_method": "greedy"}}
+    policy = {"sampling": {"method": "greedy"}}
     seen = said(client, image(data_url("blue")), policy=policy)
     assert seen == pytest.approx(said(client, image(data_url("blue"))), abs=1e-5)
 
@@ -250,7 +250,10 @@ def test_what_the_model_cannot_take_is_named(client, path, part):
 
 def test_responses_name_it_too(client):
     """Where their input has it."""
-    parts = [{"type": "input_text", "text": "?"}, {"type": "input_audio", "input_audio": HEARD["input_audio"]}]
+    parts = [
+        {"type": "input_text", "text": "?"},
+        {"type": "input_audio", "input_audio": HEARD["input_audio"]},
+    ]
     response = client.post(RESPONSES, json={"model": "seeing", "input": [{"role": "user", "content": parts}]})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == "input.0.content.1"

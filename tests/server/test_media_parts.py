@@ -48,7 +48,9 @@ def test_outputs_of_functions_are_looked_at_where_asked():
     """As OpenAI's Responses API sends them back."""
     items = [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": "u"}]}]
     assert list(media_parts(items, "input")) == []
-    assert list(media_parts(items, "input", ("content", "output"))) == [MediaPart("input.0.output.0", "image")]
+    assert list(media_parts(items, "input", ("content", "output"))) == [
+        MediaPart("input.0.output.0", "image")
+    ]
 
 
 def test_a_part_that_is_not_taken_is_named():

@@ -172,7 +172,7 @@ async def test_data_urls_need_no_list(site):
 async def test_other_data_urls_are_the_clients_error(site, url):
     """Those not in base64 among them, which vLLM calls not implemented."""
     async with fetching() as fetch:
-        with pytest.raises(MediaFailed, match="could not be loaded|none of them"):
+        with pytest.raises(MediaFailed, match=r"could not be loaded|none of them"):
             await fetch(url)
 
 
