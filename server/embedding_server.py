@@ -29,6 +29,7 @@ _LIST_SECONDS: Final = 5.0
 _NAMES_SECONDS: Final = 60.0  # for which the list of models is believed
 _WAITING: Final = 4  # requests that may wait for each that runs
 _SHOWN: Final = 500  # characters of a message
+_FIELDS: Final = ("input", "model", "encoding_format", "dimensions", "user")  # as clients send them
 # Maybe the connection had only been idle too long. To embed twice harms nobody.
 _LOST = (ClientConnectorError, ClientOSError, ServerDisconnectedError)
 
@@ -78,7 +79,7 @@ class EmbeddingServer:
         )
 
     async def resolve(self, name: str | None) -> str:
-        """The name for what a client wrote; none and "default" are the first. Raises NotFound, Unavailable."""
+        """The name for what a client wrote: none is the first one. Raises NotFound, Unavailable."""
         names = await self.names()
         if name is None or name == "default":
             return names[0]
@@ -204,4 +205,4 @@ def _told(body: bytes) -> tuple[str, str | None]:
         return str(error)[:_SHOWN], None
     message = error.get("message") or error.get("error") or error.get("detail") or "no message"
     param = error.get("param")
-    return str(message)[:_SHOWN], param if isinstance(param, str) else None
+    return str(message)[:_SHOWN], param if param in _FIELDS else None

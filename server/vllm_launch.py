@@ -171,7 +171,7 @@ _OURS: dict[str, dict[str, object]] = {
     },
     "--embeddings-url": {
         "metavar": "URL",
-        "help": "The server that embeds for /v1/embeddings, by OpenAI's API: http://host:8000; its key is read from "
+        "help": "The server that embeds for /v1/embeddings, by OpenAI's API: http://host:8000; its key is in "
         "STEERSMAN_EMBEDDINGS_KEY (STEERSMAN_EMBEDDINGS_URL).",
     },
     "--embeddings-model": {

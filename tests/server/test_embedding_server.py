@@ -196,6 +196,7 @@ async def test_it_may_say_when_to_try_again(opened, given, seconds):
             InvalidRequest("too long", param="input"),
         ),
         (422, {"error": "batch size", "error_type": "Validation"}, InvalidRequest("batch size")),
+        (400, {"error": {"message": "m", "param": "input_tokens"}}, InvalidRequest("m")),
         (400, {"detail": "bad"}, InvalidRequest("bad")),
         (400, b"<html>", InvalidRequest("<html>")),
         (400, b"", InvalidRequest("no message")),
