@@ -248,17 +248,6 @@ def test_what_the_model_cannot_take_is_named(client, path, part):
     assert error["message"].endswith("only text, image")
 
 
-def test_responses_name_it_too(client):
-    """Where their input has it."""
-    parts = [
-        {"type": "input_text", "text": "?"},
-        {"type": "input_audio", "input_audio": HEARD["input_audio"]},
-    ]
-    response = client.post(RESPONSES, json={"model": "seeing", "input": [{"role": "user", "content": parts}]})
-    assert response.status_code == 400, response.text
-    assert response.json()["error"]["param"] == "input.0.content.1"
-
-
 @pytest.mark.parametrize("path", [CHAT, OXEN])
 def test_a_picture_is_at_most_so_large(client, site, path):
     """Sent along or fetched: told with the size that would do."""

@@ -16,11 +16,14 @@ from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.chat_utils import AsyncMultiModalContentParser
 
 from server import __main__
+from server.errors import InvalidRequest
 from server.image_files import MAX_IMAGE_BYTES
 from server.media_hosts import MediaHosts
 from server.vllm_errors import MediaFailed, as_steersman
 from server.vllm_media import CONNECTOR, ListedConnection, ListedMedia, modalities
+from server.vllm_responses import SteeredResponses, respond
 from tests.server.resolvers import Answering
+from tests.server.vllm_policy_world import CHAT, Engine, always, opened, serving
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -300,3 +303,44 @@ def test_what_a_model_takes(limits, taken):
     """What vLLM lets a prompt have one of; a model of text takes nothing beside it."""
     engine = type("Engine", (), {"renderer": Renderer(limits)})()
     assert modalities(engine) == taken
+
+
+# What no model takes
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+LOOK = [
+    {"role": "user", "content": "Hello."},
+    {"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]},
+]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"stream": True}, {"n": 2}, {"policy": {"sampling": {"method": "greedy"}}}]
+)
+@pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
+async def test_a_part_that_the_model_does_not_take_is_named(more):
+    """However the request is answered; the engine is not asked."""
+    engine = Engine(always("A pear."))
+    async with opened(engine) as client:
+        response = await client.post(CHAT, json={"messages": LOOK, "max_tokens": 4, **more})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "messages.1.content.1"), response.text
+    assert error["message"].endswith("takes no image, only text")
+    assert engine.requests == []
+
+
+async def test_responses_name_it_too():
+    """Where it stands in their input, messages and outputs of functions alike."""
+    seen = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
+    message = {"role": "user", "content": [{"type": "input_text", "text": "?"}, seen]}
+    output = {"type": "function_call_output", "call_id": "c", "output": [seen]}
+    for item, path in ((message, "input.1.content.1"), (output, "input.1.output.0")):
+        request = SteeredResponses.model_validate({"input": [{"role": "user", "content": "Hello."}, item]})
+        served = serving(Engine(always("A pear.")))
+        state = SimpleNamespace(steersman=SimpleNamespace(serving=served), openai_serving_responses=object())
+        principal = SimpleNamespace(selected_model=None, account_id="me")
+        raw = SimpleNamespace(app=SimpleNamespace(state=state), state=SimpleNamespace(principal=principal))
+        with pytest.raises(InvalidRequest, match="takes no image, only text") as caught:
+            await respond(request, raw)
+        assert caught.value.param == path
