@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -130,10 +131,11 @@ def test_adaptive_s_client_gets_them(live, reference):
     sdk = pytest.importorskip("adaptive_sdk", reason="pip install adaptive-sdk==0.14.2")
     adaptive = sdk.Adaptive(base_url=live.url, api_key=live.key)
     adaptive.set_default_project("default")
-    for model in ("org/embedder", None):
-        made = adaptive.embeddings.create(input=TEXTS[0], model=model)
-        alike([made.data[0].embedding], reference[0][:1])
-        assert made.usage.prompt_tokens == made.usage.total_tokens > 0
+    with closing(adaptive):
+        for model in ("org/embedder", None):
+            made = adaptive.embeddings.create(input=TEXTS[0], model=model)
+            alike([made.data[0].embedding], reference[0][:1])
+            assert made.usage.prompt_tokens == made.usage.total_tokens > 0
 
 
 def test_they_are_counted_for_the_key(client, reference):
