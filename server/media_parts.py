@@ -21,13 +21,16 @@ _MODALITIES = {
     "audio_embeds": "audio",
 }
 
+_LINKED = ("image_url", "video_url", "audio_url")
+
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """`path` is its place in the request, `modality` what a model needs for it."""
+    """`path` is its place in the request, `modality` what a model needs for it, `url` its link, if any."""
 
     path: str
     modality: str
+    url: str | None = None
 
     def require(self, modalities: frozenset[str]) -> None:
         """Raises InvalidRequest where the served model, which takes `modalities` beside text, does not."""
@@ -47,7 +50,13 @@ def media_parts(messages: Any, field: str, contents: Sequence[str] = ("content",
             for place, part in enumerate(listed if isinstance(listed, list) else ()):
                 modality = _modality(part)
                 if modality is not None:
-                    yield MediaPart(f"{field}.{index}.{content}.{place}", modality)
+                    yield MediaPart(f"{field}.{index}.{content}.{place}", modality, _url(part))
+
+
+def _url(part: Mapping[str, Any]) -> str | None:
+    linked = next((part[name] for name in _LINKED if name in part), None)
+    url = linked.get("url") if isinstance(linked, Mapping) else linked
+    return url if isinstance(url, str) else None
 
 
 def _modality(part: Any) -> str | None:

@@ -108,12 +108,12 @@ class ListedMedia(MediaConnector):
         )
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
-        with _told():
+        with _told(url):
             self._check(url)
             return super().load_from_url(url, _bounded(media_io), fetch_timeout=fetch_timeout)
 
     async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
-        with _told():
+        with _told(url):
             self._check(url)
             bounded = _bounded(media_io)
             return await super().load_from_url_async(url, bounded, fetch_timeout=fetch_timeout)
@@ -153,15 +153,15 @@ def _bounded(media_io: Any) -> Any:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(url: str) -> Iterator[None]:
     """vLLM has no status, or a server's, for some of what a client's URL leads to."""
     try:
         yield
     except HTTPResponseSizeExceededError as error:
         refused = f"the file is larger than {error.max_bytes // 1024**2} MiB, the most that is fetched"
-        raise MediaFailed(refused) from error
+        raise MediaFailed(refused, url) from error
     except (MediaRefused, VLLMUnprocessableEntityError) as error:
-        raise MediaFailed(str(error.args[0])) from error
+        raise MediaFailed(str(error.args[0]), url) from error
     except (ClientError, OSError, ValueError, DecompressionBombError, NotImplementedError) as error:
         reason = str(error) or type(error).__name__
-        raise MediaFailed(f"the media could not be loaded: {reason}") from error
+        raise MediaFailed(f"the media could not be loaded: {reason}", url) from error

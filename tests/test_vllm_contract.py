@@ -106,6 +106,11 @@ CALLS = {
     ),
     "vllm.multimodal.media.connector:MediaConnector.load_from_url": (3, ("fetch_timeout",)),
     "vllm.multimodal.media.connector:MediaConnector.load_from_url_async": (3, ("fetch_timeout",)),
+    "vllm.multimodal.media.image:ImageMediaIO": (1, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.get_max_bytes": (1, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.load_bytes": (2, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.load_base64": (3, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.load_file": (2, ()),
     **{
         f"{worker}_worker:{name}.load_model": (1, ())
         for worker, name in (("vllm.v1.worker.cpu", "CPUWorker"), ("vllm.v1.worker.gpu", "Worker"))
@@ -254,8 +259,9 @@ def test_the_plugin_is_one():
         ("vllm.connections", ["await self.get_async_response(", "self.get_sync_client()"]),
         (
             "vllm.multimodal.media.connector",
-            ["connection.async_get_bytes(", "self.allowed_local_media_path ="],
+            ["connection.async_get_bytes(", "max_bytes=max_bytes", "self.allowed_local_media_path ="],
         ),
+        ("vllm.multimodal.media.image", ["self.image_mode =", "self.kwargs ="]),
         ("vllm.tokenizers.mistral", ["self.is_tekken =", "self.tokenizer: Tokenizer =", "def vocab("]),
         ("vllm.v1.worker.gpu_input_batch", ["self.num_computed_tokens_cpu ="]),
         ("vllm.v1.worker.gpu_model_runner", ["self.input_batch ="]),

@@ -254,7 +254,7 @@ def test_a_picture_is_at_most_so_large(client, site, path):
     sent = "data:image/png;base64," + base64.b64encode(bytes(MAX_IMAGE_BYTES + 1)).decode()
     for url in (sent, f"{site}/large.png"):
         error = refused(client, image(url), path)
-        assert error["code"] == "invalid_file_input"
+        assert (error["code"], error["param"]) == ("invalid_file_input", "messages.0.content.1")
         assert "10 MiB" in error["message"]
 
 

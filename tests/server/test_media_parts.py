@@ -29,7 +29,22 @@ def found(*parts, **message):
 )
 def test_a_part_is_known_by_its_type_or_its_link(part, modality):
     """As vLLM knows it, cached parts without a link among them; its place is told."""
-    assert found(TEXT, part) == [MediaPart("messages.1.content.1", modality)]
+    (known,) = found(TEXT, part)
+    assert (known.path, known.modality) == ("messages.1.content.1", modality)
+
+
+@pytest.mark.parametrize("linked", ["u", {"url": "u"}])
+def test_a_link_is_told_in_either_form(linked):
+    """So that what cannot be had is found again by it."""
+    (known,) = found({"type": "video_url", "video_url": linked})
+    assert known.url == "u"
+
+
+@pytest.mark.parametrize("linked", [None, 5, {}, {"url": None}, []])
+def test_what_is_no_link_is_none(linked):
+    """Whoever reads the part says what is wrong with it."""
+    (known,) = found({"type": "image_url", "image_url": linked})
+    assert known.url is None
 
 
 @pytest.mark.parametrize("part", [TEXT, "text", None, 5, {}, {"type": 5}, {"type": "text", "image_url": "u"}])
@@ -49,7 +64,7 @@ def test_outputs_of_functions_are_looked_at_where_asked():
     items = [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": "u"}]}]
     assert list(media_parts(items, "input")) == []
     assert list(media_parts(items, "input", ("content", "output"))) == [
-        MediaPart("input.0.output.0", "image")
+        MediaPart("input.0.output.0", "image", "u")
     ]
 
 

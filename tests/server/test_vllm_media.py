@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +23,9 @@ from server.media_hosts import MediaHosts
 from server.vllm_errors import MediaFailed, as_steersman
 from server.vllm_media import CONNECTOR, ListedConnection, ListedMedia, modalities
 from server.vllm_responses import SteeredResponses, respond
+from server.vllm_wire import ChatRequest
 from tests.server.resolvers import Answering
-from tests.server.vllm_policy_world import CHAT, Engine, always, opened, serving
+from tests.server.vllm_policy_world import CHAT, Engine, always, opened, raw_request, serving
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -344,3 +346,27 @@ async def test_responses_name_it_too():
         with pytest.raises(InvalidRequest, match="takes no image, only text") as caught:
             await respond(request, raw)
         assert caught.value.param == path
+
+
+async def test_a_part_that_cannot_be_had_is_named():
+    """Of several the one that failed."""
+
+    class Blind(Engine):
+        async def create_chat_completion(self, request, raw):
+            raise MediaFailed("it is gone", "http://b/")
+
+    parts = [{"type": "image_url", "image_url": {"url": f"http://{host}/"}} for host in "ab"]
+    served = serving(Blind(always("")))
+    served = replace(served, models=replace(served.models, modalities=frozenset({"image"})))
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": parts}]})
+    with pytest.raises(InvalidRequest, match="it is gone") as caught:
+        await served.decode(request, raw_request())
+    assert (caught.value.param, caught.value.reason) == ("messages.0.content.1", "invalid_file_input")
+
+
+async def test_what_fails_is_told_with_its_url():
+    """By which its part is found."""
+    async with fetching() as fetch:
+        with pytest.raises(MediaFailed) as caught:
+            await fetch("http://elsewhere/red.png")
+    assert caught.value.url == "http://elsewhere/red.png"
