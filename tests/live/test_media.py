@@ -1,88 +1,48 @@
-"""Images on every chat route, seen by a model of the tests' own; what it cannot take is refused by name.
-
-A random Idefics3, whose processor needs no torchvision, with the embedded model's tokenizer.
-"""
+"""Images and sounds on every chat route, before models of the tests' own; what these cannot take is named."""
 
 import base64
 import io
+import math
+import struct
 import threading
+import wave
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-import torch
 from PIL import Image
 
 from server.image_files import MAX_IMAGE_BYTES
 from tests.conftest import start_server, stop
+from tests.live.tiny_media import make_hearing, make_seeing
 
 pytestmark = pytest.mark.engine
 
 CHAT, OXEN, ADAPTIVE = "/v1/chat/completions", "/api/ai/chat/completions", "/api/v1/chat/completions"
 RESPONSES = "/v1/responses"
-NAMES = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
-{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}{% endfor %}{% endif %}<|im_end|>
-{% endfor %}<|im_start|>assistant
-"""
+FLAGS = ["--dtype", "float32", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(64 * 1024**2)]
+FLAGS += ["--max-model-len", "512", "--allowed-media-domains", "127.0.0.1"]
 
 
 @pytest.fixture(scope="module")
-def seeing(model_path, tmp_path_factory):
-    """The folder of a model that takes images: 28 x 28 pixels become four tokens."""
-    from transformers import (
-        AutoTokenizer,
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        Idefics3Processor,
-        LlamaConfig,
-    )
-    from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("seeing") / "model"
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    tokenizer.add_special_tokens({"additional_special_tokens": NAMES})
-    tokenizer.chat_template = None
-    torch.manual_seed(0)
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
-    text = LlamaConfig(
-        vocab_size=49216,
-        hidden_size=64,
-        intermediate_size=128,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        **layers,
-    )
-    vision = Idefics3VisionConfig(hidden_size=32, intermediate_size=64, image_size=28, patch_size=7, **layers)
-    config = Idefics3Config(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-    )
-    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
-    edge = {"longest_edge": 28}
-    images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=TEMPLATE)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def live(seeing, tmp_path_factory):
-    """One picture to a prompt; links to the loopback address are followed."""
-    flags = ["--served-model-name", "seeing", "--dtype", "float32", "--max-num-seqs", "8"]
-    flags += ["--kv-cache-memory-bytes", str(64 * 1024**2), "--max-model-len", "512"]
-    flags += ["--allowed-media-domains", "127.0.0.1"]
-    server = start_server(tmp_path_factory.mktemp("media"), str(seeing), *flags)
+def live(model_path, tmp_path_factory):
+    """A model that sees; links to the loopback address are followed."""
+    home = tmp_path_factory.mktemp("seeing")
+    make_seeing(model_path, home / "model")
+    server = start_server(home, str(home / "model"), "--served-model-name", "seeing", *FLAGS)
     yield server
+    stop(server.process)
+
+
+@pytest.fixture(scope="module")
+def hearing(model_path, tmp_path_factory):
+    """A client of a server whose model hears."""
+    pytest.importorskip("soundfile", reason="pip install soundfile")
+    home = tmp_path_factory.mktemp("hearing")
+    make_hearing(model_path, home / "model")
+    server = start_server(home, str(home / "model"), "--served-model-name", "hearing", *FLAGS)
+    with server.client() as http:
+        yield http
     stop(server.process)
 
 
@@ -279,3 +239,41 @@ def test_a_picture_lies_beside_what_is_stored(client):
         if found.status_code == 200:
             break
     assert found.status_code == 200, found.text
+
+
+# Sounds
+
+
+def wav(hertz):
+    """Half a second of one tone."""
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        tone = (int(20_000 * math.sin(2 * math.pi * hertz * step / 16_000)) for step in range(8_000))
+        file.writeframes(b"".join(struct.pack("<h", level) for level in tone))
+    return base64.b64encode(made.getvalue()).decode()
+
+
+def sound(hertz):
+    return {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{wav(hertz)}"}}
+
+
+def heard(client, part, path=CHAT):
+    return said(client, part, path, model="hearing")
+
+
+def test_the_sound_decides_the_answer(hearing):
+    """Two tones have two answers; the same one, the same, on both routes and in OpenAI's own form."""
+    low, high = heard(hearing, sound(220)), heard(hearing, sound(3_000))
+    assert heard(hearing, sound(220)) == pytest.approx(low, abs=1e-5)
+    assert heard(hearing, sound(220), OXEN) == pytest.approx(low, abs=1e-5)
+    sent = {"type": "input_audio", "input_audio": {"data": wav(220), "format": "wav"}}
+    assert heard(hearing, sent) == pytest.approx(low, abs=1e-5)
+    assert high != pytest.approx(low, abs=1e-3)
+
+
+def test_a_model_that_hears_sees_nothing(hearing):
+    """An image is named as what it does not take."""
+    error = refused(hearing, image(data_url("red")), model="hearing")
+    assert error["param"] == "messages.0.content.1"
+    assert error["message"].endswith("only text, audio")
