@@ -1,4 +1,4 @@
-"""Random models of two layers that see or hear, with the embedded model's tokenizer; neither needs torchvision."""
+"""Random models of two layers that see or hear, with the embedded model's tokenizer, without torchvision."""
 
 from pathlib import Path
 
