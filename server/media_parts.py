@@ -25,7 +25,7 @@ _LINKED = ("image_url", "video_url", "audio_url")
 
 
 @dataclass(frozen=True, slots=True)
-class MediaPart:
+class PlacedPart:
     """`path` is its place in the request, `modality` what a model needs for it, `url` its link, if any."""
 
     path: str
@@ -42,7 +42,7 @@ class MediaPart:
         )
 
 
-def media_parts(messages: Any, field: str, contents: Sequence[str] = ("content",)) -> Iterator[MediaPart]:
+def media_parts(messages: Any, field: str, contents: Sequence[str] = ("content",)) -> Iterator[PlacedPart]:
     """Those of the messages in `field`, whose parts are listed under one of `contents`."""
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         for content in contents if isinstance(message, Mapping) else ():
@@ -50,7 +50,7 @@ def media_parts(messages: Any, field: str, contents: Sequence[str] = ("content",
             for place, part in enumerate(listed if isinstance(listed, list) else ()):
                 modality = _modality(part)
                 if modality is not None:
-                    yield MediaPart(f"{field}.{index}.{content}.{place}", modality, _url(part))
+                    yield PlacedPart(f"{field}.{index}.{content}.{place}", modality, _url(part))
 
 
 def _url(part: Mapping[str, Any]) -> str | None:

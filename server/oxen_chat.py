@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
-from server.oxen_wire import LinkedPart, parted
+from server.oxen_wire import MediaPart, parted
 from server.streams import sse
 from server.vllm_wire import ChatRequest
 
@@ -20,7 +20,7 @@ class OxenChatRequest(ChatRequest):
     # Whom Oxen would bill; nothing here depends on it.
     target_namespace: str | None = None
 
-    _linked: tuple[LinkedPart, ...] = PrivateAttr(())
+    _media: tuple[MediaPart, ...] = PrivateAttr(())
 
     @model_validator(mode="wrap")
     @classmethod
@@ -29,12 +29,12 @@ class OxenChatRequest(ChatRequest):
             return handler(data)
         messages, media = parted(data.get("messages"))
         request = handler({**data, "messages": messages} if "messages" in data else data)
-        request._linked = media  # noqa: SLF001  # of our own making
+        request._media = media  # noqa: SLF001  # of our own making
         return request
 
     @property
-    def linked(self) -> tuple[LinkedPart, ...]:
-        return self._linked
+    def media(self) -> tuple[MediaPart, ...]:
+        return self._media
 
     def as_body(self, response: Any) -> dict[str, Any]:
         body = super().as_body(response)

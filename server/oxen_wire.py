@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from server.errors import INVALID_FILE_INPUT, InvalidRequest
 from server.media_hosts import MediaHosts, MediaRefused
-from server.media_parts import MediaPart
+from server.media_parts import PlacedPart
 from server.served_models import ServedModels
 
 OWNER = "steersman"
@@ -18,7 +18,7 @@ _LINK_FIELDS = {"url", "detail"}
 
 
 @dataclass(frozen=True, slots=True)
-class LinkedPart:
+class MediaPart:
     """A part that is not text; `path` is its place in the request, `kind` its type there."""
 
     path: str
@@ -27,7 +27,7 @@ class LinkedPart:
 
     def admit(self, modalities: frozenset[str], hosts: MediaHosts) -> None:
         """Raises InvalidRequest where no served model takes it, or it may not be fetched."""
-        MediaPart(self.path, _LINKED[self.kind]).require(modalities)
+        PlacedPart(self.path, _LINKED[self.kind]).require(modalities)
         if self.url[:5].lower() == "data:":
             self._require_base64()
             return
@@ -46,26 +46,26 @@ class LinkedPart:
         return InvalidRequest(f"{path}: {reason}", param=path, code=INVALID_FILE_INPUT)
 
 
-def parted(messages: Any) -> tuple[Any, tuple[LinkedPart, ...]]:
+def parted(messages: Any) -> tuple[Any, tuple[MediaPart, ...]]:
     """`messages` with flat URLs as objects, and their media parts; what are no messages stays as it is.
 
     Raises InvalidRequest for a part that vLLM would not read as it is meant.
     """
     if not isinstance(messages, list):
         return messages, ()
-    media: list[LinkedPart] = []
+    media: list[MediaPart] = []
     read = [_message(message, f"messages.{index}", media) for index, message in enumerate(messages)]
     return read, tuple(media)
 
 
-def _message(message: Any, path: str, media: list[LinkedPart]) -> Any:
+def _message(message: Any, path: str, media: list[MediaPart]) -> Any:
     if not isinstance(message, Mapping) or not isinstance(parts := message.get("content"), list):
         return message
     content = [_part(part, f"{path}.content.{index}", media) for index, part in enumerate(parts)]
     return {**message, "content": content}
 
 
-def _part(part: Any, path: str, media: list[LinkedPart]) -> Any:
+def _part(part: Any, path: str, media: list[MediaPart]) -> Any:
     given = part.get("type") if isinstance(part, dict) else None
     kind = given if isinstance(given, str) else None
     if kind == "file":
@@ -93,7 +93,7 @@ def _part(part: Any, path: str, media: list[LinkedPart]) -> Any:
     if link.get("detail") not in (None, "auto"):
         field = f"{path}.{kind}.detail"
         raise InvalidRequest(f"{field}: a served model has one detail, auto", param=field)
-    media.append(LinkedPart(path, kind, url))
+    media.append(MediaPart(path, kind, url))
     return {"type": kind, kind: {"url": url}}
 
 

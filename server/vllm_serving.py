@@ -100,7 +100,7 @@ class Serving:
         """
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
-        for part in request.media():
+        for part in request.placed_media():
             part.require(self.models.modalities)
         if request.logprob_token_ids:
             # vLLM 0.32's sampler would answer every request of the batch with this one's tokens.
@@ -323,7 +323,7 @@ class Serving:
             else:
                 result = await self.completion.create_completion(request, raw)
         except MediaFailed as error:
-            place = next((part.path for part in request.media() if part.url == error.url), None)
+            place = next((part.path for part in request.placed_media() if part.url == error.url), None)
             raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
         if isinstance(result, ErrorResponse):
             raise translated(result)

@@ -44,7 +44,7 @@ from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs,
 from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
-from server.media_parts import MediaPart, media_parts
+from server.media_parts import PlacedPart, media_parts
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
 from server.wire import (
@@ -231,7 +231,7 @@ class Planned(Addressable, AxionicFields, _VllmFields):
     def tools_given(self) -> bool:
         return bool(getattr(self, "tools", None)) and getattr(self, "tool_choice", None) != "none"
 
-    def media(self) -> Iterator[MediaPart]:
+    def placed_media(self) -> Iterator[PlacedPart]:
         """The parts of its messages that are not text."""
         return iter(())
 
@@ -342,7 +342,7 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
-    def media(self) -> Iterator[MediaPart]:
+    def placed_media(self) -> Iterator[PlacedPart]:
         return media_parts(self.messages, "messages")
 
     def scored(self) -> dict[str, Any]:

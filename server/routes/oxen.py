@@ -46,7 +46,7 @@ async def _first_asked(raw: Request, state: State, principal: Caller) -> None:
 @guarded
 async def create_chat_completion(request: OxenChatRequest, raw_request: Request) -> Response:
     state = raw_request.app.state.steersman
-    for part in request.linked:
+    for part in request.media:
         part.admit(state.models.modalities, state.media_hosts)
     return await stored(await addressed(request, raw_request), raw_request, answer)
 

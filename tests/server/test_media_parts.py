@@ -3,7 +3,7 @@
 import pytest
 
 from server.errors import InvalidRequest
-from server.media_parts import MediaPart, media_parts
+from server.media_parts import PlacedPart, media_parts
 
 TEXT = {"type": "text", "text": "See?"}
 
@@ -64,13 +64,13 @@ def test_outputs_of_functions_are_looked_at_where_asked():
     items = [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": "u"}]}]
     assert list(media_parts(items, "input")) == []
     assert list(media_parts(items, "input", ("content", "output"))) == [
-        MediaPart("input.0.output.0", "image", "u")
+        PlacedPart("input.0.output.0", "image", "u")
     ]
 
 
 def test_a_part_that_is_not_taken_is_named():
     """With what is taken instead."""
-    part = MediaPart("messages.1.content.1", "video")
+    part = PlacedPart("messages.1.content.1", "video")
     part.require(frozenset({"video"}))
     with pytest.raises(InvalidRequest, match="takes no video, only text, audio, image") as caught:
         part.require(frozenset({"image", "audio"}))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
 from server.media_hosts import MediaHosts
-from server.oxen_wire import LinkedPart, listed, parted
+from server.oxen_wire import MediaPart, listed, parted
 from server.served_models import ServedModels
 from tests.oxen import MODEL, check
 
@@ -28,7 +28,7 @@ def test_links_are_read_flat_and_as_objects(kind, flat):
     url = "https://media.example/a"
     read, media = parted(messages(TEXT, {"type": kind, kind: url if flat else {"url": url}}))
     assert read == messages(TEXT, {"type": kind, kind: {"url": url}})
-    assert media == (LinkedPart("messages.1.content.1", kind, url),)
+    assert media == (MediaPart("messages.1.content.1", kind, url),)
 
 
 @pytest.mark.parametrize("given", [None, 3, "text", {"a": 1}, [], [3], [{"role": "user"}], messages(TEXT)])
@@ -112,7 +112,7 @@ PLACE = "messages.0.content.1"
 @pytest.mark.parametrize("url", [PIXEL, "https://media.example/a.png", "DATA:image/png;base64,AAAA"])
 def test_a_part_is_admitted(url):
     """Of a modality that the model takes: from a listed host, or sent along."""
-    LinkedPart(PLACE, "image_url", url).admit(ALL, HOSTS)
+    MediaPart(PLACE, "image_url", url).admit(ALL, HOSTS)
 
 
 @pytest.mark.parametrize("kind", ["image", "video", "audio"])
@@ -121,7 +121,7 @@ def test_a_modality_that_is_not_taken(kind):
     taken = ALL - {kind}
     for url in (PIXEL, "file:///etc/passwd"):
         with pytest.raises(InvalidRequest, match=f"takes no {kind}, only text, ") as raised:
-            LinkedPart(PLACE, f"{kind}_url", url).admit(taken, HOSTS)
+            MediaPart(PLACE, f"{kind}_url", url).admit(taken, HOSTS)
         assert raised.value.param == PLACE
 
 
@@ -140,7 +140,7 @@ def test_a_modality_that_is_not_taken(kind):
 def test_a_url_that_is_not_fetched(url):
     """The refusal names the URL's place, as a file that cannot be had."""
     with pytest.raises(InvalidRequest) as raised:
-        LinkedPart(PLACE, "image_url", url).admit(ALL, HOSTS)
+        MediaPart(PLACE, "image_url", url).admit(ALL, HOSTS)
     assert (raised.value.param, raised.value.reason) == (f"{PLACE}.image_url.url", "invalid_file_input")
 
 
