@@ -86,7 +86,7 @@ install_torch_cpu() {
 # Most models that take images need one. Without a build for CPUs the next step brings another, of no use.
 install_torchvision_cpu() { # [PIP'S OPTION...]
     if pip_install --no-deps "$@" "$TORCHVISION+cpu" >/dev/null; then return; fi
-    say "  no CPU build of torchvision there either: most models that take images will not load"
+    say "  no CPU build of torchvision there: most models that take images will not load"
 }
 
 # A torchvision built for another torch breaks every model config that transformers loads. Serving text
