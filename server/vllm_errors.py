@@ -1,6 +1,7 @@
 """vLLM's errors as ours: one table for what it answers, raises, or lets pass."""
 
 import logging
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -15,6 +16,7 @@ from server.errors import (
     SteersmanError,
     Unavailable,
 )
+from server.media_parts import PlacedPart
 
 logger = logging.getLogger("vllm.steersman")
 
@@ -50,6 +52,12 @@ def as_steersman(error: Exception) -> SteersmanError:
     if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
         return SteersmanError("internal error; the server's log has the details")
     return known
+
+
+def media_refused(error: MediaFailed, parts: Iterable[PlacedPart]) -> InvalidRequest:
+    """`error`, which names the one of `parts` that it is about."""
+    place = next((part.path for part in parts if part.url == error.url), None)
+    return InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT)
 
 
 def reported(error: Exception) -> SteersmanError:

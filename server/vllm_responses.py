@@ -19,7 +19,7 @@ from server.applied import Applied
 from server.errors import InvalidRequest, NotSupported, SteersmanError
 from server.media_parts import media_parts
 from server.observation import observed
-from server.vllm_errors import translated
+from server.vllm_errors import MediaFailed, media_refused, translated
 from server.vllm_serving import Serving
 from server.vllm_steering import current_spec, during
 from server.wire import AxionicFields, SteeringFields
@@ -56,7 +56,8 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
     observed().resolves(request.model)
-    for part in media_parts(request.input, "input", ("content", "output")):
+    media = list(media_parts(request.input, "input", ("content", "output")))
+    for part in media:
         part.require(serving.models.modalities)
     entries = request.steering_entries()
     for path, entry in entries.items():
@@ -72,7 +73,10 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
         raise InvalidRequest("a watched response cannot run in the background", param="background")
     steered = await serving.steer(entries, raw, watched)
     with during(steered) as kept:
-        result = await handler.create_responses(request, raw)
+        try:
+            result = await handler.create_responses(request, raw)
+        except MediaFailed as error:
+            raise media_refused(error, media) from error
         if isinstance(result, ErrorResponse):
             raise translated(result)
         headers = {} if steered is None else steered.headers()

@@ -25,13 +25,13 @@ from processors.args import fresh_group
 from server import candidates, streams
 from server.applied import Applied
 from server.constraints import ConstraintChecker
-from server.errors import INVALID_FILE_INPUT, InvalidRequest, NotSupported
+from server.errors import InvalidRequest, NotSupported
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
 from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
 from server.served_models import ServedModels
 from server.steering import Steering, field_of
-from server.vllm_errors import MediaFailed, translated
+from server.vllm_errors import MediaFailed, media_refused, translated
 from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import NativeSampling
@@ -323,8 +323,7 @@ class Serving:
             else:
                 result = await self.completion.create_completion(request, raw)
         except MediaFailed as error:
-            place = next((part.path for part in request.placed_media() if part.url == error.url), None)
-            raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
+            raise media_refused(error, request.placed_media()) from error
         if isinstance(result, ErrorResponse):
             raise translated(result)
         return result
