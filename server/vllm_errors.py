@@ -1,7 +1,8 @@
 """vLLM's errors as ours: one table for what it answers, raises, or lets pass."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -54,10 +55,14 @@ def as_steersman(error: Exception) -> SteersmanError:
     return known
 
 
-def media_refused(error: MediaFailed, parts: Iterable[PlacedPart]) -> InvalidRequest:
-    """`error`, which names the one of `parts` that it is about."""
-    place = next((part.path for part in parts if part.url == error.url), None)
-    return InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT)
+@contextmanager
+def placing(parts: Iterable[PlacedPart]) -> Iterator[None]:
+    """Where media cannot be had within, raises InvalidRequest, which names the one of `parts` it stood for."""
+    try:
+        yield
+    except MediaFailed as error:
+        place = next((part.path for part in parts if part.url == error.url), None)
+        raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
 
 
 def reported(error: Exception) -> SteersmanError:

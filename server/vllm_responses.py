@@ -19,7 +19,7 @@ from server.applied import Applied
 from server.errors import InvalidRequest, NotSupported, SteersmanError
 from server.media_parts import media_parts
 from server.observation import observed
-from server.vllm_errors import MediaFailed, media_refused, translated
+from server.vllm_errors import placing, translated
 from server.vllm_serving import Serving
 from server.vllm_steering import current_spec, during
 from server.wire import AxionicFields, SteeringFields
@@ -72,11 +72,8 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     if watched and request.background:
         raise InvalidRequest("a watched response cannot run in the background", param="background")
     steered = await serving.steer(entries, raw, watched)
-    with during(steered) as kept:
-        try:
-            result = await handler.create_responses(request, raw)
-        except MediaFailed as error:
-            raise media_refused(error, media) from error
+    with during(steered) as kept, placing(media):
+        result = await handler.create_responses(request, raw)
         if isinstance(result, ErrorResponse):
             raise translated(result)
         headers = {} if steered is None else steered.headers()

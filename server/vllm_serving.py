@@ -31,7 +31,7 @@ from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
 from server.served_models import ServedModels
 from server.steering import Steering, field_of
-from server.vllm_errors import MediaFailed, media_refused, translated
+from server.vllm_errors import placing, translated
 from server.vllm_steering import during
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import NativeSampling
@@ -317,13 +317,11 @@ class Serving:
 
     async def _create(self, request: Decodable, raw: Request) -> Any:
         """A response object or an SSE stream from vLLM; its error objects are raised as ours."""
-        try:
-            if isinstance(request, ChatRequest):
+        if isinstance(request, ChatRequest):
+            with placing(request.placed_media()):
                 result = await self.chat.create_chat_completion(request, raw)
-            else:
-                result = await self.completion.create_completion(request, raw)
-        except MediaFailed as error:
-            raise media_refused(error, request.placed_media()) from error
+        else:
+            result = await self.completion.create_completion(request, raw)
         if isinstance(result, ErrorResponse):
             raise translated(result)
         return result
