@@ -57,7 +57,7 @@ def as_steersman(error: Exception) -> SteersmanError:
 
 @contextmanager
 def placing(parts: Iterable[PlacedPart]) -> Iterator[None]:
-    """Where media cannot be had within, raises InvalidRequest, which names the one of `parts` it stood for."""
+    """Raises InvalidRequest for media that cannot be had within: it names the one of `parts` that this was."""
     try:
         yield
     except MediaFailed as error:
