@@ -57,7 +57,7 @@ def as_steersman(error: Exception) -> SteersmanError:
 
 @contextmanager
 def placing(parts: Iterable[PlacedPart]) -> Iterator[None]:
-    """Raises InvalidRequest for media that cannot be had within: it names the one of `parts` that this was."""
+    """Raises InvalidRequest for media that cannot be had within: it names which of `parts` it was."""
     try:
         yield
     except MediaFailed as error:
