@@ -1,6 +1,8 @@
 """vLLM's errors as ours: one table for what it answers, raises, or lets pass."""
 
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -15,6 +17,7 @@ from server.errors import (
     SteersmanError,
     Unavailable,
 )
+from server.media_parts import PlacedPart
 
 logger = logging.getLogger("vllm.steersman")
 
@@ -50,6 +53,16 @@ def as_steersman(error: Exception) -> SteersmanError:
     if known.status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, VLLMError):
         return SteersmanError("internal error; the server's log has the details")
     return known
+
+
+@contextmanager
+def placing(parts: Iterable[PlacedPart]) -> Iterator[None]:
+    """Raises InvalidRequest for media that cannot be had within: it names which of `parts` it was."""
+    try:
+        yield
+    except MediaFailed as error:
+        place = next((part.path for part in parts if part.url == error.url), None)
+        raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
 
 
 def reported(error: Exception) -> SteersmanError:

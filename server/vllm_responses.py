@@ -20,7 +20,7 @@ from server.applied import Applied
 from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
 from server.media_parts import media_parts
 from server.observation import observed
-from server.vllm_errors import translated
+from server.vllm_errors import placing, translated
 from server.vllm_serving import Serving
 from server.vllm_steering import current_spec, during
 from server.wire import AxionicFields, SteeringFields
@@ -102,7 +102,8 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
     observed().resolves(request.model)
-    for part in media_parts(request.input, "input", ("content", "output")):
+    media = list(media_parts(request.input, "input", ("content", "output")))
+    for part in media:
         part.require(serving.models.modalities)
     entries = request.steering_entries()
     for path, entry in entries.items():
@@ -117,7 +118,7 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
     if watched and request.background:
         raise InvalidRequest("a watched response cannot run in the background", param="background")
     steered = await serving.steer(entries, raw, watched)
-    with during(steered) as kept:
+    with during(steered) as kept, placing(media):
         result = await handler.create_responses(request, serving.sticky(request, raw))
         if isinstance(result, ErrorResponse):
             raise translated(result)

@@ -27,13 +27,13 @@ from server import candidates, streams
 from server.addressable import Addressable
 from server.applied import Applied
 from server.constraints import ConstraintChecker
-from server.errors import INVALID_FILE_INPUT, InvalidRequest, NotSupported
+from server.errors import InvalidRequest, NotSupported
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
 from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
 from server.served_models import ServedModels
 from server.steering import Steering, field_of
-from server.vllm_errors import MediaFailed, translated
+from server.vllm_errors import placing, translated
 from server.vllm_steering import during
 from server.vllm_tools import HERMES, ToolRules
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
@@ -325,14 +325,11 @@ class Serving:
 
     async def _create(self, request: Decodable, raw: Request) -> Any:
         """A response object or an SSE stream from vLLM; its error objects are raised as ours."""
-        try:
-            if isinstance(request, ChatRequest):
+        if isinstance(request, ChatRequest):
+            with placing(request.placed_media()):
                 result = await self.chat.create_chat_completion(request, raw)
-            else:
-                result = await self.completion.create_completion(request, raw)
-        except MediaFailed as error:
-            place = next((part.path for part in request.placed_media() if part.url == error.url), None)
-            raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
+        else:
+            result = await self.completion.create_completion(request, raw)
         if isinstance(result, ErrorResponse):
             raise translated(result)
         for choice in getattr(result, "choices", ()):

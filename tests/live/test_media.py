@@ -220,6 +220,15 @@ def test_a_picture_is_at_most_so_large(client, site, path):
         assert "10 MiB" in error["message"]
 
 
+def test_responses_name_what_cannot_be_had(client):
+    """By its place in their input."""
+    seen = {"type": "input_image", "image_url": data_url("red", "TIFF")}
+    asked = {"model": "seeing", "input": [{"role": "user", "content": [seen]}]}
+    response = client.post(RESPONSES, json=asked)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "input.0.content.0"
+
+
 def test_a_picture_of_another_format_is_refused(client):
     """Those that are read are listed."""
     error = refused(client, image(data_url("red", "TIFF")))
