@@ -19,10 +19,10 @@ from graphql import (
 MAX_CHARACTERS, MAX_TOKENS = 50_000, 3_000
 MAX_DEPTH, MAX_FIELDS, MAX_ALIASES = 16, 600, 20  # with each fragment counted wherever it is spread
 MAX_ROOT_FIELDS, MAX_CHAIN = 10, 50
-_REMEMBERED = 128
+REMEMBERED = 128  # documents: clients send the same few
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(REMEMBERED)
 def parsed(text: str) -> DocumentNode:
     """Raises GraphQLError where it is no document, or one beyond the limits."""
     if len(text) > MAX_CHARACTERS:

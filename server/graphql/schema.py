@@ -2,12 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import strawberry
-from graphql import DocumentNode, GraphQLError, OperationDefinitionNode, OperationType, get_operation_ast
-from strawberry.extensions import SchemaExtension, ValidationCache
+from graphql import (
+    DocumentNode,
+    GraphQLError,
+    OperationDefinitionNode,
+    OperationType,
+    get_operation_ast,
+    validate,
+)
+from strawberry.extensions import SchemaExtension
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import get_object_definition
 from strawberry.types.execution import ExecutionContext
@@ -15,7 +23,7 @@ from strawberry.types.execution import ExecutionContext
 from server.errors import Json, NotSupported, SteersmanError, Unavailable, graphql_error
 from server.graphql.campaigns import CampaignMutations, CampaignQueries
 from server.graphql.context import Context
-from server.graphql.document import parsed, root_fields
+from server.graphql.document import REMEMBERED, parsed, root_fields
 from server.graphql.groups import GroupQueries
 from server.graphql.interactions import InteractionMutations, InteractionQueries
 from server.graphql.metrics import MetricMutations, MetricQueries
@@ -48,8 +56,12 @@ class Mutation(InteractionMutations, MetricMutations, CampaignMutations, ModelMu
     pass
 
 
-class _Parsed(SchemaExtension):
-    """The document that `execute` has read already."""
+class _Checked(SchemaExtension):
+    """The document is what `execute` has parsed and validated already."""
+
+    def on_operation(self) -> Iterator[None]:
+        self.execution_context.validation_rules = ()
+        yield
 
     def on_parse(self) -> Iterator[None]:
         self.execution_context.graphql_document = parsed(self.execution_context.query or "")
@@ -66,7 +78,7 @@ class _Schema(strawberry.Schema):
 schema = _Schema(
     query=Query,
     mutation=Mutation,
-    extensions=[_Parsed, ValidationCache],
+    extensions=[_Checked],
     config=StrawberryConfig(scalar_map=SCALARS),
 )
 
@@ -76,7 +88,10 @@ async def execute(
 ) -> Json:
     """The answer's body; whatever is wrong stands in its `errors`."""
     try:
-        _require_served(_operation(parsed(query), operation_name))
+        # In threads: the largest document takes a while, in which others are served.
+        _require_served(_operation(await asyncio.to_thread(parsed, query), operation_name))
+        if faults := await asyncio.to_thread(_faults, query):
+            return _failed(faults)
         async with asyncio.timeout(MAX_SECONDS):
             result = await schema.execute(
                 query,
@@ -92,11 +107,21 @@ async def execute(
         return {"errors": [graphql_error(Unavailable(f"It took longer than {MAX_SECONDS} seconds."))]}
     if not result.errors:
         return {"data": result.data}
-    errors = [_shown(error) for error in result.errors[:MAX_ERRORS]]
-    if len(result.errors) > MAX_ERRORS:
-        errors.append({"message": f"There are {len(result.errors) - MAX_ERRORS} more errors."})
     begun = result.data is not None or any(error.path for error in result.errors)
-    return {"data": result.data, "errors": errors} if begun else {"errors": errors}
+    return {"data": result.data, **_failed(result.errors)} if begun else _failed(result.errors)
+
+
+@lru_cache(REMEMBERED)
+def _faults(query: str) -> Sequence[GraphQLError]:
+    """What is wrong with a document whose size is not."""
+    return validate(schema._schema, parsed(query))  # noqa: SLF001 - graphql-core's, which validates
+
+
+def _failed(errors: Sequence[GraphQLError]) -> Json:
+    shown = [_shown(error) for error in errors[:MAX_ERRORS]]
+    if len(errors) > MAX_ERRORS:
+        shown.append({"message": f"There are {len(errors) - MAX_ERRORS} more errors."})
+    return {"errors": shown}
 
 
 def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
