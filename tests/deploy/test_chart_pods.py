@@ -148,7 +148,7 @@ def worker_index(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_services_select_what_they_should(shape):
-    """The API's Service leads to routers where they run, else to serving pods; `-engine` to serving pods alone."""
+    """The API's Service leads to routers where they run, else to serving pods."""
     serving = {
         "LeaderWorkerSet/t-steersman/leaderTemplate" if shape == "multinode" else "Deployment/t-steersman"
     }
@@ -263,7 +263,6 @@ def test_every_argument_is_one_that_the_server_has():
     """`steersman serve` parses what the chart passes."""
     from server.vllm_launch import _parse
 
-    filled = {"$(LWS_GROUP_SIZE)": "2", "$(LWS_WORKER_INDEX)": "1", "$(LWS_LEADER_ADDRESS)": "10.0.0.1"}
     for shape in SHAPES:
         for name, each in pods(shape):
             if any(box["name"] == "steersman" for box in each["spec"]["containers"]):
