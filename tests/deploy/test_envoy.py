@@ -38,12 +38,10 @@ class Replica:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.path == "/stream":
-                    return self._stream()
-                replica.seen += 1
-                status = (
-                    503 if replica.draining else 429 if replica.limited else 500 if replica.failing else 200
-                )
-                self._answer(status, body)
+                    self._stream()
+                else:
+                    replica.seen += 1
+                    self._answer(replica.status, body)
 
             def _answer(self, status, body):
                 self.send_response(status)
