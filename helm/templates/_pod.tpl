@@ -365,7 +365,7 @@ spec:
           port: http
         periodSeconds: {{ .readinessPeriodSeconds }}
         timeoutSeconds: {{ .timeoutSeconds }}
-        failureThreshold: 1
+        failureThreshold: 2
       # Not asked while a pod terminates, so that a drain is not cut short.
       livenessProbe:
         httpGet:

@@ -85,13 +85,14 @@ def test_an_engine_writes_only_where_it_may(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_engine_has_three_probes_without_a_key(shape):
-    """All ask a path that is open without a key; the start has time, readiness is lost at the first 503."""
+    """All ask a path that is open without a key; the start has time, readiness is lost within seconds."""
     server = container(engine(shape))
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert server[kind]["httpGet"] == {"path": "/health", "port": "http"}
     start = server["startupProbe"]
     assert start["failureThreshold"] * start["periodSeconds"] >= 600
-    assert server["readinessProbe"]["failureThreshold"] == 1
+    readiness = server["readinessProbe"]
+    assert readiness["failureThreshold"] * readiness["periodSeconds"] <= 15
     assert server["livenessProbe"]["failureThreshold"] >= 3
 
 
