@@ -300,6 +300,8 @@ POLICIES = Dashboard(
         ],
     },
 )
+TENANT = "coalesce(p.key, a.email) AS tenant"
+TENANTS_OF = "accounts a LEFT JOIN projects p ON p.id = a.id"
 USED = """(SELECT account_id, requests, prompt_tokens, completion_tokens, last_used FROM api_keys
   UNION ALL SELECT account_id, requests, prompt_tokens, completion_tokens, last_used FROM logins)"""
 TENANTS = Dashboard(
@@ -307,25 +309,25 @@ TENANTS = Dashboard(
     {
         "Usage": [
             Panel(
-                "By account",
+                "By account or project",
                 {
-                    "": f"""SELECT a.email AS account, sum(u.requests) AS requests,
+                    "": f"""SELECT {TENANT}, sum(u.requests) AS requests,
   sum(u.prompt_tokens) AS "prompt tokens", sum(u.completion_tokens) AS "generated tokens",
   max(u.last_used) AS "last used"
-FROM accounts a JOIN {USED} u ON u.account_id = a.id
-GROUP BY a.id, a.email ORDER BY sum(u.prompt_tokens + u.completion_tokens) DESC LIMIT 50"""
+FROM {TENANTS_OF} JOIN {USED} u ON u.account_id = a.id
+GROUP BY a.id, p.key, a.email ORDER BY sum(u.prompt_tokens + u.completion_tokens) DESC LIMIT 50"""
                 },
                 kind="table",
                 width=12,
                 height=10,
-                description="Since the account was made; the database has it, not Prometheus.",
+                description="Of the keys and sessions it owns, since it was made; from the database.",
             ),
             Panel(
                 "By key",
                 {
-                    "": """SELECT a.email AS account, k.name AS key, k.requests,
+                    "": f"""SELECT {TENANT}, k.name AS key, k.requests,
   k.prompt_tokens AS "prompt tokens", k.completion_tokens AS "generated tokens", k.last_used AS "last used"
-FROM api_keys k JOIN accounts a ON a.id = k.account_id WHERE k.revoked_at IS NULL
+FROM {TENANTS_OF} JOIN api_keys k ON k.account_id = a.id WHERE k.revoked_at IS NULL
 ORDER BY k.prompt_tokens + k.completion_tokens DESC LIMIT 50"""
                 },
                 kind="table",
@@ -335,9 +337,8 @@ ORDER BY k.prompt_tokens + k.completion_tokens DESC LIMIT 50"""
             Panel(
                 "Keys not used for 90 days",
                 {
-                    "": """SELECT a.email AS account, k.name AS key,
-  k.created_at AS made, k.last_used AS "last used"
-FROM api_keys k JOIN accounts a ON a.id = k.account_id
+                    "": f"""SELECT {TENANT}, k.name AS key, k.created_at AS made, k.last_used AS "last used"
+FROM {TENANTS_OF} JOIN api_keys k ON k.account_id = a.id
 WHERE k.revoked_at IS NULL AND coalesce(k.last_used, k.created_at) < now() - interval '90 days'
 ORDER BY 4 NULLS FIRST LIMIT 50"""
                 },
@@ -345,11 +346,12 @@ ORDER BY 4 NULLS FIRST LIMIT 50"""
                 width=12,
             ),
             Panel(
-                "Accounts and keys",
+                "Projects",
                 {
-                    "": """SELECT (SELECT count(*) FROM accounts) AS accounts,
-  (SELECT count(*) FROM api_keys WHERE revoked_at IS NULL) AS "keys in force"
-"""
+                    "": """SELECT p.key AS project, p.name,
+  (SELECT count(*) FROM memberships m WHERE m.project_id = p.id) AS members,
+  (SELECT count(*) FROM aliases s WHERE s.project_id = p.id) AS aliases
+FROM projects p ORDER BY p.key LIMIT 50"""
                 },
                 kind="table",
                 width=12,

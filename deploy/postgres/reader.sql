@@ -7,4 +7,7 @@ GRANT USAGE ON SCHEMA public TO grafana;
 GRANT SELECT (id, email, created_at) ON accounts TO grafana;
 GRANT SELECT (id, account_id, name, created_at, last_used, revoked_at, requests, prompt_tokens, completion_tokens)
   ON api_keys TO grafana;
+GRANT SELECT (id, key, name) ON projects TO grafana;
+GRANT SELECT ON memberships TO grafana;
+GRANT SELECT (id, project_id) ON aliases TO grafana;
 GRANT SELECT (account_id, last_used, requests, prompt_tokens, completion_tokens) ON logins TO grafana;

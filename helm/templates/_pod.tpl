@@ -39,6 +39,9 @@ seccompProfile:
 {{- define "steersman.env" -}}
 - name: HOME
   value: /home/steersman
+# torch asks for the user's name, and a user that the image does not know has none.
+- name: LOGNAME
+  value: steersman
 - name: TMPDIR
   value: /tmp
 - name: HF_HOME
