@@ -98,6 +98,12 @@ def naming(base: Mapping[str, Any], *references: Mapping[str, Any], bad: int = 4
     return tuple(Ask(body={**base, **each}, stranger=bad if each is PRESET else 404) for each in references)
 
 
+def asking(document: str, shows: str, **variables: str) -> Ask:
+    """A GraphQL query, which a reader may send too."""
+    body = {"query": document, "variables": variables}
+    return Ask(body=body, stranger=200, shows=shows, role=Role.READER)
+
+
 # How a body names what is another's.
 OWN_PRESET = "domain_specific"  # made of an account's own examples; without them it is a bad request
 VECTOR = {"steering_vector_id": "{vector_id}"}
@@ -131,6 +137,8 @@ NATIVE = {"prompt": "Name a river.", "max_new_tokens": 1}
 PROMPTS = {"prompts": ["Name a river."], "max_new_tokens": 1}
 PREVIOUS = {"previous_response_id": "{response_id}"}
 RESPONSE = {"input": "Name a river.", "max_output_tokens": 2}
+TOLD = {"messages": [{"role": "user", "content": "Name a river."}]}
+SCORED = {"completion_id": "{choice_id}", "metric": "{metric_key}", "value": 1}
 TEXTS = {"positive_texts": ["Good day to you."], "negative_texts": ["hey you there"]}
 PAIR = {"prompt": "Hello.", "positive_answer": "Good day.", "negative_answer": "hey"}
 
@@ -213,6 +221,57 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "DELETE /api/ai/models/{model_id:path}": SHARED,
     "PUT /api/ai/models/{model_id:path}": SHARED,
     "GET /api/ai/models/{model_id:path}": SHARED,
+    # Adaptive's
+    "POST /api/v1/chat/completions": naming(CHAT, *STEERING[:-1], *WATCHING, POLICY, INLINE, *MODELS),
+    "POST /api/v1/completions": naming({"prompt": "Name a river."}, *MODELS),
+    # Another server embeds, which the tests' server has not: it tells so before all else.
+    "POST /v1/embeddings": CALLER,
+    "POST /api/v1/embeddings": CALLER,
+    "POST /api/v1/interactions": (
+        Ask(
+            body={"project": "{project_key}", **TOLD, "completion": "Po", "model_service": "{model}"},
+            owner=201,
+        ),
+    ),
+    "POST /api/v1/feedback": (
+        Ask(body={"project": "{project_key}", **SCORED}, owner=201),
+        Ask(body=SCORED, owner=201),
+    ),
+    "POST /api/v1/comparison": (
+        Ask(
+            body={
+                "project": "{project_key}",
+                "metric": "{metric_key}",
+                "preferred_completion": "{choice_id}",
+                "other_completion": {"text": "Po", "model": "{model}"},
+                **TOLD,
+            },
+            owner=201,
+        ),
+    ),
+    "POST /api/v1/outcome": (
+        Ask(
+            body={
+                "project_id": "{project_key}",
+                "metric": "{metric_key}",
+                "value": 1,
+                "session_id": "{session_id}",
+            },
+            owner=201,
+        ),
+    ),
+    # What is wrong within a document is told with status 200; mutations: tests/server/graphql/test_access.py.
+    "POST /api/graphql": (
+        asking("{ projects { id } }", "project_id"),
+        asking("query($p: IdOrKey!) { project(idOrKey: $p) { id } }", "project_id", p="{project_key}"),
+        asking("{ metrics { id } }", "metric_id"),
+        asking(
+            "query($p: IdOrKey!, $i: UUID!) { completion(project: $p, id: $i) { id completion } }",
+            "choice_id",
+            p="{project_id}",
+            i="{choice_id}",
+        ),
+    ),
     # Axionic's
     "POST /generate": naming(PROMPT, *STEERING, *MODELS, bad=422),
     "POST /sampling/generate": naming(NATIVE, *STEERING, POLICY, INLINE, *MODELS, bad=422),
@@ -341,7 +400,7 @@ ROUTES: Mapping[str, Access | tuple[Ask, ...]] = {
     for route, access in _TABLE.items()
 }
 # What a read-only member may send though it is no GET.
-READING = ("POST /tokenize", "POST /detokenize")
+READING = ("POST /tokenize", "POST /detokenize", "POST /api/graphql")
 ASKS = [ask for access in ROUTES.values() if isinstance(access, tuple) for ask in access]
 
 

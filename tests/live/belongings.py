@@ -69,6 +69,7 @@ def belongings(server, owner: httpx.Client, project: Mapping[str, str]) -> Mappi
     things["request_id"] = answer.headers["x-request-id"]
     feedback = f"/v1/chat/completions/{things['completion_id']}/feedback"
     things["feedback_id"] = posted(feedback, metric="helpful", value=1, reason=mark)["id"]
+    things |= scored(posted, things)
     things["response_id"] = posted("/v1/responses", input=mark, max_output_tokens=2)["id"]
     things["key_id"] = posted("/auth/api-keys", name=mark)["id"]
     body = {"behavior_name": things["behavior_name"], "description": mark, **pairs_body(16)}
@@ -77,6 +78,18 @@ def belongings(server, owner: httpx.Client, project: Mapping[str, str]) -> Mappi
     wait(lambda: owner.get(f"/steering/jobs/{things['job_id']}").json()["status"] == "complete")
     wait(lambda: owner.get(f"/observability/requests/{things['request_id']}").is_success)
     return things
+
+
+def scored(posted, things: Mapping[str, str]) -> Mapping[str, str]:
+    """A metric, and an interaction that happened elsewhere."""
+    document = "mutation($p: IdOrKey!, $i: MetricCreate!) { createMetric(project: $p, input: $i) { id key } }"
+    named = {"name": things["mark"], "key": f"{things['mark']}-metric", "kind": "SCALAR"}
+    variables = {"p": things["project_key"], "i": named}
+    metric = posted("/api/graphql", query=document, variables=variables)["data"]["createMetric"]
+    told = {"messages": [{"role": "user", "content": things["mark"]}], "completion": things["mark"]}
+    made = posted("/api/v1/interactions", project=things["project_key"], model_service=NAME, **told)
+    known = {"choice_id": made["completion_id"], "session_id": made["session_id"]}
+    return {"metric_id": metric["id"], "metric_key": metric["key"], **known}
 
 
 def own_preset(server, owner: httpx.Client, account_id: str) -> str:
