@@ -190,7 +190,7 @@ async def _campaign(state: ScoringState, project_id: str, given: InteractionUplo
 
 
 async def _score(state: ScoringState, project_id: str, given: UploadedFeedback, path: str) -> Feedback:
-    metric = await state.metrics.get(project_id, given.metric, f"{path}.metric")
+    metric = await state.metrics.get(project_id, given.metric)
     redaction = state.interaction_log.redaction
     return new_feedback(
         metric,
