@@ -248,7 +248,7 @@ def _entity_not_found(error: NotFound) -> str:
     missing: one that would mislead them, by what its keys are called, is told without details."""
     entity = next((each for each in _ENTITIES if (error.param or "").startswith(each)), None)
     message = f"EntityNotFound: {error.message.removeprefix('EntityNotFound: ')}"
-    if _entity_read(message) == entity:
+    if _entity_read(message) in (entity, None):
         return message
     return f"EntityNotFound: {entity or 'nothing'} of this id or key is known here"
 
