@@ -14,12 +14,18 @@ class Deadline:
     """`seconds` for the whole answer, or where it is streamed for its start, and before that `first_token`
     for the first token of any of its engine requests; 0 and None: no limit."""
 
-    def __init__(self, seconds: float, first_token: float | None = None) -> None:
+    def __init__(self, seconds: float, first_token: float | None = None, *, streams: bool = False) -> None:
         self.begun = first_token is None
         self._token = asyncio.Event()
         self._seconds, self._first_token = seconds, first_token
+        self._asks = streams or first_token is not None
         self._until: float | None = None
         self._clock: asyncio.Timeout | None = None
+
+    @property
+    def waits(self) -> bool:
+        """For a first token, of which somebody has to tell: one that is asked for, or begins a stream."""
+        return self._asks and self._clock is not None and not self._token.is_set()
 
     def begins(self) -> None:
         """The first token is there."""

@@ -94,6 +94,7 @@ from server.usage import UsageMeter
 from server.vectors import Vectors
 from server.vllm_beam import BeamSearch
 from server.vllm_errors import as_steersman
+from server.vllm_first_token import beginning
 from server.vllm_media import modalities
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
@@ -174,7 +175,7 @@ class SteersmanPlugin:
         )
         _meter_engine(engine_client, state, meter)
         own_media(engine_client.renderer)
-        engine_client.generate = pruning(steered(engine_client.generate))
+        engine_client.generate = beginning(pruning(steered(engine_client.generate)))
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])
         judge = Judge(_JUDGE_SECONDS)

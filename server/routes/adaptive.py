@@ -48,5 +48,5 @@ async def _answered(
         )
     request.admit(state.models.modalities, state.media_hosts)
     first_token = None if request.max_ttft_ms is None else request.max_ttft_ms / 1000
-    deadline = Deadline(state.settings.adaptive_seconds, first_token)
+    deadline = Deadline(state.settings.adaptive_seconds, first_token, streams=bool(request.stream))
     return await deadline.within(lambda: stored(request, raw, answer, body))

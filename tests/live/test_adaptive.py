@@ -207,7 +207,7 @@ def test_a_model_of_text_takes_no_image(chat):
 
 def test_the_sdk_tells_what_is_wrong(chat, sdk):
     """Unknown names with 404 and the word it knows them by; a bad schema with the compiler's reason."""
-    with pytest.raises(Exception, match=r"404.*EntityNotFound: model 'llama'"):
+    with pytest.raises(Exception, match=r"404.*EntityNotFound: model 'default/llama'"):
         chat(model="llama")
     with pytest.raises(Exception, match=r"404.*EntityNotFound"):
         chat(project="no-such-project")
