@@ -163,7 +163,7 @@ async def addressed(request: _Request, raw: Request, *, binds: Iterable[str] = B
         campaign=getattr(request, "ab_campaign", None),
     )
     within(found.principal, raw)
-    if request.model not in (None, "", DEFAULT):
+    if request.model:
         request.answer_as(request.model)
     request.know_as(found.alias.key if found.alias else found.model)
     request.model = found.model

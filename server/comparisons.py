@@ -2,20 +2,29 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Index, Integer, String, insert
+from sqlalchemy import ForeignKey, Index, Integer, String, and_, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, aliased, mapped_column
 
 from server.completion_ids import completion_id
-from server.completion_rows import MAX_USER, NUMBER
+from server.completion_rows import MAX_USER, NUMBER, CompletionRow
 from server.database import Database
 from server.errors import InvalidRequest
-from server.interaction_rows import Interaction, Place, StoredRows, add_rows, locate, stored_rows
+from server.interaction_rows import (
+    Interaction,
+    InteractionRow,
+    Key,
+    Place,
+    StoredRows,
+    add_rows,
+    locate,
+    stored_rows,
+)
 from server.observed import storable
 from server.project_metrics import MAX_METRIC
 from server.store import Moment, Table, require_account
@@ -126,6 +135,34 @@ class Comparisons:
             )
         self._scored()
         return given
+
+    async def by_interaction(self, account_id: str | None) -> Mapping[Key, Sequence[Comparison]]:
+        """All of them by both of their sides, oldest first; `account_id` None: of all accounts."""
+        row, sides = ComparisonRow, (aliased(CompletionRow), aliased(CompletionRow))
+        first, second = sides
+        wholes = (aliased(InteractionRow), aliased(InteractionRow))
+        query = (
+            select(row.__table__, first.id, second.id, *(each.id for each in wholes))
+            .join(first, and_(first.number == row.preferred_number, first.choice == row.preferred_choice))
+            .join(second, and_(second.number == row.other_number, second.choice == row.other_choice))
+            .join(wholes[0], wholes[0].number == row.preferred_number)
+            .join(wholes[1], wholes[1].number == row.other_number)
+            .order_by(row.created_at, row.id)
+        )
+        if account_id is not None:
+            query = query.where(row.account_id == account_id)
+        found: dict[Key, list[Comparison]] = {}
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        for each in rows:
+            preferred, other, *names = each[-4:]
+            tied = None if each.tied is None else Tie(each.tied)
+            made = Comparison(
+                each[0], each.account_id, each.metric, preferred, other, tied, each.user_id, each.created_at
+            )
+            for name in dict.fromkeys(names):
+                found.setdefault((each.account_id, name), []).append(made)
+        return found
 
 
 def _id(side: Compared) -> str:

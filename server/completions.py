@@ -175,7 +175,9 @@ class Completions:
         more than MAX_GROUPS."""
         paging.check(MAX_GROUPS)
         column, within = _GROUPED[by], clause(condition, account_id)
-        total = await self._number(select(func.count(column.distinct())).where(within))
+        # Not count(distinct): the groups stand in order in their index, which spares a sort.
+        each = select(literal(1)).select_from(CompletionRow).where(within).group_by(column).subquery()
+        total = await self._number(select(func.count()).select_from(each))
         first, end = bounds(paging, total)
         key: Any = column if order is GroupOrder.KEY else func.count()
         counted = select(column, func.count()).where(within).group_by(column)
@@ -186,15 +188,15 @@ class Completions:
             keys = [each for each, _ in counts]
             scores = await statistics(connection, column, within, keys, metrics)
         latest: dict[str, list[Completion]] = {}
-        for each in await self._whole(account_id, await self._latest(column, within, keys, shown)):
-            interaction = each.interaction
+        for one in await self._whole(account_id, await self._latest(column, within, keys, shown)):
+            interaction = one.interaction
             owner = interaction.model if by is GroupBy.MODEL else interaction.prompt_hash
-            latest.setdefault(owner, []).append(each)
+            latest.setdefault(owner, []).append(one)
         return GroupPage(
             total=total,
             groups=[
-                CompletionGroup(each, count, scores.get(each, ()), latest.get(each, ()))
-                for each, count in counts
+                CompletionGroup(name, count, scores.get(name, ()), latest.get(name, ()))
+                for name, count in counts
             ],
             cursors=[place_cursor(place) for place in range(first, first + len(counts))],
             has_next=end < total,

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from server.completion_rows import MAX_USER
 from server.database import Database
 from server.errors import NotFound
-from server.interaction_rows import InteractionRow, Place, locate
+from server.interaction_rows import InteractionRow, Key, Place, locate
 from server.observed import storable
 from server.project_metrics import MAX_METRIC, Metric, ensure_metric, find_metric
 from server.store import Moment, Table
@@ -67,10 +67,6 @@ class Feedback:
     created_at: datetime
     choice: int = 0
     user_id: str | None = None  # who gave it, as the client calls them
-
-
-# Whose and which interaction.
-Key = tuple[str, str]
 
 
 class FeedbackStore:

@@ -8,9 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
+from server.comparisons import Comparison
 from server.completion_ids import completion_id
 from server.completion_rows import choices
-from server.feedback import Feedback, Key
+from server.feedback import Feedback
+from server.interaction_rows import Key
 from server.interactions import Interaction
 
 _ROWS_AT_ONCE = 1000  # of a Parquet file's groups
@@ -33,7 +35,9 @@ def first_text(interaction: Interaction) -> str | None:
     return content if isinstance(content, str) and content else None
 
 
-def record(interaction: Interaction, feedback: Sequence[Feedback] = ()) -> dict[str, Any]:
+def record(
+    interaction: Interaction, feedback: Sequence[Feedback] = (), comparisons: Sequence[Comparison] = ()
+) -> dict[str, Any]:
     """All that is stored, and for convenience the texts of a plain prompt and its answer."""
     return {
         "id": interaction.id,
@@ -57,6 +61,7 @@ def record(interaction: Interaction, feedback: Sequence[Feedback] = ()) -> dict[
         "choices": interaction.answer["choices"],
         "steersman": interaction.answer.get("steersman"),
         "feedback": [_told(each) for each in feedback],
+        "comparisons": [_compared(each) for each in comparisons],
         "parameters": interaction.parameters,
         "prompt_tokens": interaction.prompt_tokens,
         "completion_tokens": interaction.completion_tokens,
@@ -72,6 +77,17 @@ def _told(given: Feedback) -> dict[str, Any]:
         "value": given.value,
         "reason": given.reason,
         "details": given.details,
+        "user_id": given.user_id,
+        "created_at": given.created_at.isoformat(),
+    }
+
+
+def _compared(given: Comparison) -> dict[str, Any]:
+    return {
+        "metric": given.metric,
+        "preferred": given.preferred,
+        "other": given.other,
+        "tied": given.tied,
         "user_id": given.user_id,
         "created_at": given.created_at.isoformat(),
     }
@@ -183,7 +199,7 @@ async def write_parquet(records: AsyncIterator[Mapping[str, Any]], path: Path) -
         "session_id": text,
         **dict.fromkeys(("user_id", "source", "campaign_id", "variant", "prompt_hash"), text),
         **dict.fromkeys(("completion_ids", "metadata", "prompt", "completion", "messages", "choices"), text),
-        **dict.fromkeys(("steersman", "feedback", "parameters"), text),
+        **dict.fromkeys(("steersman", "feedback", "comparisons", "parameters"), text),
         "prompt_tokens": whole,
         "completion_tokens": whole,
         "latency_ms": real,

@@ -74,6 +74,9 @@ class InteractionLabelRow(Table):
     account_id: Mapped[str] = mapped_column(String(36))
 
 
+Key = tuple[str, str]  # account, and the id that its interaction has there
+
+
 @dataclass(frozen=True, slots=True)
 class Interaction:
     """`messages` and `parameters` are the request's, `answer` is OpenAI's object with what is told under

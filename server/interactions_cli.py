@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from server.comparisons import Comparisons
 from server.database import Database
 from server.errors import SteersmanError
 from server.feedback import FeedbackStore
@@ -84,7 +85,12 @@ async def _act(database: Database, args: Namespace) -> None:
     try:
         found = _all(Interactions(database), sought)
         feedback = await FeedbackStore(database).by_interaction(args.account)
-        records = (record(each, feedback.get((each.account_id, each.id), ())) async for each in found)
+        compared = await Comparisons(database).by_interaction(args.account)
+        records = (
+            record(each, feedback.get(key, ()), compared.get(key, ()))
+            async for each in found
+            for key in [(each.account_id, each.id)]
+        )
         match args.format:
             case "jsonl":
                 written = await _write_lines(records, args.output)

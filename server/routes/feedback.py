@@ -29,8 +29,11 @@ class FeedbackRequest(Strict):
 
 
 class FeedbackItem(BaseModel):
+    """What is given here is of the first choice; Adaptive's clients score the others too."""
+
     id: str
     completion_id: str
+    choice: int
     metric: str
     value: float
     reason: str | None
@@ -42,6 +45,7 @@ class FeedbackItem(BaseModel):
         return cls(
             id=given.id,
             completion_id=completion_id,
+            choice=given.choice,
             metric=given.metric,
             value=given.value,
             reason=given.reason,

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from server import interactions_cli
+from server.comparisons import Comparisons, Tie
 from server.completion_ids import completion_id
 from server.completion_rows import prompt_hash
 from server.database import Database
@@ -91,6 +92,7 @@ def test_everything_stored_is_exported(steersman, keep, monkeypatch):
         "choices": ONE.answer["choices"],
         "steersman": ONE.answer["steersman"],
         "feedback": [],
+        "comparisons": [],
         "parameters": ONE.parameters,
         "prompt_tokens": 7,
         "completion_tokens": 2,
@@ -227,6 +229,32 @@ def test_feedback_is_exported_with_its_interaction(steersman, keep, rate):
         "details": [1],
         "user_id": None,
     }
+
+
+def test_comparisons_are_exported_with_both_of_their_interactions(steersman, keep, database_url):
+    """By their completions' ids; one of two choices of an answer stands there once."""
+    several = [{"index": each, "message": {}} for each in (0, 1)]
+    keep(named("a", answer={**ONE.answer, "choices": several}), named("b"), named("c"))
+    first, second = (completion_id(ONE.account_id, "a", each) for each in (0, 1))
+    other = completion_id(ONE.account_id, "b", 0)
+
+    async def act():
+        database = Database(database_url)
+        comparisons = Comparisons(database)
+        await comparisons.add(ONE.account_id, "polite", first, other, tied=Tie.BAD, user_id="ann")
+        await comparisons.add(ONE.account_id, "polite", second, first)
+        await database.close()
+
+    asyncio.run(act())
+    for flags in ((), ("--account", ONE.account_id)):
+        status, out, err = steersman("export", *flags)
+        assert status == 0, err
+        a, b, c = (one["comparisons"] for one in lines(out))
+        for each in [*a, *b]:
+            assert each.pop("created_at")
+        tied = {"metric": "polite", "preferred": first, "other": other, "tied": "bad", "user_id": "ann"}
+        won = {"metric": "polite", "preferred": second, "other": first, "tied": None, "user_id": None}
+        assert (a, b, c) == ([tied, won], [tied], [])
 
 
 def test_no_pairs_are_an_error(steersman, keep, tmp_path):

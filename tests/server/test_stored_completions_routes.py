@@ -234,6 +234,7 @@ async def test_feedback_is_given_listed_and_taken_back(world):
     assert first.json() | {"id": "", "created_at": ""} == {
         "id": "",
         "completion_id": ONE.id,
+        "choice": 0,
         "metric": "polite",
         "value": 1.0,
         "reason": "[redacted]!",
