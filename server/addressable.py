@@ -5,12 +5,16 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, PrivateAttr
 
-from server.addressing import BINDABLE
+from server.addressing import BINDABLE, SESSION_HEADER
 from server.assignment import Assignment
+from server.completion_rows import MAX_SESSION
+from server.errors import InvalidRequest
 
 
 class Addressable(BaseModel):
     least: ClassVar[Mapping[str, Any]]  # without which no request of its kind is valid
+
+    session_id: str | None = None
 
     _answers_as: str | None = PrivateAttr(None)
     _known_as: str | None = PrivateAttr(None)
@@ -39,6 +43,18 @@ class Addressable(BaseModel):
     def assignment(self) -> Assignment | None:
         """The variant of an A/B test that answers."""
         return self._assignment
+
+    def joins(self, session_id: str) -> None:
+        """A header names the session, unless the request does. Raises InvalidRequest."""
+        if self.session_id is None:
+            if len(session_id) > MAX_SESSION:
+                raise InvalidRequest(f"at most {MAX_SESSION} characters", param=SESSION_HEADER)
+            self.session_id = session_id
+
+    @property
+    def sticks(self) -> str | None:
+        """The session whose requests belong to one engine, where its prefixes are cached."""
+        return self.session_id
 
     @classmethod
     def bound(cls, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from server.roles import Role
 from server.served_models import ServedModels
 
 DEFAULT = "default"
+SESSION_HEADER = "x-session-id"  # vLLM's name for it
 STEERING = frozenset(
     {"steering", "steering_vector_id", "steering_vector", "steering_preset", "steering_strength"}
 )
@@ -156,6 +157,8 @@ async def addressed(request: _Request, raw: Request, *, binds: Iterable[str] = B
     `binds` are the fields that the route can take from an alias. Raises NotFound, Forbidden, InvalidRequest.
     """
     directory: Directory = raw.app.state.steersman.directory
+    if session := raw.headers.get(SESSION_HEADER):
+        request.joins(session)
     found = await directory.find(
         request.model,
         raw.state.principal,

@@ -3,7 +3,7 @@
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -65,6 +65,15 @@ class Aliases:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
         return [_alias(row) for row in rows]
+
+    async def of(self, project_ids: Collection[str]) -> Mapping[str, Sequence[Alias]]:
+        """Those of several projects, each project's by their keys; one without any is left out."""
+        query = select(AliasRow.__table__).where(AliasRow.project_id.in_(project_ids)).order_by(AliasRow.key)
+        found: dict[str, list[Alias]] = {}
+        async with self._database.reading() as connection:
+            for row in (await connection.execute(query)).all():
+                found.setdefault(row.project_id, []).append(_alias(row))
+        return found
 
     async def get(self, project_id: str, id_or_key: str) -> Alias | None:
         """From memory where it can be: every request that names a model asks."""

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from server.settings import Settings
@@ -14,16 +15,16 @@ _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 2.0
 
 
-def announce(args: Namespace, settings: Settings, first_key: str | None) -> None:
+def announce(args: Namespace, settings: Settings, first_key: str | None, more: Sequence[str] = ()) -> None:
     """Print once, from a thread, as soon as /health answers 200. The key is shown this one time."""
-    thread = threading.Thread(target=_wait_and_print, args=(args, settings, first_key), daemon=True)
-    thread.start()
+    given = (args, settings, first_key, more)
+    threading.Thread(target=_wait_and_print, args=given, daemon=True).start()
 
 
-def _wait_and_print(args: Namespace, settings: Settings, first_key: str | None) -> None:
+def _wait_and_print(args: Namespace, settings: Settings, first_key: str | None, more: Sequence[str]) -> None:
     while not _healthy(args):
         time.sleep(_POLL_SECONDS)
-    print(text(_url(args), settings, first_key, uds=args.uds), file=sys.stdout, flush=True)
+    print(text(_url(args), settings, first_key, uds=args.uds, more=more), file=sys.stdout, flush=True)
 
 
 def _healthy(args: Namespace) -> bool:
@@ -60,9 +61,11 @@ def _url(args: Namespace) -> str:
     return f"{'https' if args.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{args.port}"
 
 
-def text(url: str, settings: Settings, first_key: str | None, *, uds: str | None = None) -> str:
+def text(
+    url: str, settings: Settings, first_key: str | None, *, uds: str | None = None, more: Sequence[str] = ()
+) -> str:
     """The banner. Without a fresh key it says how to make one; `uds` is the socket that takes the place of
-    a port."""
+    a port, `more` are lines of what was chosen for the model."""
     curl, place = (f"curl --unix-socket {uds}", uds) if uds else ("curl", url)
     key = first_key or "$STEERSMAN_KEY"
     shown = (
@@ -70,10 +73,10 @@ def text(url: str, settings: Settings, first_key: str | None, *, uds: str | None
         if first_key
         else "API key: as made before; `steersman keys create` makes another"
     )
+    told = "\n".join([shown, f"Data: {settings.home}", *more])
     return f"""
 Steersman is ready: {place}
-{shown}
-Data: {settings.home}
+{told}
 
 {curl} {url}/v1/chat/completions \\
   -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\

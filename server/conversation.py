@@ -4,7 +4,8 @@ from typing import Any
 
 
 def sent_back(messages: Any) -> Any:
-    """`messages` without what says nothing: nulls, no annotations, the index of a call, which is its place.
+    """`messages` without what says nothing: nulls, no annotations, an answer's id, a call's index, which is
+    its place.
 
     Answers have them, and clients append an answer to the conversation as it is. What are no messages stays.
     """
@@ -17,6 +18,8 @@ def _message(message: Any) -> Any:
     said = {name: value for name, value in message.items() if value is not None or name == "content"}
     if said.get("annotations") == []:
         del said["annotations"]
+    if said.get("role") == "assistant" and isinstance(said.get("id"), str):
+        del said["id"]
     if isinstance(calls := said.get("tool_calls"), list):
         said["tool_calls"] = [_call(each) for each in calls]
     return said

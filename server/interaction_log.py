@@ -70,8 +70,9 @@ class InteractionLog:
     def full(self) -> bool:
         return len(self._backlog) >= WAITING or self._bytes >= WAITING_BYTES
 
-    async def admit(self, store: bool | None) -> bool:
-        """Whether the answer to a request is to be kept; to be asked before it is generated.
+    async def admit(self, store: bool | None, *, unasked: bool = False) -> bool:
+        """Whether the answer to a request is to be kept; to be asked before it is generated. `unasked`: it is
+        of a kind that is kept unless it declines, where anything is kept.
 
         In a full log a request that asks to be stored waits for room; one that is stored unasked is not, and
         counted. Raises Unavailable where no room comes in time, NotSupported where nothing is stored.
@@ -81,7 +82,8 @@ class InteractionLog:
                 "this server stores no chat completions: it was started with --interactions none",
                 param="store",
             )
-        if self._which is Keep.NONE or store is False or not (store or self._which is Keep.ALL):
+        unasked = unasked or self._which is Keep.ALL
+        if self._which is Keep.NONE or store is False or not (store or unasked):
             return False
         if self.full and not store:
             INTERACTIONS_DROPPED.labels("full").inc()

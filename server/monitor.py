@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from steering.drift import SMOOTHING, drift
 from steering.sae.baseline import Baseline
 from steering.spec import MAX_WATCHES
 from steering.vector import SteeringVector
+
+EVERYWHERE: Final = "--behaviors"  # the path of what every request is watched for
 
 
 class Mode(StrEnum):
@@ -114,7 +116,7 @@ class Monitor:
                     found[record.id] = await self._watched(record, asked.mode, field, forced=forced)
         for record in await self.behaviors.everywhere(self.fingerprint, self.everywhere.names):
             if record.id not in found:
-                found[record.id] = await self._watched(record, self.everywhere.mode, "--behaviors")
+                found[record.id] = await self._watched(record, self.everywhere.mode, EVERYWHERE)
         if len(found) > MAX_WATCHES:
             raise InvalidRequest(
                 f"at most {MAX_WATCHES} behaviors are watched, not {len(found)}"
@@ -198,7 +200,8 @@ class Drift:
         return 0
 
     def observe(self) -> None:
-        name = self.watched.name
+        # Metrics are open to all: what an account calls its behaviours is not for them.
+        name = self.watched.name if self.watched.path == EVERYWHERE else "custom"
         for levels in self.levels:
             if len(levels):
                 DRIFT.labels(name).observe(float(levels.max()))

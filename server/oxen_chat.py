@@ -43,7 +43,7 @@ class OxenChatRequest(ChatRequest):
         return body
 
     def as_events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-        return _ended_with_calls(stream) if self.tools_given else stream
+        return super().as_events(_ended_with_calls(stream) if self.tools_given else stream)
 
 
 def _end_with_calls(choice: dict[str, Any], message: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from server.errors import INVALID_FILE_INPUT, InvalidRequest
 from server.media_hosts import MediaHosts, MediaRefused
+from server.media_parts import PlacedPart
 from server.served_models import ServedModels
 
 OWNER = "steersman"
@@ -26,12 +27,7 @@ class MediaPart:
 
     def admit(self, modalities: frozenset[str], hosts: MediaHosts) -> None:
         """Raises InvalidRequest where no served model takes it, or it may not be fetched."""
-        modality = _LINKED[self.kind]
-        if modality not in modalities:
-            takes = ", ".join(["text", *sorted(modalities)])
-            raise InvalidRequest(
-                f"{self.path}: the served model takes no {modality}, only {takes}", param=self.path
-            )
+        PlacedPart(self.path, _LINKED[self.kind]).require(modalities)
         if self.url[:5].lower() == "data:":
             self._require_base64()
             return

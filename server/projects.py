@@ -6,7 +6,7 @@ Every account is a project as well, its home, which needs no row until something
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -195,16 +195,22 @@ class Projects:
 
     async def members(self, project_id: str) -> Sequence[Member]:
         """Owners, then the others, each by their address."""
+        return (await self.members_of([project_id])).get(project_id, ())
+
+    async def members_of(self, project_ids: Collection[str]) -> Mapping[str, Sequence[Member]]:
+        """Of several projects, as `members`; one that is an account's home has none."""
         query = (
-            select(AccountRow.id, AccountRow.email, MembershipRow.role)
+            select(AccountRow.id, AccountRow.email, MembershipRow.role, MembershipRow.project_id)
             .join(MembershipRow, MembershipRow.account_id == AccountRow.id)
-            .where(MembershipRow.project_id == project_id)
+            .where(MembershipRow.project_id.in_(project_ids))
             .order_by(AccountRow.email)
         )
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        found = [Member(row.id, row.email, Role(row.role)) for row in rows]
-        return sorted(found, key=lambda member: member.role is not Role.OWNER)
+        found: dict[str, list[Member]] = {}
+        for row in sorted(rows, key=lambda row: row.role != Role.OWNER):
+            found.setdefault(row.project_id, []).append(Member(row.id, row.email, Role(row.role)))
+        return found
 
     async def set_member(self, project_id: str, email: str, role: Role) -> Member:
         """Add somebody, or change their role. Raises NotFound, Conflict for the last owner's, Forbidden for

@@ -3,8 +3,9 @@
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 
@@ -23,7 +24,7 @@ class Settings:
 
     home: Path
     database_url: str
-    max_body_bytes: int = 8 * 1024 * 1024
+    max_body_bytes: int = 16 * 1024 * 1024  # an image of 10 MiB in base64, and more
     key_cache_seconds: float = 2.0
     constraint_seconds: float = 10.0
     steering_rows: int = DEFAULT_ROWS
@@ -39,6 +40,12 @@ class Settings:
     interaction_days: float = 30.0
     redact: tuple[str, ...] = ()
     accounts: str = "off"
+    adaptive_seconds: float = 60.0
+    embeddings_url: str | None = None
+    embeddings_key: str | None = field(default=None, repr=False)
+    embeddings_model: str | None = None
+    embeddings_seconds: float = 60.0
+    embeddings_at_once: int = 64
 
     @property
     def has_accounts(self) -> bool:
@@ -65,6 +72,9 @@ class Settings:
             "observe_days": float,
             "interaction_rows": int,
             "interaction_days": float,
+            "adaptive_seconds": float,
+            "embeddings_seconds": float,
+            "embeddings_at_once": int,
         }
         numbers = {
             name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
@@ -79,6 +89,9 @@ class Settings:
             interactions=_interactions(value("interactions") or "asked"),
             redact=read_patterns(Path(path).expanduser()) if (path := value("redact")) else (),
             accounts=_accounts(value("accounts") or "off"),
+            embeddings_url=_embeddings_url(value("embeddings_url")),
+            embeddings_key=environ.get("STEERSMAN_EMBEDDINGS_KEY") or None,  # no flag: others read those
+            embeddings_model=value("embeddings_model") or None,
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -104,7 +117,24 @@ def _accounts(text: str) -> str:
     return text
 
 
-_MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests"}
+def _embeddings_url(text: str | None) -> str | None:
+    """As the embedding server's client takes it: its root, with or without /v1."""
+    if not text:
+        return None
+    problem = f"embeddings_url (--embeddings-url) is the root of a server, as http://host:8000, not {text!r}"
+    try:
+        parsed = urlsplit(text)
+        rooted = parsed.port is None or parsed.port > 0
+    except ValueError as error:
+        raise ValueError(problem) from error
+    if parsed.scheme not in {"http", "https"} or not parsed.hostname or not rooted:
+        raise ValueError(problem)
+    if parsed.query or parsed.fragment or parsed.username is not None or parsed.password is not None:
+        raise ValueError(f"{problem}; its key is read from STEERSMAN_EMBEDDINGS_KEY")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+_MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests", "adaptive_seconds"}
 
 
 def _positive(name: str, kind: type[int] | type[float], text: str, *, zero: bool = False) -> int | float:

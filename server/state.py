@@ -12,6 +12,7 @@ from server.campaigns import Campaigns
 from server.comparisons import Comparisons
 from server.completions import Completions
 from server.constraints import ConstraintChecker
+from server.embedding_server import EmbeddingServer
 from server.errors import NotSupported
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog
@@ -66,6 +67,7 @@ class ServerState:
     settling: Settling
     accounts: Accounts
     directory: Directory
+    embeddings: EmbeddingServer | None
 
     @property
     def projects(self) -> Projects:

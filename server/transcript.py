@@ -113,7 +113,8 @@ def joined(chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for choice in choices.values():
         if calls := choice["message"].get("tool_calls"):
             choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
-    head = {name: first[name] for name in ("id", "created", "model", "system_fingerprint") if name in first}
+    told = ("id", "created", "model", "session_id", "system_fingerprint")
+    head = {name: first[name] for name in told if name in first}
     return {
         **head,
         "object": "chat.completion",
@@ -129,26 +130,28 @@ def _begun(index: int) -> dict[str, Any]:
 
 
 def _join(choice: dict[str, Any], piece: Mapping[str, Any]) -> None:
-    message = choice["message"]
     for name, value in piece["delta"].items():
-        if value is None or name == "role":
-            continue
-        if name == "tool_calls":
-            calls = message.setdefault("tool_calls", {})
-            for call in value:
-                _join_call(calls.setdefault(call["index"], {}), call)
-        elif isinstance(value, str):
-            message[name] = (message.get(name) or "") + value
-        else:
-            message[name] = value
+        if value is not None and name != "role":
+            _join_field(choice["message"], name, value)
     if logprobs := piece.get("logprobs"):
         known = choice["logprobs"] = choice["logprobs"] or {"content": []}
         known["content"] += logprobs.get("content") or []
-    for name in ("finish_reason", "stop_reason"):
+    for name in ("finish_reason", "stop_reason", "completion_id", "model"):
         if piece.get(name) is not None:
             choice[name] = piece[name]
     if piece.get("token_ids"):
         choice["token_ids"] = [*choice.get("token_ids", ()), *piece["token_ids"]]
+
+
+def _join_field(message: dict[str, Any], name: str, value: Any) -> None:
+    if name == "tool_calls":
+        calls = message.setdefault("tool_calls", {})
+        for call in value:
+            _join_call(calls.setdefault(call["index"], {}), call)
+    elif isinstance(value, str) and name != "id":  # which each piece has, whole
+        message[name] = (message.get(name) or "") + value
+    else:
+        message[name] = value
 
 
 def _join_call(call: dict[str, Any], piece: Mapping[str, Any]) -> None:

@@ -39,13 +39,15 @@ from server.completions import Completions
 from server.constraints import ConstraintChecker
 from server.drain import Drain, Draining
 from server.edge import Edge
-from server.errors import HttpError, InvalidBody, InvalidRequest, NotFound, SteersmanError
+from server.embedding_server import EmbeddingServer
+from server.errors import HttpError, InvalidBody, InvalidRequest, NoRoute, SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
+from server.media_ids import own_media
 from server.metrics import AUTH_ATTEMPTS, record_build
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
@@ -59,8 +61,11 @@ from server.redaction import Redaction
 from server.refusal import refusal
 from server.routes import (
     accounts,
+    adaptive,
     adaptive_interactions,
+    embeddings,
     feedback,
+    graphql,
     keys,
     native,
     observability,
@@ -94,6 +99,7 @@ from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
 from server.vllm_steering import prompt_logprobs_kill, steered
+from server.vllm_tool_parser import rules_of
 
 logger = logging.getLogger("vllm.steersman")
 
@@ -128,16 +134,8 @@ class SteersmanPlugin:
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
-        for routes in (
-            openai,
-            projects,
-            adaptive_interactions,
-            feedback,
-            stored_completions,
-            oxen,
-            *axionic,
-            observability,
-        ):
+        dialects = (openai, embeddings, oxen, adaptive, adaptive_interactions, graphql)
+        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
@@ -175,6 +173,7 @@ class SteersmanPlugin:
             processes=args.api_server_count or 1,
         )
         _meter_engine(engine_client, state, meter)
+        own_media(engine_client.renderer)
         engine_client.generate = pruning(steered(engine_client.generate))
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])
@@ -193,6 +192,7 @@ class SteersmanPlugin:
             unwatchable=studio.problem if isinstance(studio, Unsteerable) else studio.unwatchable,
             prompt_logprobs_kill=prompt_logprobs_kill(engine_client.vllm_config),
             ranks=_ranks(engine_client),
+            tools=rules_of(state.openai_serving_chat, args),
         )
         state.steersman = ServerState(
             doors.settings,
@@ -223,6 +223,7 @@ class SteersmanPlugin:
             settling,
             doors.accounts,
             replace(directory, campaigns=campaigns),
+            EmbeddingServer.of(doors.settings),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
@@ -345,6 +346,8 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
                 await server.checker.close()
                 await server.judge.close()
                 await server.policy_runs.close()
+                if server.embeddings is not None:
+                    await server.embeddings.close()
                 await server.store.close()
 
     app.router.lifespan_context = lifespan
@@ -378,7 +381,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _from_http(request: Request, error: HTTPException) -> SteersmanError:
     if error.status_code == 404:
-        return NotFound(f"no route {request.method} {request.url.path}")
+        return NoRoute(f"no route {request.method} {request.url.path}")
     if error.status_code == 400:
         return InvalidRequest(str(error.detail))
     return HttpError(error.status_code, str(error.detail))

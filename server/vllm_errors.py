@@ -22,6 +22,10 @@ logger = logging.getLogger("vllm.steersman")
 class MediaFailed(VLLMValidationError):
     """Media that a client named cannot be had. One of vLLM's, for the routes whose errors vLLM writes."""
 
+    def __init__(self, message: str, url: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+
 
 def translated(response: ErrorResponse) -> SteersmanError:
     """vLLM's error object as ours."""

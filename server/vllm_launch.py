@@ -20,7 +20,7 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
-from server import embedded, vllm_cpu
+from server import embedded, vllm_cpu, vllm_tool_parser
 from server.banner import announce
 from server.settings import Settings
 from server.store import Store
@@ -45,12 +45,13 @@ def serve(argv: list[str]) -> int:
     if Path(args.model_tag).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _complete(args, settings)
+    parsing = vllm_tool_parser.complete(args)
     validate_parsed_serve_args(args)
     _require_plugin()
     store = Store(settings.database_url)
     store.migrate()
     first_key = uvloop.run(_first_key(store))
-    announce(args, settings, first_key)
+    announce(args, settings, first_key, parsing)
     if _is_single(args):
         args.model, args.api_server_count = args.model_tag, None
         return uvloop.run(_serve_one(args))
@@ -62,8 +63,7 @@ def _embedded(args: Namespace, settings: Settings) -> None:
     """Serve the model that ships: 2 GiB hold the KV cache of some 90,000 tokens."""
     args.model_tag = str(embedded.prepare(settings.home, _say))
     args.served_model_name = args.served_model_name or [embedded.NAME]
-    args.tool_call_parser = args.tool_call_parser or "hermes"
-    args.enable_auto_tool_choice = True
+    args.chat_template = args.chat_template or str(embedded.CHAT_TEMPLATE)
     if args.tool_strict_level == "auto":
         args.tool_strict_level = "parameter"  # so small a model needs its arguments' schema enforced
     if current_platform.is_cpu() and args.kv_cache_memory_bytes is None:
@@ -95,7 +95,7 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "URL",
         "help": "sqlite+aiosqlite:///… or postgresql://… (STEERSMAN_DATABASE_URL).",
     },
-    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (8 MiB)."},
+    "--max-body-bytes": {"type": int, "metavar": "N", "help": "Larger request bodies get 413 (16 MiB)."},
     "--constraint-seconds": {
         "type": float,
         "metavar": "S",
@@ -168,6 +168,31 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "WHO",
         "help": "Accounts that log in with a password: open (whoever signs up; without a word too), closed "
         "(those of `steersman accounts add`), off (the default) (STEERSMAN_ACCOUNTS).",
+    },
+    "--adaptive-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long an answer under /api/v1, or the start of one that is streamed, may take before "
+        "there is a 408 instead (60); 0: as long as it takes.",
+    },
+    "--embeddings-url": {
+        "metavar": "URL",
+        "help": "The server that embeds for /v1/embeddings, by OpenAI's API: http://host:8000; its key is in "
+        "STEERSMAN_EMBEDDINGS_KEY (STEERSMAN_EMBEDDINGS_URL).",
+    },
+    "--embeddings-model": {
+        "metavar": "NAME",
+        "help": "Its model, where it does not list it under /v1/models.",
+    },
+    "--embeddings-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long it may take before a request gets 503 (60).",
+    },
+    "--embeddings-at-once": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many requests it is sent at a time; four times as many wait (64).",
     },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {

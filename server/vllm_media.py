@@ -7,16 +7,19 @@ empty `--allowed-media-domains` for all hosts, looks at names alone, and follows
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import DefaultResolver
 from PIL.Image import DecompressionBombError
-from vllm.connections import HTTPConnection
+from vllm.connections import HTTPConnection, HTTPResponseSizeExceededError
 from vllm.exceptions import VLLMUnprocessableEntityError
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.multimodal.media.image import ImageMediaIO
 
+from server.image_files import MAX_IMAGE_BYTES, check_image, check_size
 from server.media_hosts import ListedResolver, MediaHosts, MediaRefused
 from server.vllm_errors import MediaFailed
 
@@ -105,14 +108,15 @@ class ListedMedia(MediaConnector):
         )
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
-        with _told():
+        with _told(url):
             self._check(url)
-            return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
+            return super().load_from_url(url, _bounded(media_io), fetch_timeout=fetch_timeout)
 
     async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
-        with _told():
+        with _told(url):
             self._check(url)
-            return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
+            bounded = _bounded(media_io)
+            return await super().load_from_url_async(url, bounded, fetch_timeout=fetch_timeout)
 
     def _check(self, url: str) -> None:
         scheme = url.partition(":")[0].lower()
@@ -122,13 +126,42 @@ class ListedMedia(MediaConnector):
             self._hosts.check(url)
 
 
+class BoundedImages(ImageMediaIO):
+    """vLLM's reader of images, which looks at size and format before it decodes. Raises MediaRefused."""
+
+    def __init__(self, like: ImageMediaIO) -> None:
+        super().__init__(like.image_mode, **like.kwargs)
+
+    def get_max_bytes(self) -> int:
+        return MAX_IMAGE_BYTES  # what is fetched is cut off there
+
+    def load_bytes(self, data: bytes) -> Any:
+        check_image(data)
+        return super().load_bytes(data)
+
+    def load_base64(self, media_type: str, data: str) -> Any:
+        check_size(len(data) * 3 // 4 - data[-2:].count("="))
+        return super().load_base64(media_type, data)
+
+    def load_file(self, filepath: Path) -> Any:
+        check_size(filepath.stat().st_size)
+        return super().load_file(filepath)
+
+
+def _bounded(media_io: Any) -> Any:
+    return BoundedImages(media_io) if isinstance(media_io, ImageMediaIO) else media_io
+
+
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(url: str) -> Iterator[None]:
     """vLLM has no status, or a server's, for some of what a client's URL leads to."""
     try:
         yield
+    except HTTPResponseSizeExceededError as error:
+        refused = f"the file is larger than {error.max_bytes // 1024**2} MiB, the most that is fetched"
+        raise MediaFailed(refused, url) from error
     except (MediaRefused, VLLMUnprocessableEntityError) as error:
-        raise MediaFailed(str(error.args[0])) from error
+        raise MediaFailed(str(error.args[0]), url) from error
     except (ClientError, OSError, ValueError, DecompressionBombError, NotImplementedError) as error:
         reason = str(error) or type(error).__name__
-        raise MediaFailed(f"the media could not be loaded: {reason}") from error
+        raise MediaFailed(f"the media could not be loaded: {reason}", url) from error

@@ -11,6 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.auth import current_principal
 from server.candidates import counts_prompt
+from server.deadline import Deadline, current_deadline
 from server.observation import NOTED, Observation, observed
 from server.usage import UsageMeter
 
@@ -71,6 +72,7 @@ class _Tally:
     counts_prompt: bool
     delta: bool
     observation: Observation
+    deadline: Deadline | None
     prompt_tokens: int = 0
     completion_tokens: dict[int, int] = field(default_factory=dict)
     text: str = ""
@@ -86,6 +88,7 @@ class _Tally:
             counts_prompt=counts_prompt.get(),
             delta=delta,
             observation=observed(),
+            deadline=current_deadline.get(),
         )
 
     def see(self, output: RequestOutput) -> None:
@@ -93,6 +96,8 @@ class _Tally:
         for part in output.outputs:
             before = self.completion_tokens.get(part.index, 0) if self.delta else 0
             self.completion_tokens[part.index] = before + len(part.token_ids)
+            if self.deadline is not None and part.token_ids:
+                self.deadline.begins()
             if part.index == 0 and not (self.delta and len(self.text) >= NOTED):
                 self.text = self.text + part.text if self.delta else part.text
 

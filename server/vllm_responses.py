@@ -1,5 +1,6 @@
 """OpenAI's Responses API: vLLM's own handler, under the steering that a request asks for."""
 
+import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -16,7 +17,8 @@ from vllm.exceptions import VLLMValidationError
 from policies.steering import JSON_PRESET
 from server.addressable import Addressable
 from server.applied import Applied
-from server.errors import InvalidRequest, NotSupported, SteersmanError
+from server.errors import InvalidRequest, NotFound, NotSupported, SteersmanError
+from server.media_parts import media_parts
 from server.observation import observed
 from server.vllm_errors import translated
 from server.vllm_serving import Serving
@@ -24,6 +26,7 @@ from server.vllm_steering import current_spec, during
 from server.wire import AxionicFields, SteeringFields
 
 _LAST = {"response.completed", "response.incomplete"}
+_PREFIX = "resp_"
 
 
 class SteeredResponses(Addressable, SteeringFields, ResponsesRequest):
@@ -47,14 +50,60 @@ class SteeredResponses(Addressable, SteeringFields, ResponsesRequest):
         return data
 
 
-async def respond(request: SteeredResponses, raw: Request) -> Response:
-    """Raises SteersmanError."""
+def own_id(account_id: str, response_id: str) -> str:
+    """The id with its owner in it: what vLLM keeps (VLLM_ENABLE_RESPONSES_API_STORE) it shows to all."""
+    return f"{_own_prefix(account_id)}{response_id.removeprefix(_PREFIX)}"
+
+
+def _own_prefix(account_id: str) -> str:
+    return f"{_PREFIX}{hashlib.sha256(account_id.encode()).hexdigest()[:16]}"
+
+
+def _require_own(response_id: str, raw: Request, param: str = "response_id") -> None:
+    """Raises NotFound, as for one that is not there."""
+    if not response_id.startswith(_own_prefix(raw.state.principal.account_id)):
+        raise NotFound(f"Response with id '{response_id}' not found.", param=param)
+
+
+def _handler(raw: Request) -> Any:
     handler = raw.app.state.openai_serving_responses
     if handler is None:
         raise NotSupported("this model does not support the Responses API")
+    return handler
+
+
+async def retrieve(response_id: str, raw: Request, *, starting_after: int | None, stream: bool) -> Response:
+    """Raises SteersmanError."""
+    _require_own(response_id, raw)
+    found = await _handler(raw).retrieve_responses(response_id, starting_after=starting_after, stream=stream)
+    return _kept(found)
+
+
+async def cancel(response_id: str, raw: Request) -> Response:
+    """Raises SteersmanError."""
+    _require_own(response_id, raw)
+    return _kept(await _handler(raw).cancel_responses(response_id))
+
+
+def _kept(found: Any) -> Response:
+    if isinstance(found, ErrorResponse):
+        raise translated(found)
+    if isinstance(found, ResponsesResponse):
+        return JSONResponse(found.model_dump(mode="json", by_alias=True))
+    return StreamingResponse(_events(found, None, None), media_type="text/event-stream")
+
+
+async def respond(request: SteeredResponses, raw: Request) -> Response:
+    """Raises SteersmanError."""
+    handler = _handler(raw)
+    if request.previous_response_id is not None:
+        _require_own(request.previous_response_id, raw)
+    request.request_id = own_id(raw.state.principal.account_id, request.request_id)
     serving: Serving = raw.app.state.steersman.serving
     request.model = serving.models.resolve(request.model, raw.state.principal.selected_model)
     observed().resolves(request.model)
+    for part in media_parts(request.input, "input", ("content", "output")):
+        part.require(serving.models.modalities)
     entries = request.steering_entries()
     for path, entry in entries.items():
         if entry.preset == JSON_PRESET:
@@ -69,7 +118,7 @@ async def respond(request: SteeredResponses, raw: Request) -> Response:
         raise InvalidRequest("a watched response cannot run in the background", param="background")
     steered = await serving.steer(entries, raw, watched)
     with during(steered) as kept:
-        result = await handler.create_responses(request, raw)
+        result = await handler.create_responses(request, serving.sticky(request, raw))
         if isinstance(result, ErrorResponse):
             raise translated(result)
         headers = {} if steered is None else steered.headers()

@@ -7,6 +7,7 @@ the constraint sound), `policies.sampling.plan` (pure), and vLLM's own `create_c
 
 import asyncio
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -23,16 +24,18 @@ from policies.sampling import Asked, Choose, EngineFacts, Plan, PlanError, Unava
 from policies.steering import JSON_PRESET, SteeringEntry
 from processors.args import fresh_group
 from server import candidates, streams
+from server.addressable import Addressable
 from server.applied import Applied
 from server.constraints import ConstraintChecker
-from server.errors import InvalidRequest, NotSupported
+from server.errors import INVALID_FILE_INPUT, InvalidRequest, NotSupported
 from server.metrics import CONSTRAINT_REQUESTS, SAMPLING_REQUESTS
 from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
 from server.served_models import ServedModels
 from server.steering import Steering, field_of
-from server.vllm_errors import translated
+from server.vllm_errors import MediaFailed, translated
 from server.vllm_steering import during
+from server.vllm_tools import HERMES, ToolRules
 from server.vllm_wire import ChatRequest, CompletionRequest, Seat
 from server.wire import NativeSampling
 
@@ -78,6 +81,7 @@ class Serving:
     unwatchable: str | None = None  # why there is no `monitor`
     prompt_logprobs_kill: bool = False
     ranks: int = 1  # data-parallel engines behind this process
+    tools: ToolRules = HERMES
 
     @property
     def long_keep_alive(self) -> float:
@@ -98,8 +102,11 @@ class Serving:
 
         Raises SteersmanError; vLLM's own exceptions pass through to the handlers in `vllm_app`.
         """
+        raw = self.sticky(request, raw)
         requested = request.model
         request.model = self.models.resolve(requested, raw.state.principal.selected_model)
+        for part in request.placed_media():
+            part.require(self.models.modalities)
         if request.logprob_token_ids:
             # vLLM 0.32's sampler would answer every request of the batch with this one's tokens.
             raise NotSupported("logprob_token_ids disturbs other requests", param="logprob_token_ids")
@@ -243,7 +250,10 @@ class Serving:
 
     async def _constrain(self, request: Decodable) -> None:
         """Compile every constraint where it can harm nothing, before the engine sees it."""
-        for constraint, field in request.take_constraints():
+        constraints = request.take_constraints()
+        if isinstance(request, ChatRequest):
+            constraints += request.take_tools(self.tools, constraints)
+        for constraint, field in constraints:
             outcome = "refused"
             try:
                 await self.checker.check(constraint, field)
@@ -315,13 +325,27 @@ class Serving:
 
     async def _create(self, request: Decodable, raw: Request) -> Any:
         """A response object or an SSE stream from vLLM; its error objects are raised as ours."""
-        if isinstance(request, ChatRequest):
-            result = await self.chat.create_chat_completion(request, raw)
-        else:
-            result = await self.completion.create_completion(request, raw)
+        try:
+            if isinstance(request, ChatRequest):
+                result = await self.chat.create_chat_completion(request, raw)
+            else:
+                result = await self.completion.create_completion(request, raw)
+        except MediaFailed as error:
+            place = next((part.path for part in request.placed_media() if part.url == error.url), None)
+            raise InvalidRequest(str(error), param=place, code=INVALID_FILE_INPUT) from error
         if isinstance(result, ErrorResponse):
             raise translated(result)
+        for choice in getattr(result, "choices", ()):
+            choice.model = request.model  # the one that answers, whatever name was asked for
         return result
+
+    def sticky(self, request: Addressable, raw: Request) -> Request:
+        """`raw`, sent to the data-parallel engine that has the cached prefixes of its session."""
+        session = request.sticks
+        if self.ranks == 1 or session is None:
+            return raw
+        text = f"{raw.state.principal.account_id}\n{session}"
+        return self._pinned(raw, int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
 
     def _pinned(self, raw: Request, group: int) -> Request:
         """`raw`, sent to one data-parallel engine with all its group: siblings elsewhere are not seen."""

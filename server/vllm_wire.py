@@ -4,7 +4,7 @@ The models derive from vLLM's, so one validation pass serves both and vLLM's ser
 are. What a request's plan changes enters through `to_sampling_params`, where vLLM merges its own defaults.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -41,11 +41,15 @@ from policies.constraint import (
 from policies.sampling import GREEDY_TEMPERATURE, PENALTIES, Asked, Plan
 from policies.steering import JSON_PRESET
 from processors.args import MAX_SIBLINGS, AdsArgs, ArgumentError, ProcessorArgs, TypicalArgs, fresh_group
+from server import vllm_tools
 from server.addressable import Addressable
 from server.conversation import sent_back
 from server.errors import InvalidRequest
+from server.marks import Marks, marked, told_session
+from server.media_parts import PlacedPart, media_parts
 from server.vllm_beam import BeamParams
 from server.vllm_grammar import structured_outputs
+from server.vllm_tools import ToolRules, Tools, bounded
 from server.wire import (
     INT32_MAX,
     AxionicFields,
@@ -230,6 +234,10 @@ class Planned(Addressable, AxionicFields, _VllmFields):
     def tools_given(self) -> bool:
         return bool(getattr(self, "tools", None)) and getattr(self, "tool_choice", None) != "none"
 
+    def placed_media(self) -> Iterator[PlacedPart]:
+        """The parts of its messages that are not text."""
+        return iter(())
+
     @property
     def wants_prompt_logprobs(self) -> bool:
         echoed = getattr(self, "echo", False) and self.wants_logprobs
@@ -332,25 +340,81 @@ class ChatRequest(StoredFields, Planned, ChatCompletionRequest):
 
     messages: Annotated[list[ChatCompletionMessageParam], Field(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
+    tools: Tools | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, data: Any) -> Any:
+        return vllm_tools.chosen(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        vllm_tools.check(self.tools or ())
+        return self
+
+    _account_id: str = PrivateAttr("")
 
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
+    @property
+    def stored_unasked(self) -> bool:
+        """Whether a request that says nothing of `store` is stored, where anything is."""
+        return False
+
+    def placed_media(self) -> Iterator[PlacedPart]:
+        return media_parts(self.messages, "messages")
+
     def scored(self) -> dict[str, Any]:
         """The changes that make a response carry its tokens' log-probabilities."""
         return {} if self.logprobs else {"logprobs": True, "top_logprobs": 0}
+
+    @property
+    def texts(self) -> bool:
+        """Whether every piece of an answer has an id, a role and a text."""
+        return False
+
+    def of_account(self, account_id: str) -> None:
+        """Whose completions its choices are."""
+        self._account_id = account_id
+
+    def as_events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        return marked(stream, self._marks)
+
+    @property
+    def _marks(self) -> Marks:
+        return Marks(self._account_id, told_session(self.session_id), self.model, texts=self.texts)
 
     def prompts(self) -> list[dict[str, Any]]:
         """Each prompt of this request, as changes to a copy of it."""
         return [{}]
 
-    def take_constraints(self) -> list[tuple[Constraint, str]]:
-        taken = super().take_constraints()
-        if self.tools and self.tool_choice != "none":
-            schemas = [tool.function.parameters for tool in self.tools if tool.function.parameters]
-            taken += [(_built(from_json_schema, schema, "tools"), "tools") for schema in schemas]
-        return taken
+    def take_tools(
+        self, rules: ToolRules, beside: Sequence[tuple[Constraint, str]]
+    ) -> list[tuple[Constraint, str]]:
+        """The schemas that calls are held to, and the fields they came from; `beside` is what
+        `take_constraints` gave. Raises InvalidRequest and NotSupported for what would not take effect."""
+        return vllm_tools.held(self, rules, beside) if self.tools_given else []
+
+    def as_body(self, response: Any) -> dict[str, Any]:
+        body = super().as_body(response)
+        for choice in body["choices"]:
+            if choice["message"].get("tool_calls"):  # vLLM says "" beside forced ones
+                choice["message"]["content"] = choice["message"]["content"] or None
+        return self._marks.body(body)
+
+    def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> SamplingParams:
+        params = super().to_sampling_params(max_tokens, default_sampling_params)
+        if self.tools_given:
+            params.structured_outputs = bounded(params.structured_outputs)
+        return params
+
+    def to_beam_search_params(self, max_tokens: int, _defaults: dict[str, Any]) -> BeamParams:
+        params = super().to_beam_search_params(max_tokens, _defaults)
+        if self.tools_given:
+            params.structured_outputs = bounded(params.structured_outputs)
+        return params
 
 
 class CompletionRequest(Planned, VllmCompletionRequest):

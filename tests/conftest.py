@@ -26,7 +26,12 @@ from steering.sae.quality import measure
 from tests.live.steered import PAIRS
 
 START_SECONDS = 480
-OWN_SERVERS = ("test_lifecycle.py", "test_accounts.py")  # files of tests/live that start servers themselves
+OWN_SERVERS = (
+    "test_lifecycle.py",
+    "test_accounts.py",
+    "test_media.py",
+    "test_embeddings.py",
+)  # files of tests/live that start servers themselves
 
 # How long an example takes says what else the machine does.
 settings.register_profile("untimed", deadline=None)

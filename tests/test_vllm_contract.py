@@ -87,6 +87,7 @@ CALLS = {
     "vllm.exceptions:VLLMValidationError": (1, ("parameter", "value")),
     "vllm.config:ModelConfig.try_get_generation_config": (1, ()),
     "vllm.renderers:BaseRenderer.get_tokenizer": (1, ()),
+    "vllm.renderers:BaseRenderer.render_messages_async": (3, ()),
     "vllm.entrypoints.generate.beam_search.utils:BeamSearchSequence": (
         0,
         ("orig_prompt", "tokens", "logprobs"),
@@ -100,12 +101,28 @@ CALLS = {
     "vllm.connections:HTTPConnection.get_sync_client": (1, ()),
     "vllm.connections:HTTPConnection.get_async_client": (1, ()),
     "vllm.connections:HTTPConnection._headers": (1, ()),
+    "vllm.tool_parsers:ToolParserManager.register_module": (1, ("module",)),
+    "vllm.tool_parsers:ToolParserManager.get_tool_parser": (1, ()),
+    "vllm.reasoning:ReasoningParserManager.get_reasoning_parser": (1, ()),
+    "vllm.tokenizers:get_tokenizer": (1, ("tokenizer_mode", "trust_remote_code", "revision")),
+    "vllm.transformers_utils.repo_utils:get_hf_file_bytes": (3, ()),
+    "vllm.transformers_utils.repo_utils:get_hf_file_to_dict": (3, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser.extract_tool_calls": (3, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser._extract_tool_call_jsons": (2, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser._extract_tool_name": (1, ()),
+    "vllm.tool_parsers.hermes_tool_parser:Hermes2ProToolParser._extract_tool_args": (2, ()),
+    "vllm.parser.abstract_parser:DelegatingParser.adjust_request": (2, ()),
     "vllm.multimodal.media.connector:MediaConnector": (
         2,
         ("allowed_local_media_path", "allowed_media_domains"),
     ),
     "vllm.multimodal.media.connector:MediaConnector.load_from_url": (3, ("fetch_timeout",)),
     "vllm.multimodal.media.connector:MediaConnector.load_from_url_async": (3, ("fetch_timeout",)),
+    "vllm.multimodal.media.image:ImageMediaIO": (1, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.get_max_bytes": (1, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.load_bytes": (2, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.load_base64": (3, ()),
+    "vllm.multimodal.media.image:ImageMediaIO.load_file": (2, ()),
     **{
         f"{worker}_worker:{name}.load_model": (1, ())
         for worker, name in (("vllm.v1.worker.cpu", "CPUWorker"), ("vllm.v1.worker.gpu", "Worker"))
@@ -134,7 +151,7 @@ _SHARED = (
     "model temperature top_p top_k min_p n seed stop max_tokens min_tokens presence_penalty frequency_penalty"
     " repetition_penalty length_penalty stop_token_ids logit_bias logprobs stream stream_options"
     " response_format structured_outputs use_beam_search vllm_xargs ignore_eos bad_words allowed_token_ids"
-    " watermarking include_stop_str_in_output skip_special_tokens logprob_token_ids"
+    " watermarking include_stop_str_in_output skip_special_tokens logprob_token_ids session_id"
 )
 # class → fields that we read, set or override
 FIELDS = {
@@ -142,6 +159,8 @@ FIELDS = {
     " tool_choice max_completion_tokens top_logprobs",
     "vllm.entrypoints.openai.completion.protocol:CompletionRequest": f"{_SHARED} prompt echo",
     "vllm.entrypoints.generate.base.protocol:StreamOptions": "include_usage",
+    "vllm.entrypoints.generate.base.protocol:FunctionDefinition": "name parameters strict",
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionToolsParam": "type function",
     "vllm.entrypoints.serve.engine.protocol:ErrorResponse": "error",
     "vllm.entrypoints.serve.engine.protocol:ErrorInfo": "message type param code",
     "vllm.sampling_params:SamplingParams": "n temperature top_p top_k min_p extra_args output_kind"
@@ -212,6 +231,14 @@ def test_sampling_parameters_are_made_where_we_add_ours():
         assert callable(theirs.extract_structured_outputs)
 
 
+def test_choices_take_a_field_of_ours():
+    """The model that answers stands in them, and is told with the rest."""
+    choice = found("vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionResponseChoice")
+    made = choice(index=0, message={"role": "assistant", "content": "a"})
+    made.model = "m"
+    assert (made.model_dump()["model"], made.model_copy(update={"index": 1}).model) == ("m", "m")
+
+
 def test_the_plugin_is_one():
     """vLLM's loader would skip, with a log line only, what does not satisfy its protocol."""
     from vllm.plugins import ENDPOINT_PLUGINS_GROUP
@@ -242,8 +269,15 @@ def test_the_plugin_is_one():
             "vllm.entrypoints.openai.models.serving",
             ["self.base_model_paths", "self.lora_requests", "self.model_config"],
         ),
+        (
+            "vllm.entrypoints.generate.base.serving",
+            ['SESSION_ID_HEADER = "X-Session-ID"', 'headers.get("X-data-parallel-rank")'],
+        ),
         ("vllm.entrypoints.generate.beam_search.online", ["async def beam_search("]),
-        ("vllm.entrypoints.openai.chat_completion.serving", ["self.beam_search("]),
+        (
+            "vllm.entrypoints.openai.chat_completion.serving",
+            ["self.beam_search(", "self.parser_cls = ", "self.renderer.tokenizer", "self.model_config"],
+        ),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
         ("vllm.v1.engine.async_llm", ["self.renderer"]),
         ("vllm.renderers.base", ["self.mm_processor:", ".info.allowed_mm_limits"]),
@@ -254,8 +288,9 @@ def test_the_plugin_is_one():
         ("vllm.connections", ["await self.get_async_response(", "self.get_sync_client()"]),
         (
             "vllm.multimodal.media.connector",
-            ["connection.async_get_bytes(", "self.allowed_local_media_path ="],
+            ["connection.async_get_bytes(", "max_bytes=max_bytes", "self.allowed_local_media_path ="],
         ),
+        ("vllm.multimodal.media.image", ["self.image_mode =", "self.kwargs ="]),
         ("vllm.tokenizers.mistral", ["self.is_tekken =", "self.tokenizer: Tokenizer =", "def vocab("]),
         ("vllm.v1.worker.gpu_input_batch", ["self.num_computed_tokens_cpu ="]),
         ("vllm.v1.worker.gpu_model_runner", ["self.input_batch ="]),
@@ -290,6 +325,21 @@ def test_the_flags_we_set_exist():
         "model_tag served_model_name tool_call_parser enable_auto_tool_choice kv_cache_memory_bytes"
         " enforce_eager logits_processors speculative_config shutdown_timeout gpu_memory_utilization headless"
         " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile"
-        " uds host port async_scheduling worker_cls additional_config allowed_media_domains"
+        " uds host port async_scheduling worker_cls additional_config allowed_media_domains chat_template"
+        " tool_strict_level reasoning_parser structured_outputs_config tokenizer tokenizer_mode revision"
+        " tokenizer_revision trust_remote_code hf_config_path"
     )
     assert set(expected.split()) <= args.keys()
+
+
+def test_the_parsers_that_are_chosen_exist():
+    """Of every family, for its tool calls and its reasoning: registered under this name, and loadable."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    from server.tool_parsers import REASONING_RULES, TOOL_RULES
+
+    for name, _ in TOOL_RULES:
+        assert ToolParserManager.get_tool_parser(name)
+    for name, _ in REASONING_RULES:
+        assert ReasoningParserManager.get_reasoning_parser(name)

@@ -24,7 +24,7 @@ class JsonRequest(Request):
         surrogate pair, which no answer could quote, and for nesting beyond MAX_NESTING."""
         if not hasattr(self, "_json"):
             try:
-                self._json = _parsed(await self.body())
+                self._json = strict_json(await self.body())
             except RecursionError as error:
                 raise InvalidRequest(_TOO_DEEP, code="json_invalid") from error
             except ValueError as error:
@@ -32,7 +32,8 @@ class JsonRequest(Request):
         return self._json
 
 
-def _parsed(body: bytes) -> Any:
+def strict_json(body: bytes) -> Any:
+    """Raises as JsonRequest.json does, but ValueError and RecursionError where it says so in words."""
     value = json.loads(body.decode(), parse_constant=_refuse_constant)
     if _SURROGATE.search(body):
         json.dumps(value, ensure_ascii=False).encode()

@@ -1,6 +1,6 @@
 """Chat completions on their way to the interaction log, streamed or not."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -15,16 +15,19 @@ from server.vllm_wire import ChatRequest
 Answer = Callable[[ChatRequest, Request], Awaitable[Response]]
 
 
-async def stored(request: ChatRequest, raw: Request, answer: Answer) -> Response:
+async def stored(
+    request: ChatRequest, raw: Request, answer: Answer, body: Mapping[str, Any] | None = None
+) -> Response:
     """What `answer` answers, kept in the log where the request or the server asks for it. What fails, or is
-    left by its client before its end, is not kept."""
+    left by its client before its end, is not kept. `body`: in place of the one that was sent."""
     log: InteractionLog = raw.app.state.steersman.interaction_log
     labels = request.all_labels
-    if not await log.admit(request.store):
+    request.of_account(raw.state.principal.account_id)
+    if not await log.admit(request.store, unasked=request.stored_unasked):
         return await answer(request, raw)
     transcript = Transcript(
         account_id=raw.state.principal.account_id,
-        request=await raw.json(),
+        request=await raw.json() if body is None else body,
         labels=labels,
         session_id=request.session_id,
         observation=observed(),

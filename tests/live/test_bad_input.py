@@ -296,7 +296,7 @@ def test_an_unknown_model_is_not_found(client, path):
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(client):
     """413, declared or chunked, in either family's shape."""
-    big = b'{"prompt": "' + b"x" * (9 * 1024 * 1024) + b'"}'
+    big = b'{"prompt": "' + b"x" * (17 * 1024 * 1024) + b'"}'
     for path in (CHAT, NATIVE):
         check_shape(path, raw(client, path, big))
         response = raw(client, path, (big[i : i + 65536] for i in range(0, len(big), 65536)))

@@ -420,5 +420,11 @@ def test_two_data_parallel_ranks_serve_every_method(serving, tmp_path):
         assert wait_for(lambda: sum(finished(client)) == sum(before) + 3, 10)
         apart = [after - count for after, count in zip(finished(client), before, strict=True)]
         assert sorted(apart) == [0, 3], "siblings on another rank would not see each other"
+        before = finished(client)
+        for _ in range(4):
+            chat(client, session_id="one talk", max_tokens=1)
+        assert wait_for(lambda: sum(finished(client)) == sum(before) + 4, 10)
+        apart = [after - count for after, count in zip(finished(client), before, strict=True)]
+        assert sorted(apart) == [0, 4], "turns on another rank would not find their prefix cached"
         guided = client.post(CHAT, json={"messages": MESSAGES, "regex_pattern": "a{3}b", "max_tokens": 9})
         assert guided.json()["choices"][0]["message"]["content"] == "aaab"

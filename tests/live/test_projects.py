@@ -1,6 +1,7 @@
 """Projects and served aliases against the live server, with OpenAI's client."""
 
 import uuid
+from contextlib import ExitStack
 
 import httpx
 import openai
@@ -14,17 +15,24 @@ QUESTION = [{"role": "user", "content": "Name a colour."}]
 @pytest.fixture(scope="module")
 def lab(server):
     """A project of this module alone: its key, and a client of the server's owner."""
-    http = httpx.Client(base_url=server.url, headers={"x-api-key": server.key}, timeout=600)
     key = f"lab-{uuid.uuid4().hex[:8]}"
-    http.post("/projects", json={"key": key}).raise_for_status()
-    yield key, http
-    http.delete(f"/projects/{key}").raise_for_status()
+    with httpx.Client(base_url=server.url, headers={"x-api-key": server.key}, timeout=600) as http:
+        http.post("/projects", json={"key": key}).raise_for_status()
+        yield key, http
+        http.delete(f"/projects/{key}").raise_for_status()
 
 
-def test_an_alias_answers_under_its_name(server, lab):
+@pytest.fixture
+def clients():
+    """OpenAI's clients of a test, closed at its end."""
+    with ExitStack() as stack:
+        yield lambda **given: stack.enter_context(openai.OpenAI(**given))
+
+
+def test_an_alias_answers_under_its_name(server, lab, clients):
     """With what is bound to it: steered, at its temperature; listed to its project and to nobody else."""
     key, http = lab
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, project=key)
+    client = clients(base_url=f"{server.url}/v1", api_key=server.key, project=key)
     served = client.models.list().data[0].id
     bound = {"steering_preset": "brevity", "temperature": 0, "max_tokens": 4}
     http.put(f"/projects/{key}/models/terse", json={"model": served, "defaults": bound}).raise_for_status()
@@ -33,7 +41,7 @@ def test_an_alias_answers_under_its_name(server, lab):
     answer = client.chat.completions.create(model="terse", messages=QUESTION)
     assert (answer.model, answer.usage.completion_tokens) == ("terse", 4)
     assert answer.steersman["steering"]["dose"] > 0
-    at_home = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key)
+    at_home = clients(base_url=f"{server.url}/v1", api_key=server.key)
     assert "terse" not in [model.id for model in at_home.models.list().data]
     named = at_home.chat.completions.create(model=f"{key}/terse", messages=QUESTION)
     assert (named.model, named.choices[0].message.content) == (
@@ -76,11 +84,11 @@ def test_what_is_stored_in_a_project_stays_there(server, lab):
     assert http.get(path, headers={"OpenAI-Project": key}).status_code == 200
 
 
-def test_a_read_only_key_generates_nothing(server, lab):
+def test_a_read_only_key_generates_nothing(server, lab, clients):
     """It lists models; whatever generates is refused at the door."""
     key, http = lab
     made = http.post("/auth/api-keys", json={"role": "read-only"}, headers={"OpenAI-Project": key}).json()
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=made["api_key"])
+    client = clients(base_url=f"{server.url}/v1", api_key=made["api_key"])
     served = client.models.list().data[0].id
     with pytest.raises(openai.PermissionDeniedError, match="read-only"):
         client.chat.completions.create(model=served, messages=QUESTION)

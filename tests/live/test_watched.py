@@ -123,11 +123,8 @@ def test_a_policys_candidates_are_watched(ask, behaviour):
 def test_drift_and_corrections_are_counted(client, ask, behaviour):
     ask.chat(PROMPT, force_steering=[behaviour["id"]])
     metrics = client.get("/metrics").text
-    name = re.escape(behaviour["behavior_name"])
-    assert re.search(rf'steersman_sae_drift_score_count{{behavior="{name}"}} [1-9]', metrics)
-    assert re.search(
-        rf'steersman_behavior_corrections_total{{behavior="{name}",mode="forced"}} [1-9]', metrics
-    )
+    assert re.search(r'steersman_sae_drift_score_count{behavior="custom"} [1-9]', metrics)
+    assert re.search(r'steersman_behavior_corrections_total{behavior="custom",mode="forced"} [1-9]', metrics)
 
 
 def test_latents_are_clamped_and_ablated(ask, client, autoencoder):

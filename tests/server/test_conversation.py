@@ -30,7 +30,7 @@ def request(answer):
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("beside", [{}, BESIDE, {"annotations": []}])
+@pytest.mark.parametrize("beside", [{}, BESIDE, {"annotations": []}, {"id": "m"}])
 def test_an_answer_is_taken_back(answer, beside):
     """With whatever says nothing in it, and as what it said."""
     message = request({**beside, **answer}).messages[1]

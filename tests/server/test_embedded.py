@@ -209,3 +209,58 @@ def test_numbers_are_cut_as_in_training(model):
 
     tokens = AutoTokenizer.from_pretrained(model).tokenize("a  42\n  7")
     assert tokens == ["a", "ĠĠ", "4", "2", "ĊĠĠ", "7"]
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ADD = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds <one> & more.", "parameters": {"type": "object"}},
+}
+TALKS = (
+    [{"role": "user", "content": " What? \n"}],
+    [{"role": "system", "content": "Be brief.\n"}, {"role": "user", "content": "\n{{ a }}"}],
+    [
+        {"role": "user", "content": "One."},
+        {"role": "assistant", "content": " Two.\n\n"},
+        {"role": "system", "content": "Now three."},
+        {"role": "user", "content": "Three."},
+    ],
+    [{"role": "assistant", "content": "First."}],
+)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("generate", [True, False])
+def test_the_template_changes_nothing_without_tools(model, talk, generate):
+    """Token for token what the model's own makes of a conversation."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    fields = {"add_generation_prompt": generate, "return_dict": False}
+    ours = tokenizer.apply_chat_template(talk, chat_template=embedded.CHAT_TEMPLATE.read_text(), **fields)
+    assert ours == tokenizer.apply_chat_template(talk, **fields)
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_tools_calls_and_results_are_shown(model, system):
+    """Tools in the system's turn, a call as the model is to write it, results in one turn of the user's."""
+    from transformers import AutoTokenizer
+
+    result = {"role": "tool", "tool_call_id": "c1", "content": "Two."}
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]}
+    talk = [*system, {"role": "user", "content": "Add."}, called, result, result]
+    text = AutoTokenizer.from_pretrained(model).apply_chat_template(
+        talk,
+        tools=[ADD],
+        chat_template=embedded.CHAT_TEMPLATE.read_text(),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    told, asked, answered, results, _ = text.split("<|im_start|>")[1:]
+    assert told.startswith("system\n" + (system[0]["content"] if system else "You are a helpful"))
+    assert '{"name": "add", "description": "Adds <one> & more.", "parameters": {"type": "object"}}' in told
+    assert asked == "user\nAdd.<|im_end|>\n"
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    assert answered == f"assistant\n{call}\n{call}<|im_end|>\n"
+    answer = "<tool_response>\nTwo.\n</tool_response>"
+    assert results == f"user\n{answer}\n{answer}<|im_end|>\n"

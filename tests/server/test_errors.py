@@ -13,9 +13,11 @@ from server.errors import (
     InvalidBody,
     InvalidRequest,
     Issue,
+    NoRoute,
     NotFound,
     NotSupported,
     PayloadTooLarge,
+    RequestTimeout,
     SteersmanError,
     TooManyRequests,
     Unauthenticated,
@@ -40,6 +42,8 @@ TABLE = [
     (Forbidden("no"), 403, "permission_error", None, 403),
     (NotFound("gone"), 404, "not_found_error", None, 404),
     (NotFound("gone", param="model", code="model_not_found"), 404, "not_found_error", "model_not_found", 404),
+    (NoRoute("no route GET /x"), 404, "not_found_error", None, 404),
+    (RequestTimeout("late"), 408, "timeout_error", "request_timeout", 408),
     (Conflict("twice"), 409, "conflict_error", None, 409),
     (PayloadTooLarge("big"), 413, "invalid_request_error", "payload_too_large", 413),
     (TooManyRequests("slower", retry_after=3), 429, "rate_limit_error", "rate_limit_exceeded", 429),
@@ -68,6 +72,19 @@ def test_openai_routes_get_the_envelope(error, status, kind, code, _):
     json.dumps(rendered.body)
 
 
+@pytest.mark.parametrize(("error", "status", "kind", "code", "_"), TABLE)
+def test_graphql_gets_a_list_of_errors(error, status, kind, code, _):
+    """Outside of an operation with the status of `/v1`; what is missing begins as its clients know it."""
+    rendered = render("/api/graphql", error)
+    (told,) = rendered.body["errors"]
+    assert rendered.status == status
+    assert told["extensions"] == {"type": kind, "param": error.param, "code": code}
+    if isinstance(error, NotFound):
+        assert told["message"].startswith("EntityNotFound: ")
+    else:
+        assert told["message"] == error.message
+
+
 @pytest.mark.parametrize(("error", "_v1", "_kind", "_code", "status"), TABLE)
 @pytest.mark.parametrize("path", ["/generate", "/policies/run", "/", "/v1x", "/auth/whoami"])
 def test_axionic_routes_get_detail(path, error, _v1, _kind, _code, status):
@@ -87,6 +104,7 @@ OXEN = {
     InvalidBody: "invalid_params",
     PayloadTooLarge: "invalid_params",
     NotFound: "resource_not_found",
+    NoRoute: "resource_not_found",
 }
 
 
@@ -105,6 +123,24 @@ def test_a_file_that_cannot_be_had_has_its_own_type():
     """Oxen's clients tell it from other faults of a request."""
     error = InvalidRequest("no", param="messages.0.content.1.image_url.url", code=INVALID_FILE_INPUT)
     assert render("/api/ai/chat/completions", error).body["error"]["type"] == "invalid_file_input"
+
+
+@pytest.mark.parametrize(("error", "status", "_kind", "_code", "_"), TABLE)
+def test_adaptives_routes_get_a_text(error, status, _kind, _code, _):
+    """`/api/v1` answers with one text under `error`, which says by a word that what was named is unknown."""
+    rendered = render("/api/v1/chat/completions", error)
+    unknown = type(error) is NotFound
+    assert rendered.status == status
+    assert rendered.body == {"error": f"EntityNotFound: {error.message}" if unknown else error.message}
+
+
+def test_adaptives_text_names_the_field():
+    """Where it does not do so already."""
+    path = "/api/v1/chat/completions"
+    assert render(path, InvalidRequest("too many", param="n")).body == {"error": "n: too many"}
+    assert render(path, InvalidRequest("`n` is too high", param="n")).body == {"error": "`n` is too high"}
+    invalid = InvalidBody([Issue(("n",), "too many", "value_error")])
+    assert render(path, invalid).body == {"error": "n: too many"}
 
 
 def test_the_field_is_named_in_both_families():

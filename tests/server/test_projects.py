@@ -176,3 +176,30 @@ async def test_an_alias_is_one_project_s(world):
 async def test_an_alias_has_no_slash(world, key):
     with pytest.raises(InvalidRequest):
         await Aliases(world.database).put(world.ada, key, model="m", defaults={})
+
+
+async def test_members_and_aliases_of_several_projects_are_read_together(world):
+    """Each project's its own, in the order in which they are listed alone; homes have no members."""
+    aliases = Aliases(world.database)
+    made = [await world.projects.create(world.ada, key=key, name=key) for key in ("one", "two", "three")]
+    await world.projects.set_member(made[1].id, "bob@example.org", Role.OWNER)
+    await world.projects.set_member(made[2].id, "bob@example.org", Role.READER)
+    for project, keys in zip(made, (("b", "a"), ("c",), ()), strict=True):
+        for key in keys:
+            await aliases.put(project.id, key, model="base", defaults={})
+    asked = [made[0].id, made[1].id, world.ada]
+    members = await world.projects.members_of(asked)
+    assert {each: [member.email for member in members[each]] for each in members} == {
+        made[0].id: ["ada@example.org"],
+        made[1].id: ["ada@example.org", "bob@example.org"],
+    }
+    assert [each.email for each in await world.projects.members(made[2].id)] == [
+        "ada@example.org",
+        "bob@example.org",
+    ]
+    found = await aliases.of(asked)
+    assert {each: [alias.key for alias in found[each]] for each in found} == {
+        made[0].id: ["a", "b"],
+        made[1].id: ["c"],
+    }
+    assert found[made[0].id] == await aliases.list(made[0].id)

@@ -20,6 +20,11 @@ FLAGS = {
     "interaction_rows": ("5", 5),
     "interaction_days": ("0.25", 0.25),
     "accounts": ("open", "open"),
+    "adaptive_seconds": ("0", 0),
+    "embeddings_url": ("http://flag:1/v1/", "http://flag:1"),
+    "embeddings_model": ("flag", "flag"),
+    "embeddings_seconds": ("5", 5.0),
+    "embeddings_at_once": ("3", 3),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -33,6 +38,11 @@ VARIABLES = {
     "interaction_rows": ("6", 6),
     "interaction_days": ("60", 60.0),
     "accounts": ("closed", "closed"),
+    "adaptive_seconds": ("90", 90.0),
+    "embeddings_url": ("https://variable/under", "https://variable/under"),
+    "embeddings_model": ("variable", "variable"),
+    "embeddings_seconds": ("6.5", 6.5),
+    "embeddings_at_once": ("4", 4),
 }
 
 
@@ -91,6 +101,23 @@ def test_accounts_are_off_open_or_closed():
     assert Settings.read(environ={"STEERSMAN_ACCOUNTS": "closed"}).has_accounts
     with pytest.raises(ValueError, match="off, closed, open"):
         Settings.read(environ={"STEERSMAN_ACCOUNTS": "yes"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["embed:8000", "ftp://embed", "http://", "http://embed:x", "http://u:p@embed", "http://embed/?key=k"],
+)
+def test_the_server_that_embeds_is_named_by_its_root(url):
+    """What is no such URL stops the start."""
+    with pytest.raises(ValueError, match="--embeddings-url"):
+        Settings.read(environ={"STEERSMAN_EMBEDDINGS_URL": url})
+
+
+def test_the_key_of_the_server_that_embeds_is_a_variable_alone():
+    """A flag would show it to whoever lists processes, and a log would keep it."""
+    settings = Settings.read(environ={"STEERSMAN_EMBEDDINGS_KEY": "secret"})
+    assert settings.embeddings_key == "secret"
+    assert "secret" not in repr(settings)
 
 
 def test_settings_do_not_change():

@@ -2,22 +2,30 @@
 
 import asyncio
 import base64
+import io
 import struct
 import zlib
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
+from PIL import Image
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.chat_utils import AsyncMultiModalContentParser
 
 from server import __main__
+from server.errors import InvalidRequest
+from server.image_files import MAX_IMAGE_BYTES
 from server.media_hosts import MediaHosts
 from server.vllm_errors import MediaFailed, as_steersman
 from server.vllm_media import CONNECTOR, ListedConnection, ListedMedia, modalities
+from server.vllm_responses import SteeredResponses, respond
+from server.vllm_wire import ChatRequest
 from tests.server.resolvers import Answering
+from tests.server.vllm_policy_world import CHAT, Engine, always, opened, raw_request, serving
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -47,6 +55,8 @@ class Site:
             raise web.HTTPFound(self.url("/red.png"))
         if request.path == "/gone":
             raise web.HTTPNotFound
+        if request.path == "/large":
+            return web.Response(body=png() + bytes(MAX_IMAGE_BYTES), content_type="image/png")
         if request.path == "/text":
             return web.Response(text="no picture")
         return web.Response(body=png(), content_type="image/png")
@@ -138,7 +148,7 @@ async def test_a_proxy_of_the_environment_is_not_asked(site, monkeypatch):
     assert site.asked == ["/red.png"]
 
 
-@pytest.mark.parametrize(("path", "says"), [("/text", "cannot identify"), ("/gone", "404")])
+@pytest.mark.parametrize(("path", "says"), [("/text", "one of JPEG, PNG, WebP, GIF"), ("/gone", "404")])
 async def test_what_is_no_picture_is_the_clients_error(site, path, says):
     """Which says what came instead."""
     async with fetching("127.0.0.1") as fetch:
@@ -167,8 +177,58 @@ async def test_data_urls_need_no_list(site):
 async def test_other_data_urls_are_the_clients_error(site, url):
     """Those not in base64 among them, which vLLM calls not implemented."""
     async with fetching() as fetch:
-        with pytest.raises(MediaFailed, match="could not be loaded"):
+        with pytest.raises(MediaFailed, match=r"could not be loaded|none of them"):
             await fetch(url)
+
+
+def data_url(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+async def test_an_image_is_at_most_so_large():
+    """As data, refused before it is decoded; a byte less is read as far as it goes."""
+    async with fetching() as fetch:
+        with pytest.raises(MediaFailed, match="at most 10 MiB large; this one has 10485761 bytes"):
+            await fetch(data_url(png() + bytes(MAX_IMAGE_BYTES + 1 - len(png()))))
+        full = await fetch(data_url(png() + bytes(MAX_IMAGE_BYTES - len(png()))))
+    assert full.media.size == (1, 1)
+
+
+async def test_an_image_that_is_fetched_is_cut_off(site):
+    """Where it grows too large; the limit is told."""
+    async with fetching("127.0.0.1") as fetch:
+        with pytest.raises(MediaFailed, match="larger than 10 MiB"):
+            await fetch(site.url("/large"))
+
+
+async def test_a_local_file_is_held_to_the_size(tmp_path):
+    """Before it is read."""
+    path = tmp_path / "large.png"
+    path.write_bytes(png())
+    with path.open("r+b") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    async with fetching(allowed_local_media_path=str(tmp_path)) as fetch:
+        with pytest.raises(MediaFailed, match="at most 10 MiB"):
+            await fetch(path.as_uri())
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
+async def test_these_formats_are_read(form):
+    """Whatever the URL calls them."""
+    made = io.BytesIO()
+    Image.new("RGB", (3, 2), "blue").save(made, form)
+    async with fetching() as fetch:
+        assert (await fetch(data_url(made.getvalue()))).media.size == (3, 2)
+
+
+@pytest.mark.parametrize("form", ["BMP", "TIFF", "PPM", "ICO"])
+async def test_other_formats_are_refused(form):
+    """With those that are read."""
+    made = io.BytesIO()
+    Image.new("RGB", (32, 32), "blue").save(made, form)
+    async with fetching() as fetch:
+        with pytest.raises(MediaFailed, match="one of JPEG, PNG, WebP, GIF"):
+            await fetch(data_url(made.getvalue()))
 
 
 async def test_files_of_the_server_stay_there(site, tmp_path):
@@ -245,3 +305,68 @@ def test_what_a_model_takes(limits, taken):
     """What vLLM lets a prompt have one of; a model of text takes nothing beside it."""
     engine = type("Engine", (), {"renderer": Renderer(limits)})()
     assert modalities(engine) == taken
+
+
+# What no model takes
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+LOOK = [
+    {"role": "user", "content": "Hello."},
+    {"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]},
+]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"stream": True}, {"n": 2}, {"policy": {"sampling": {"method": "greedy"}}}]
+)
+@pytest.mark.filterwarnings("ignore:max_tokens is deprecated")
+async def test_a_part_that_the_model_does_not_take_is_named(more):
+    """However the request is answered; the engine is not asked."""
+    engine = Engine(always("A pear."))
+    async with opened(engine) as client:
+        response = await client.post(CHAT, json={"messages": LOOK, "max_tokens": 4, **more})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "messages.1.content.1"), response.text
+    assert error["message"].endswith("takes no image, only text")
+    assert engine.requests == []
+
+
+async def test_responses_name_it_too():
+    """Where it stands in their input, messages and outputs of functions alike."""
+    seen = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
+    message = {"role": "user", "content": [{"type": "input_text", "text": "?"}, seen]}
+    output = {"type": "function_call_output", "call_id": "c", "output": [seen]}
+    for item, path in ((message, "input.1.content.1"), (output, "input.1.output.0")):
+        request = SteeredResponses.model_validate({"input": [{"role": "user", "content": "Hello."}, item]})
+        served = serving(Engine(always("A pear.")))
+        state = SimpleNamespace(steersman=SimpleNamespace(serving=served), openai_serving_responses=object())
+        principal = SimpleNamespace(selected_model=None, account_id="me")
+        raw = SimpleNamespace(app=SimpleNamespace(state=state), state=SimpleNamespace(principal=principal))
+        with pytest.raises(InvalidRequest, match="takes no image, only text") as caught:
+            await respond(request, raw)
+        assert caught.value.param == path
+
+
+async def test_a_part_that_cannot_be_had_is_named():
+    """Of several the one that failed."""
+
+    class Blind(Engine):
+        async def create_chat_completion(self, request, raw):
+            raise MediaFailed("it is gone", "http://b/")
+
+    parts = [{"type": "image_url", "image_url": {"url": f"http://{host}/"}} for host in "ab"]
+    served = serving(Blind(always("")))
+    served = replace(served, models=replace(served.models, modalities=frozenset({"image"})))
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": parts}]})
+    with pytest.raises(InvalidRequest, match="it is gone") as caught:
+        await served.decode(request, raw_request())
+    assert (caught.value.param, caught.value.reason) == ("messages.0.content.1", "invalid_file_input")
+
+
+async def test_what_fails_is_told_with_its_url():
+    """By which its part is found."""
+    async with fetching() as fetch:
+        with pytest.raises(MediaFailed) as caught:
+            await fetch("http://elsewhere/red.png")
+    assert caught.value.url == "http://elsewhere/red.png"

@@ -9,6 +9,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.auth import Principal, current_principal
 from server.candidates import counts_prompt
+from server.deadline import Deadline, current_deadline
 from server.observation import NOTED, Observation, current_observation
 from server.recorder import Observing, Recorder
 from server.routes import native, openai, policies, watched
@@ -157,3 +158,21 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
         used.prompt_tokens,
         used.completion_tokens,
     )
+
+
+async def test_an_answer_begins_with_its_first_token():
+    """Not with the prompt's own outputs: until then there is a limit that its request may have set."""
+    deadline, seen = Deadline(0, 60.0), []
+
+    async def generate(*_):
+        for tokens in ([], [0], [0]):
+            yield output(tokens, "a")
+
+    token = current_deadline.set(deadline)
+    try:
+        kind = RequestOutputKind.DELTA
+        async for _ in metered(generate, UsageMeter())(None, SimpleNamespace(output_kind=kind), "id"):
+            seen.append(deadline.begun)
+    finally:
+        current_deadline.reset(token)
+    assert seen == [False, True, True]

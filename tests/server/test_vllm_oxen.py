@@ -31,11 +31,12 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 @asynccontextmanager
 async def opened(engine=None, *, modalities=(), hosts=(), log=None):
-    served = serving(engine or Engine(always("A pear.")))
+    plain = serving(engine or Engine(always("A pear.")))
+    served = replace(plain, models=replace(plain.models, modalities=frozenset(modalities)))
     app = routes_alone(router)
     app.state.steersman = SimpleNamespace(
         serving=served,
-        models=replace(served.models, modalities=frozenset(modalities)),
+        models=served.models,
         media_hosts=MediaHosts.of(hosts),
         policy_runs=policy_runs(served),
         policies=None,

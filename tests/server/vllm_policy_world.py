@@ -127,9 +127,9 @@ def serving(engine: Engine, *, facts: EngineFacts | None = None) -> Serving:
     )
 
 
-def interaction_log() -> InteractionLog:
+def interaction_log(which: Keep = Keep.ASKED) -> InteractionLog:
     """Without a database, for requests that do not ask to be stored."""
-    return InteractionLog(None, which=Keep.ASKED, most=0, days=1)
+    return InteractionLog(None, which=which, most=0, days=1)
 
 
 def policy_runs(served: Serving) -> PolicyRuns:

@@ -1,0 +1,244 @@
+"""The chart's Envoy: its configuration as Envoy reads it, and two replicas behind a real one."""
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.chart import only
+from tests.deploy.tools import run, tool
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Replica:
+    """Answers with its name, the body it got and its id; drains, limits and fails as the server would."""
+
+    def __init__(self, name: str) -> None:
+        replica = self
+        self.name, self.draining, self.limited, self.failing, self.seen = name, False, False, False, 0
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                self._answer(503 if replica.draining else 200, b"")
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.path == "/stream":
+                    self._stream()
+                else:
+                    replica.seen += 1
+                    self._answer(replica.status, body)
+
+            def _answer(self, status, body):
+                self.send_response(status)
+                self.send_header("x-replica", replica.name)
+                self.send_header("x-got", self.headers.get("x-request-id", ""))
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def _stream(self):
+                self.send_response(200)
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                for _ in range(3):
+                    self.wfile.write(b"6\r\ndata\n\n\r\n")
+                    self.wfile.flush()
+                    time.sleep(0.4)
+                self.wfile.write(b"0\r\n\r\n")
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def status(self) -> int:
+        if self.draining:
+            return 503
+        return 429 if self.limited else 500 if self.failing else 200
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def configuration(*replicas: Replica) -> tuple[dict, int, int]:
+    """The rendered configuration with its own ports, and the replicas where DNS would name pods."""
+    config = yaml.safe_load(only("envoy", "ConfigMap", "t-steersman-router")["data"]["envoy.yaml"])
+    ports = {8080: free_port(), 9901: free_port(), 9902: free_port()}
+    text = json.dumps(config)
+    for old, new in ports.items():
+        text = text.replace(f'"port_value": {old}', f'"port_value": {new}')
+    config = json.loads(text.replace('"0.0.0.0"', '"127.0.0.1"'))
+    if replicas:
+        for cluster in config["static_resources"]["clusters"][:2]:
+            assert cluster["type"] == "STRICT_DNS"
+            cluster["type"] = "STATIC"
+            del cluster["dns_lookup_family"]
+            addresses = [{"address": "127.0.0.1", "port_value": each.port} for each in replicas]
+            cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
+                {"endpoint": {"address": {"socket_address": each}}} for each in addresses
+            ]
+    return config, ports[8080], ports[9902]
+
+
+@pytest.fixture
+def routed(tmp_path):
+    """Two replicas and a client of the Envoy before them."""
+    program = tool("envoy")
+    replicas = [Replica("a"), Replica("b")]
+    config, port, stats = configuration(*replicas)
+    (tmp_path / "envoy.yaml").write_text(yaml.safe_dump(config))
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                "--config-path",
+                tmp_path / "envoy.yaml",
+                "--disable-hot-restart",
+                "--concurrency",
+                "2",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        try:
+            wait(lambda: httpx.get(f"http://127.0.0.1:{stats}/ready").status_code == 200)
+            wait(lambda: client.get("/health").status_code == 200)
+            client.headers["x-stats"] = str(stats)
+            yield client, *replicas
+        finally:
+            process.terminate()
+            process.wait()
+            for each in replicas:
+                each.stop()
+
+
+def wait(true, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if true():
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("not within the time")
+
+
+def ask(client, session=None, **headers):
+    more = {"x-session-id": session} if session else {}
+    return client.post("/v1/chat/completions", content=b'{"a": 1}', headers=headers | more)
+
+
+def answering(client, count=20, **more):
+    return Counter(ask(client, **more).headers.get("x-replica") for _ in range(count))
+
+
+def test_envoy_takes_the_configuration(tmp_path):
+    """`envoy --mode validate` accepts it as the chart renders it."""
+    config = only("envoy", "ConfigMap", "t-steersman-router")["data"]["envoy.yaml"]
+    (tmp_path / "envoy.yaml").write_text(config)
+    run("envoy", "--mode", "validate", "--config-path", tmp_path / "envoy.yaml")
+
+
+def test_bodies_and_ids_pass_untouched(routed):
+    """Both replicas get requests, with the very bytes and the request id that the client sent."""
+    client, *_ = routed
+    assert answering(client).keys() == {"a", "b"}
+    body = b'{"steering": [{"vector_id": "v", "strength": 0.80}],  "stream":false}'
+    answer = client.post("/v1/chat/completions", content=body, headers={"x-request-id": "my-own-id"})
+    assert answer.content == body
+    assert answer.headers["x-got"] == "my-own-id"
+
+
+def test_a_session_stays_with_its_replica(routed):
+    """All requests of one session reach one replica; sessions are spread over both."""
+    client, *_ = routed
+    homes = {session: answering(client, 5, session=session) for session in map(str, range(16))}
+    assert all(len(home) == 1 for home in homes.values())
+    assert {next(iter(home)) for home in homes.values()} == {"a", "b"}
+
+
+def test_a_draining_replica_is_left_and_comes_back(routed):
+    """Seconds after its first 503 on /health nothing reaches it, not even its sessions; later it is back."""
+    client, first, _ = routed
+    first.draining = True
+    time.sleep(4)
+    before = first.seen
+    sessions = Counter()
+    for session in map(str, range(16)):
+        sessions += answering(client, 2, session=session)
+    assert sessions == {"b": 32}
+    assert answering(client) == {"b": 20}
+    assert first.seen == before
+    first.draining = False
+    wait(lambda: "a" in answering(client, 6))
+
+
+def test_a_killed_replica_costs_no_request(routed):
+    """Requests that cannot connect are tried at the other replica."""
+    client, first, _ = routed
+    first.stop()
+    answers = [ask(client).status_code for _ in range(20)]
+    assert answers == [200] * 20
+
+
+def test_errors_of_clients_take_no_replica_out(routed):
+    """Answers of 500 and 429 pass once, unrepeated, and their replica stays."""
+    client, first, second = routed
+    first.failing = second.limited = True
+    statuses = Counter(ask(client).status_code for _ in range(30))
+    assert statuses.keys() == {500, 429}
+    assert first.seen + second.seen == 30
+    assert min(first.seen, second.seen) >= 6
+    first.failing = second.limited = False
+    assert answering(client).keys() == {"a", "b"}
+
+
+def test_a_stream_arrives_piece_by_piece(routed):
+    """Nothing is held back until the end."""
+    client, *_ = routed
+    with client.stream("POST", "/stream", content=b"{}") as answer:
+        arrived = [time.monotonic() for _ in answer.iter_raw()]
+    assert arrived[-1] - arrived[0] > 0.5
+
+
+def test_without_a_replica_the_error_is_one_that_clients_read(routed):
+    """503 with Retry-After, in OpenAI's form."""
+    client, first, second = routed
+    first.draining = second.draining = True
+    wait(lambda: ask(client).headers.get("x-replica") is None)
+    answer = ask(client)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "5"
+    error = answer.json()["error"]
+    assert error["type"] == "router_error"
+    assert error["code"] == 503
+    assert error["message"]
+
+
+def test_prometheus_can_scrape_it(routed):
+    """Its own metrics have a port of their own, which leads to nothing else of the admin interface."""
+    client, *_ = routed
+    stats = f"http://127.0.0.1:{client.headers['x-stats']}"
+    assert "envoy_cluster_upstream_rq_total" in httpx.get(f"{stats}/stats/prometheus").text
+    assert httpx.get(f"{stats}/config_dump").status_code == 404
