@@ -19,11 +19,14 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Forbidden, SteersmanError, Unauthenticated
+from server.operator_routes import is_operators
 from server.refusal import refuse, route_path
 from server.roles import Role
 
 Method = Literal["x-api-key", "bearer", "session", "none"]
 Outcome = Literal["ok", "missing", "invalid"]
+
+OPERATOR = "00000000-0000-4000-8000-000000000000"  # the account of the keys made on the command line
 
 _KEY = re.compile(r"ax_[0-9a-f]{48}")
 _PREFIX = slice(len("ax_"), len("ax_") + 8)
@@ -188,7 +191,8 @@ class Authentication:
     Sets `scope["state"]["principal"]` and `current_principal`. `count(method, outcome)` is called once for
     each attempt that the store could decide. `session`, where there are accounts, finds who an access token
     stands for, or raises Unauthenticated; such a token comes as Bearer only. `enter` finds who calls within
-    the project that the header `OpenAI-Project` names. A read-only caller is refused all but reading.
+    the project that the header `OpenAI-Project` names. A read-only caller is refused all but reading, and
+    what acts on the whole server is the operator's.
     """
 
     def __init__(
@@ -214,8 +218,7 @@ class Authentication:
             project = dict(scope["headers"]).get(_PROJECT, b"").decode("latin-1").strip()
             if project and self._enter is not None:
                 principal = await self._enter(principal, project)
-            if not _reads(scope):
-                principal.require(Role.MEMBER)
+            _require_allowed(scope, principal)
         except SteersmanError as error:
             await refuse(scope, receive, send, error)
             return
@@ -265,6 +268,16 @@ class Authentication:
                 "No API key was sent: add the header `Authorization: Bearer KEY` or `x-api-key: KEY`."
             )
         return _Credential("bearer", token.strip())
+
+
+def _require_allowed(scope: Scope, principal: Principal) -> None:
+    """Raises Forbidden for a reader who does not read, and for what is the operator's alone."""
+    if not _reads(scope):
+        principal.require(Role.MEMBER)
+    if is_operators(route_path(scope)) and (
+        principal.member_id != OPERATOR or not principal.limit.allows(Role.OWNER)
+    ):
+        raise Forbidden("This acts on the whole server: it is for keys of the operator, who owns them.")
 
 
 def _reads(scope: Scope) -> bool:

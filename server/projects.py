@@ -143,11 +143,14 @@ class Projects:
         return replace(principal, account_id=project_id, role=role, selected_model=selected)
 
     async def create(self, owner_id: str, *, key: str, name: str, description: str | None = None) -> Project:
-        """Raises Conflict for a key that is taken, InvalidRequest for one that is none."""
+        """Raises Conflict for a key that is taken, InvalidRequest for one that is none, and Forbidden where
+        the owner would be a project, with which it would lose its only one."""
         require_key(key)
         project = Project(str(uuid.uuid4()), key, name, description, None, datetime.now(UTC))
         async with self._database.writing(alone=True) as connection:
             await require_account(connection, owner_id)
+            if await _is_shared(connection, owner_id):
+                raise Forbidden("A project's own key makes no projects: use a key of an account.")
             await _require_free(connection, key)
             await connection.execute(
                 insert(AccountRow).values(

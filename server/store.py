@@ -24,13 +24,13 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 
-from server.auth import Principal, is_key, key_digest, key_prefix, new_key
+from server.auth import OPERATOR, Principal, is_key, key_digest, key_prefix, new_key
 from server.database import Database
 from server.errors import NotFound
 from server.roles import Role
 from server.usage import Usage
 
-DEFAULT_ACCOUNT = "00000000-0000-4000-8000-000000000000"
+DEFAULT_ACCOUNT = OPERATOR
 DEFAULT_EMAIL = "owner@localhost"
 
 

@@ -1,6 +1,7 @@
 """The engine as steering needs it: what workers offer by RPC, and the one seam where requests get specs."""
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.applied import Applied, Counted
+from server.auth import OPERATOR, current_principal
 from server.errors import NotSupported, SteersmanError, Unavailable
 from server.monitor import Scores
 from steering.layout import NEVER_SEEN
@@ -42,6 +44,7 @@ def steered(generate: Generate) -> Generate:
         prompt: Any, params: SamplingParams, request_id: str, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         _refuse_own(prompt, params)
+        prompt = _apart(prompt)
         spec = current_spec.get()
         if spec is not None and not spec.idle:
             end = prompt_end.get()
@@ -55,6 +58,16 @@ def steered(generate: Generate) -> Generate:
         return generate(prompt, params, request_id, *args, **kwargs)
 
     return steering
+
+
+def _apart(prompt: Any) -> Any:
+    """`prompt` with a salt of its project's, so that no other can tell by the time it takes what was asked in
+    this one; the operator's prompts, which are all there are on most servers, stay as they are."""
+    principal = current_principal.get(None)
+    if principal is None or principal.account_id == OPERATOR or not isinstance(prompt, Mapping):
+        return prompt
+    parts = f"{principal.account_id}\n{prompt.get('cache_salt') or ''}"
+    return {**prompt, "cache_salt": hashlib.sha256(parts.encode()).hexdigest()}
 
 
 def _refuse_own(prompt: Any, params: Any) -> None:

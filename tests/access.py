@@ -1,9 +1,9 @@
 """Whose is what on every route: one entry for each method and path of the running app.
 
 A route is `OPEN` (no key), `SHARED` (the same for all, nothing of anyone's), `CALLER` (about whoever calls:
-it names nothing), `OPERATOR` (off unless the operator has it on, and then any key's), or it has the `Ask`s by
-which a stranger would get at what is another's. Words in braces in their paths and bodies stand for what the
-owner has in a project, see `tests/live/belongings.py`.
+it names nothing), `OPERATOR` (off unless the operator has it on, and the operator's alone where
+`operator_routes` has it), or it has the `Ask`s by which a stranger would get at what is another's. Words in
+braces in their paths and bodies stand for what the owner has in a project, see `tests/live/belongings.py`.
 
 A new route needs a line here: `tests/server/test_vllm_routes.py` fails without.
 """

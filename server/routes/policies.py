@@ -213,6 +213,8 @@ async def _over(
 
 async def _run(policy: RuntimePolicy, prompt: str, request: Any, raw: Request, path: str) -> Outcome:
     state = raw.app.state.steersman
+    # Of its own: the model that is named may stand in another project than the next run's.
+    raw = Request({**raw.scope, "state": dict(raw.scope["state"])}, raw.receive)
     template = native_template(
         state.serving,
         prompt,

@@ -12,8 +12,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
-from server.auth import Authentication, KeyRing, Principal, current_principal
+from server.auth import OPERATOR, Authentication, KeyRing, Principal, current_principal
 from server.errors import Unauthenticated, Unavailable
+from server.roles import Role
 
 KEY = "ax_" + "0123456789abcdef" * 3
 OTHER = "ax_" + "f" * 48
@@ -275,6 +276,18 @@ async def test_a_forgotten_key_is_looked_up_at_once(world):
     assert await world.keyring.principal(KEY) is None
     assert await world.keyring.principal(OTHER) == YOU
     assert world.lookups == [KEY, OTHER, KEY]
+
+
+@pytest.mark.parametrize(
+    "path", ["/collective_rpc", "/pause", "/pause/", "/v1/load_lora_adapter", "/adapters/a"]
+)
+async def test_what_acts_on_the_whole_server_is_the_operator_s(world, path):
+    """Its own keys open it, unless they are less than its owner's; nobody else's do."""
+    world.keys[OTHER] = Principal("k2", OPERATOR, None, None)
+    limited = "ax_" + "d" * 48
+    world.keys[limited] = Principal("k4", OPERATOR, None, None, limit=Role.MEMBER, role=Role.MEMBER)
+    answers = [await world.get(path, "POST", **{"x-api-key": key}) for key in (KEY, OTHER, limited)]
+    assert [answer.status_code for answer in answers] == [403, 200, 403]
 
 
 async def test_the_keys_of_a_forgotten_account_are_looked_up(world):

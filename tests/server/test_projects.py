@@ -132,6 +132,13 @@ async def test_nobody_logs_in_as_a_project(world):
     assert (await world.logins.find(email)).password_hash is None
 
 
+async def test_a_project_owns_no_project(world):
+    """Its end would leave the other one without an owner."""
+    project = await world.projects.create(world.ada, key="lab", name="x")
+    with pytest.raises(Forbidden):
+        await world.projects.create(project.id, key="other", name="x")
+
+
 async def test_a_deleted_project_takes_its_things_along(world):
     """Keys and aliases go; the people stay."""
     project = await world.projects.create(world.ada, key="lab", name="x")

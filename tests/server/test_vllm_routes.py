@@ -8,6 +8,7 @@ from vllm.entrypoints.launchers.app import build_app
 
 from server import vllm_launch
 from server.auth import _OPEN_PATHS
+from server.operator_routes import is_operators
 from tests.access import ROUTES, Access, guarded, plain_path, spellings
 
 DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -123,6 +124,15 @@ async def test_what_an_operator_switches_on_asks_for_a_key(development):
     for route in added:
         method, path = route.split(" ")
         assert await status(development, method, path) == 401, route
+
+
+def test_what_acts_on_the_whole_server_is_the_operator_s(development):
+    """Every route of vLLM's for developers and for scaling out is known as such, and none that others use."""
+    owned = {route.split(" ")[1] for route in declared(development) - ROUTES.keys()}
+    owned |= {"/scale_elastic_ep", "/is_scaling_elastic_ep", "/inference/v1/abort_requests"}
+    for route in declared(development):
+        path = route.split(" ")[1]
+        assert is_operators(path) == (path in owned), path
 
 
 async def test_behind_a_prefix_the_same_is_open(tmp_path):

@@ -14,6 +14,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.steering import SteeringEntry
 from server.applied import Counted
+from server.auth import OPERATOR, Principal, current_principal
 from server.errors import SteersmanError, Unavailable
 from server.vllm_steering import SteeringEngine, current_spec, during, prompt_end, steered
 from server.vllm_wire import ChatRequest, CompletionRequest
@@ -88,6 +89,24 @@ async def test_a_steered_request_carries_its_spec():
     assert "cache_salt" not in prompt
     assert got_prompt["prompt_token_ids"] == [1, 2]
     assert got_prompt["cache_salt"] == SPEC.cache_salt(None, 2)
+
+
+async def test_a_project_s_prompts_are_cached_apart():
+    """By a salt of its own, with or without one of its client's, steered or not; the operator has none."""
+
+    async def salt(account_id: str, spec: SteeringSpec | None = None, own: str | None = None) -> str | None:
+        token = current_principal.set(Principal("key", account_id, None, None))
+        try:
+            prompt, _ = await asked(Sent(), spec, tokens_input([1, 2], cache_salt=own))
+        finally:
+            current_principal.reset(token)
+        return prompt.get("cache_salt")
+
+    salts = [await salt(who, spec, own) for who in "ab" for spec in (None, SPEC) for own in (None, "x")]
+    assert len(set(salts)) == 8
+    assert salts[0] == await salt("a")
+    assert await salt(OPERATOR) is None
+    assert await salt(OPERATOR, own="x") == "x"
 
 
 async def test_everything_else_passes_on():
