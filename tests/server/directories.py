@@ -22,3 +22,11 @@ class AnyModel:
 
     def resolve(self, name: str | None, bound: str | None = None) -> str:
         return name or bound or "default"
+
+
+class Unaddressed:
+    """What addressing leaves in a request, passed over."""
+
+    def answer_as(self, name: str) -> None: ...
+
+    def know_as(self, name: str) -> None: ...

@@ -23,7 +23,7 @@ from server.vectors import VectorRecord
 from server.vllm_serving import Decoded
 from server.wire import AxionicFields
 from tests.server.apps import routes_alone
-from tests.server.directories import AnyModel, Plain
+from tests.server.directories import AnyModel, Plain, Unaddressed
 
 MODEL = SteeredModel("org/model", "f" * 64, 4, 3, np.ones(4, np.float32))
 PAIRS = {"prompts": ["p"], "positive_answers": ["a"], "negative_answers": ["b"]}
@@ -58,6 +58,10 @@ def vector(preset: str, account: str | None) -> VectorRecord:
         digest="d" * 64,
         created_at=datetime.now(UTC),
     )
+
+
+class Sent(Unaddressed, SimpleNamespace):
+    """What `Behind` was asked to decode."""
 
 
 class Behind:
@@ -106,7 +110,7 @@ class Behind:
 
     def prompted(self, prompt, model, max_tokens, fields, **more):
         steering = AxionicFields(**{name: more[name] for name in more if name.startswith("steering")})
-        sent = SimpleNamespace(
+        sent = Sent(
             model=model,
             max_tokens=max_tokens,
             fields=fields,

@@ -11,13 +11,13 @@ from policies.steering import SteeringEntry
 from server.policy_runs import PolicyRuns
 from server.routes.policies import router
 from server.sandbox import SandboxOff
-from tests.server.directories import AnyModel, Plain
+from tests.server.directories import AnyModel, Plain, Unaddressed
 from tests.server.steering_app import SignedIn
 
 APPLIED = {"dose": 0.5, "fingerprint": "f"}
 
 
-class Template(SimpleNamespace):
+class Template(Unaddressed, SimpleNamespace):
     """The request that rounds are copied from, with nothing of its own."""
 
     seed, max_tokens, prompt, model = None, 8, "p", None

@@ -17,7 +17,7 @@ from server.policies import MAX_BYTES
 from server.routes import policies as module
 from server.routes.policies import router
 from tests.server.apps import routes_alone
-from tests.server.directories import AnyModel, Plain
+from tests.server.directories import AnyModel, Plain, Unaddressed
 from tests.server.steering_app import SignedIn, events
 
 
@@ -43,7 +43,7 @@ def outcome(text: str) -> Outcome:
     )
 
 
-class Template(SimpleNamespace):
+class Template(Unaddressed, SimpleNamespace):
     model = None
 
     def model_copy(self, update):

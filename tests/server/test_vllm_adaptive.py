@@ -49,12 +49,14 @@ WEATHER = {
 
 @asynccontextmanager
 async def opened(engine=None, *, modalities=(), hosts=(), log=None, seconds=60.0, ranks=1):
-    served = replace(serving(engine or Engine(always("A pear."), lora=["tuned"])), ranks=ranks)
+    plain = serving(engine or Engine(always("A pear."), lora=["tuned"]))
+    sees = replace(plain.models, modalities=frozenset(modalities))
+    served = replace(plain, ranks=ranks, models=sees)
     app = routes_alone(router)
     app.add_exception_handler(VLLMError, _shown)
     app.state.steersman = SimpleNamespace(
         serving=served,
-        models=replace(served.models, modalities=frozenset(modalities)),
+        models=served.models,
         media_hosts=MediaHosts.of(hosts),
         policy_runs=policy_runs(served),
         policies=None,
