@@ -10,7 +10,7 @@ from fastapi import Request
 from server.aliases import Alias, Aliases
 from server.assignment import Assignment
 from server.auth import Principal, current_principal
-from server.errors import InvalidRequest, NotFound
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.observation import observed
 from server.projects import Project, Projects
 from server.roles import Role
@@ -39,6 +39,9 @@ BINDABLE = _SAMPLING.union(*_TOGETHER)
 class Campaigns(Protocol):
     async def route(self, project_id: str, session_id: str, campaign: str | None = None) -> Assignment | None:
         """None where no test runs, or the session is not in it. Raises NotFound for an unknown `campaign`."""
+
+    async def uses(self, project_id: str, model: str) -> str | None:
+        """The key of the project's running A/B test that has this model."""
 
 
 _Request = TypeVar("_Request", bound=Any)  # of `vllm_wire`, or of a dialect upon it
@@ -100,6 +103,23 @@ class Directory:
     async def served(self, name: str, project_id: str) -> bool:
         """Whether the project has a model of this name: a served one or an alias."""
         return name in self.models.names or await self.aliases.get(project_id, name) is not None
+
+    async def remove(self, project_id: str, id_or_key: str) -> None:
+        """Delete an alias. Raises NotFound, and Conflict where requests that name none would still get it."""
+        alias = await self.aliases.get(project_id, id_or_key)
+        if alias is not None:
+            if (await self.projects.home(project_id)).default_model == alias.key:
+                raise Conflict(
+                    f"{alias.key!r} is the project's default model: make another one that first.",
+                    param="model",
+                )
+            campaign = None if self.campaigns is None else await self.campaigns.uses(project_id, alias.key)
+            if campaign is not None:
+                raise Conflict(
+                    f"{alias.key!r} is in the A/B test {campaign!r}, which runs: cancel that first.",
+                    param="model",
+                )
+        await self.aliases.delete(project_id, id_or_key)
 
     async def _default(self, principal: Principal, session_id: str | None, campaign: str | None) -> Address:
         if self.campaigns is not None:

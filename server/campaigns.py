@@ -174,6 +174,11 @@ class Campaigns:
                 return Assignment(each.id, each.key, model)
         return None
 
+    async def uses(self, project_id: str, model: str) -> str | None:
+        """The key of the project's active campaign that has this model."""
+        active = await self.list([project_id], active=True)
+        return next((each.key for each in active if model in each.models), None)
+
     async def unsettled(self) -> Sequence[Campaign]:
         """The active ones of all projects."""
         return await self._select(CampaignRow.status.in_(ACTIVE))

@@ -184,12 +184,7 @@ class ModelMutations:
         alias = (await Services.of(context, project_id)).find(input.model)
         if alias is None:
             raise _unattached(input.model)
-        if (await context.membership(project_id)).project.default_model == alias.key:
-            raise Conflict(
-                f"{alias.key!r} is the project's default model: make another one the default first",
-                param="model",
-            )
-        await context.state.directory.aliases.delete(project_id, alias.id)
+        await context.state.directory.remove(project_id, alias.id)
         context.forget()
         return True
 

@@ -229,7 +229,7 @@ async def put_alias(
 
 @router.delete(f"{_ONE}/models/{{key}}")
 async def delete_alias(key: str, entered: Maker, directory: Models) -> Deleted:
-    await directory.aliases.delete(entered.account_id, key)
+    await directory.remove(entered.account_id, key)
     return Deleted(id=key)
 
 

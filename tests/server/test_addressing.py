@@ -9,7 +9,7 @@ from server.addressing import STEERING, Directory, addressed
 from server.aliases import Aliases
 from server.assignment import Assignment
 from server.auth import Principal
-from server.errors import Forbidden, InvalidRequest, NotFound
+from server.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from server.logins import Logins
 from server.projects import Projects
 from server.roles import Role
@@ -32,6 +32,9 @@ class Trials:
         if model is None or (campaign is None and len(session_id) % 2 == 0):
             return None
         return Assignment("id", "trial", model)
+
+    async def uses(self, project_id, model):
+        return "trial" if self.running.get(project_id) == model else None
 
 
 @pytest.fixture
@@ -211,3 +214,18 @@ async def test_a_json_preset_in_an_alias_constrains(world):
     assert bound.response_format.type == "json_object"
     own, _ = await sent(world, chat("json", regex_pattern="a+"))
     assert (own.response_format, own.regex_pattern) == (None, "a+")
+
+
+async def test_an_alias_that_answers_unnamed_requests_stays(world):
+    """As the project's default, or in an A/B test that runs; afterwards it can go."""
+    await world.projects.set_default_model(world.lab, "calm")
+    with pytest.raises(Conflict, match="default"):
+        await world.directory.remove(world.lab, "calm")
+    await world.projects.set_default_model(world.lab, None)
+    world.tests.running[world.lab] = "calm"
+    with pytest.raises(Conflict, match="trial"):
+        await world.directory.remove(world.lab, (await world.aliases.get(world.lab, "calm")).id)
+    world.tests.running.clear()
+    await world.directory.remove(world.lab, "calm")
+    with pytest.raises(NotFound):
+        await world.directory.remove(world.lab, "calm")
