@@ -80,7 +80,7 @@ class Directory:
         Raises NotFound where nothing is called so, Forbidden for a reader of the project, InvalidRequest for
         an A/B test beside a model.
         """
-        if name in (None, "", DEFAULT):
+        if name in (None, DEFAULT):
             bound = principal.selected_model
             if campaign is None and bound is not None and bound in self.models.names:
                 return await self._named(bound, principal)

@@ -94,7 +94,6 @@ def chat(model=None, **more):
         ("lab", "org/base", None, "lab"),
         ("default/mine", "org/base", "mine", "home"),
         ("default", "org/base", None, "home"),
-        ("", "org/base", None, "home"),
         (None, "org/base", None, "home"),
     ],
 )
@@ -106,7 +105,7 @@ async def test_a_name_is_found_in_its_order(world, name, model, alias, project):
 
 
 @pytest.mark.parametrize(
-    "name", ["calm", "lab/mine", "lab/", "lab/default", "nowhere", "nowhere/org/base", "/"]
+    "name", ["", "calm", "lab/mine", "lab/", "lab/default", "nowhere", "nowhere/org/base", "/"]
 )
 async def test_what_is_called_nothing_is_not_found(world, name):
     """The error names the model and what is served, whether or not somebody else has such a project."""
