@@ -42,7 +42,7 @@ inside() { # NAME COMMAND: run by the image's user, in a container of its own
 look() { # NAME UID
     inside "$1" "test \$(id -u):\$(id -g) = $2:0
         touch \"\$HOME/x\" \"\$STEERSMAN_HOME/x\" /models/x
-        ! command -v gcc && ! command -v make && command -v steersman bwrap"
+        ! command -v gcc && ! command -v make && command -v steersman && command -v bwrap"
 }
 
 # Limits of open files and processes cannot be raised without the right to.
