@@ -18,7 +18,7 @@ def tool(name: str) -> str:
     """Its path. Skips the test where it is not installed."""
     found = shutil.which(name, path=f"{TOOLS / 'bin'}:{os.environ['PATH']}")
     if found is None:
-        pytest.skip(f"{name} is not installed: run deploy/tools.sh")
+        pytest.skip(f"{name} is not installed: run deploy/tools.sh", allow_module_level=True)
     return found
 
 
