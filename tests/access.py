@@ -354,6 +354,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "PATCH /projects/{project}": (
         Ask(path="/projects/{project_key}", body={"description": "{mark}"}, role=Role.OWNER),
         Ask(path="/projects/{project_id}", body={"default_model": "{alias_key}"}, role=Role.OWNER),
+        Ask(path="/projects/{project_id}", body={"default_model": None}, role=Role.OWNER),
     ),
     "DELETE /projects/{project}": (Ask(path="/projects/{project_id}", ends=True, role=Role.OWNER),),
     "GET /projects/{project}/members": (Ask(path="/projects/{project_id}/members", shows="member_id"),),
