@@ -129,7 +129,7 @@ def asked(client, route, **headers):
 
 def last(ask):
     """What ends a thing comes after what does not, then the member, and the project last of all."""
-    return ask.ends, ask.route.endswith("{account_id}"), ask.route == "DELETE /projects/{project}"
+    return ask.ends, ask.route == "DELETE /projects/{project}", ask.route.endswith("{account_id}")
 
 
 def leaked(response, things, ask=None):

@@ -59,7 +59,7 @@ def test_an_alias_answers_under_its_name(server, lab, clients):
 def test_a_policy_bound_to_the_default_model_of_a_project(server, lab):
     """A request that names the project alone runs it, also as text completion; explicit fields still win."""
     key, http = lab
-    policy = {"sampling": {"candidates": 2}, "constraints": {"max_length": 40}}
+    policy = {"sampling": {"num_candidates": 2}, "constraints": {"stop_sequences": ["."]}}
     served = http.get("/v1/models").json()["data"][0]["id"]
     alias = {"model": served, "defaults": {"policy": policy, "max_tokens": 8}}
     http.put(f"/projects/{key}/models/judged", json=alias).raise_for_status()
