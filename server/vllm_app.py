@@ -130,6 +130,8 @@ class SteersmanPlugin:
         )
         people = Accounts(store, Sessions(store.database, settings.key_cache_seconds))
         shared = Projects(store.database, settings.key_cache_seconds)
+        # What vLLM imports for model hosting raises the root's level to ERROR, and would silence ours.
+        logging.getLogger("server").setLevel(logging.WARNING)
         self._app = app
         self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people, shared)
         app.title, app.description = "Steersman", "Serve language models that people can steer."

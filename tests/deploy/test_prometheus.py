@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,8 +28,10 @@ def page() -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
+    page = b""
+
     def do_GET(self):
-        body = page()
+        body = self.page
         self.send_response(200 if self.path == "/metrics" else 404)
         self.send_header("content-length", str(len(body)))
         self.send_header("content-type", "text/plain; version=0.0.4")
@@ -44,6 +47,9 @@ def prometheus(tmp_path_factory):
     """The address of a Prometheus with compose's configuration, every second instead of every fifteen."""
     program = tool("prometheus")
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    # Made by a process of its own: this one's registry has what other tests counted.
+    write = "import sys; from tests.deploy.test_prometheus import page; sys.stdout.buffer.write(page())"
+    Handler.page = subprocess.check_output([sys.executable, "-c", write], cwd=ROOT)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())

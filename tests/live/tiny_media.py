@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 _TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
@@ -80,11 +80,11 @@ def make_hearing(model_path: Path, folder: Path) -> None:
         text_config=Qwen2Config(**_TEXT),
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    model = Qwen2AudioForConditionalGeneration(config)
-    model.save_pretrained(folder)
+    Qwen2AudioForConditionalGeneration(config).save_pretrained(folder)
     # Transformers 5 doubles a part of the names as it saves them, which its own loading takes back.
-    names = {name.replace("model.model.", "model."): tensor for name, tensor in model.state_dict().items()}
-    save_file({name: tensor.contiguous() for name, tensor in names.items()}, folder / "model.safetensors")
+    saved = folder / "model.safetensors"
+    weights = {name.replace("model.model.", "model."): each for name, each in load_file(saved).items()}
+    save_file(weights, saved, {"format": "pt"})
     template = _TEMPLATE.replace("MEDIA", "<|audio_bos|><|AUDIO|><|audio_eos|>")
     features = WhisperFeatureExtractor(feature_size=80)
     Qwen2AudioProcessor(features, tokenizer, chat_template=template).save_pretrained(folder)
