@@ -194,6 +194,6 @@ def _constrains(chat: Any, choice: str) -> bool:
     try:
         parser = chat.parser_cls(chat.renderer.tokenizer, request.tools, model_config=chat.model_config)
         adjusted = parser.adjust_request(request)
-    except (VLLMValidationError, ValueError, TypeError, NotImplementedError):
+    except (VLLMValidationError, ValueError, TypeError, NotImplementedError):  # a parser's ways to say no
         return False
     return adjusted.structured_outputs is not None
