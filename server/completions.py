@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 MAX_GROUPS = 100  # on a page: the completions of each are a part of one statement
+_MANY = 2**62  # groups: more than there are
 _SPOT = (CompletionRow.created_at, CompletionRow.number, CompletionRow.choice)
 
 
@@ -175,15 +176,19 @@ class Completions:
         more than MAX_GROUPS."""
         paging.check(MAX_GROUPS)
         column, within = _GROUPED[by], clause(condition, account_id)
-        # Not count(distinct): the groups stand in order in their index, which spares a sort.
-        each = select(literal(1)).select_from(CompletionRow).where(within).group_by(column).subquery()
-        total = await self._number(select(func.count()).select_from(each))
+        # Rows are counted by group once where the page does not depend on how many groups there are.
+        total = await self._groups(column, within) if paging.backwards else _MANY
         first, end = bounds(paging, total)
         key: Any = column if order is GroupOrder.KEY else func.count()
-        counted = select(column, func.count()).where(within).group_by(column)
+        counted = select(column, func.count(), func.count().over()).where(within).group_by(column)
         counted = counted.order_by(key.desc() if descending else key, column).offset(first).limit(end - first)
         async with self._database.reading() as connection:
-            counts = [(row[0], row[1]) for row in (await connection.execute(counted)).all()]
+            rows = (await connection.execute(counted)).all()
+        if not paging.backwards:
+            total = rows[0][2] if rows else await self._groups(column, within)
+            first, end = min(first, total), min(end, total)
+        counts = [(row[0], row[1]) for row in rows]
+        async with self._database.reading() as connection:
             metrics = await metrics_of(connection, account_id)
             keys = [each for each, _ in counts]
             scores = await statistics(connection, column, within, keys, metrics)
@@ -202,6 +207,11 @@ class Completions:
             has_next=end < total,
             has_previous=first > 0,
         )
+
+    async def _groups(self, column: Any, within: ColumnElement[bool]) -> int:
+        # Not count(distinct): the groups stand in order in their index, which spares a sort.
+        each = select(literal(1)).select_from(CompletionRow).where(within).group_by(column).subquery()
+        return await self._number(select(func.count()).select_from(each))
 
     async def _latest(
         self, column: Any, within: ColumnElement[bool], keys: Sequence[str], shown: int
