@@ -17,7 +17,7 @@ sae: install ## train a small autoencoder of the served model, four minutes of i
 	@$(BIN)/steersman sae train --serve --minutes 4 $(ARGS)
 
 test: install ## run the tests (make test ARGS="-k store"), two at a time on a CPU; `.venv/bin/pytest` runs one
-	@$(BIN)/pytest -n auto --dist loadscope $(ARGS)
+	@$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: install ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check

@@ -26,6 +26,7 @@ from steering.sae.quality import measure
 from tests.live.steered import PAIRS
 
 START_SECONDS = 480
+LONG = ("live", "steering")  # folders of tests
 OWN_SERVERS = (
     "test_lifecycle.py",
     "test_accounts.py",
@@ -98,8 +99,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What an upgrade of vLLM breaks is told first, not by a server that fails to start."""
-    items.sort(key=lambda item: item.path.name != "test_vllm_contract.py")
+    """What an upgrade of vLLM breaks is told first, not by a server that fails to start.
+
+    Then the files that start engines, which take longest; short ones at the end keep both processes busy.
+    """
+    items.sort(
+        key=lambda item: (item.path.name != "test_vllm_contract.py", item.path.parent.name not in LONG)
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
