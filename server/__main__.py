@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(argv: list[str]) -> int:
-    interrupt.as_termination()
     _set_up_logging(argv)
+    interrupt.as_termination()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]

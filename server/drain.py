@@ -16,7 +16,7 @@ _RETRY_SECONDS = 5
 # Of the limit, at most this is kept for telling clients that their requests were cut.
 _LAST_SECONDS = 2.0
 # What watches the server is answered to the end: a drain must not look like a death.
-_WATCHING = frozenset({"/health", "/readyz", "/metrics"})
+_WATCHING = frozenset({"/health", "/readyz", "/metrics", "/metrics/"})
 
 
 class Shutdown(Protocol):

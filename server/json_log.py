@@ -1,17 +1,23 @@
-"""Every line that this process and its engines write as one JSON object.
+"""Every line that this process and those it starts write, as one JSON object on standard output.
 
 `json_log.json` is the configuration, in the form that vLLM reads by VLLM_LOGGING_CONFIG_PATH and hands to
-every process it starts; each of them applies it with this module's `Lines` and `handler`. What does not go
-through logging (prints, progress, a traceback) is caught where it would leave for the terminal, by lines.
+every process it starts. What does not go through logging (prints, a library's own warnings, the last words of
+a process that crashes) is written to the same descriptors, which are a pipe here: its lines are wrapped as
+they come out.
 """
 
+import atexit
+import fcntl
+import io
 import json
 import logging
 import logging.config
 import os
+import signal
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +34,15 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 def configure(environ: MutableMapping[str, str] = os.environ) -> None:
     """Have this process, and those it starts, write JSON lines. To be called before vLLM is imported."""
+    global _pipe  # noqa: PLW0603  # a process has one standard output
     environ[CONFIG_VARIABLE] = str(PATH)
     environ.setdefault("TQDM_DISABLE", "1")  # bars are for terminals
+    if _pipe is None:
+        _pipe = _Pipe()
+        atexit.register(finish)
+        logging.captureWarnings(capture=True)
+        sys.excepthook = _uncaught
+        threading.excepthook = _uncaught_in_thread
     logging.config.dictConfig(json.loads(PATH.read_text()))
 
 
@@ -55,14 +68,14 @@ class Lines(logging.Formatter):
 
 
 def handler() -> logging.Handler:
-    """Standard output, for logging alone: whatever else is written, there or as an error, is a line too."""
-    if not isinstance(sys.stdout, _Caught):
-        logging.captureWarnings(capture=True)
-        sys.stdout = _Caught(sys.stdout, "stdout")
-        sys.stderr = _Caught(sys.stderr, "stderr")
-        sys.excepthook = _uncaught
-        threading.excepthook = _uncaught_in_thread
-    return logging.StreamHandler(sys.stdout.inner)
+    """Where `configure` was called the terminal or file behind the pipe, so that a crash loses no record."""
+    return logging.StreamHandler(sys.stdout if _pipe is None else _pipe.out)
+
+
+def finish() -> None:
+    """Write what is still in the pipe. To be called before `os._exit`, which calls nothing else."""
+    if _pipe is not None:
+        _pipe.finish()
 
 
 def _line(level: str, logger: str, message: str, *, created: float | None = None, **fields: Any) -> str:
@@ -78,34 +91,71 @@ def _line(level: str, logger: str, message: str, *, created: float | None = None
     return json.dumps({name: value for name, value in told.items() if value is not None}, default=str)
 
 
-class _Caught:
-    """A text stream of which every line becomes an object; what lacks its end waits for it."""
+class _Pipe:
+    """What standard output and error are from now on, for this process and those it starts."""
 
-    def __init__(self, inner: TextIO, name: str) -> None:
-        self.inner = inner
-        self._name = name
-        self._rest = ""
-        self._lock = threading.RLock()
+    _SIZE = 2**20  # bytes: a traceback or two while this process is busy
+    _END = b"\0end of the log"
+    _FINISH_SECONDS = 2.0
 
-    def write(self, text: str) -> int:
-        with self._lock:
-            *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
-            for line in filter(str.strip, lines):
-                self.inner.write(_line("INFO", self._name, line.rstrip()) + "\n")
-        return len(text)
+    def __init__(self) -> None:
+        self.out: TextIO = io.TextIOWrapper(
+            io.BufferedWriter(io.FileIO(os.dup(1), "w")), encoding="utf-8", line_buffering=True
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._reading, writing = os.pipe()
+        with suppress(OSError):  # more than the system allows
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, self._SIZE)
+        self._become(writing)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)
+        self._thread = threading.Thread(target=self._relay, name="json log", daemon=True)
+        # A thread has the signal mask of its maker; this one is to take no signal from the others.
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def writelines(self, lines: list[str]) -> None:
-        for line in lines:
-            self.write(line)
+    def finish(self) -> None:
+        """What C libraries say after it, as they are unloaded, is dropped."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(1, b"\n" + self._END + b"\n")
+        self._thread.join(self._FINISH_SECONDS)
+        self._become(os.open(os.devnull, os.O_WRONLY))
 
-    def flush(self) -> None:
-        self.inner.flush()
+    @staticmethod
+    def _become(descriptor: int) -> None:
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
 
-    def isatty(self) -> bool:
-        return False
+    def _relay(self) -> None:
+        for line in self._lines():
+            if line == self._END:
+                return
+            self.out.write(f"{_wrapped(line.decode(errors='replace'))}\n")
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+    def _lines(self) -> Iterator[bytes]:
+        rest = b""
+        while data := os.read(self._reading, 2**16):
+            # A progress bar returns to the line's beginning.
+            *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
+            yield from (line for line in lines if line.strip())
+
+
+_pipe: _Pipe | None = None
+
+
+def _wrapped(line: str) -> str:
+    """As it is where another process of ours wrote it."""
+    if line.startswith('{"time": '):
+        with suppress(ValueError):
+            json.loads(line)
+            return line
+    return _line("INFO", "output", line.rstrip())
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

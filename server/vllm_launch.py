@@ -338,6 +338,7 @@ def _stop_starting(*_: object) -> None:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     _say("Steersman was stopped while it started.")
+    json_log.finish()
     os._exit(128 + signal.SIGTERM)
 
 

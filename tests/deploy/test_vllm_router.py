@@ -8,6 +8,7 @@ import threading
 import httpx
 import pytest
 import uvicorn
+from fastapi import Request
 
 from server.router_fields import ADDED
 from tests.deploy.chart import container, pods
@@ -41,16 +42,23 @@ def test_vllm_router_finds_serving_pods_of_this_release_alone():
 
 @contextlib.contextmanager
 def worker(*, behind):
-    """The server's own strict bodies over HTTP, with its middleware or without; its URL."""
+    """The server's own strict bodies over HTTP, with its middleware or without; its URL, and the probes it
+    has had."""
     app = strict_routes(behind=behind)
-    app.add_api_route("/readyz", lambda: {})
+    asked = []
+
+    async def probed(request: Request) -> None:
+        asked.append(request.url.path)
+
+    app.add_api_route("/health", probed)  # asked once, at the router's start
+    app.add_api_route("/readyz", probed)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         wait(lambda: server.started)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", asked
     finally:
         server.should_exit = True
         thread.join()
@@ -68,7 +76,7 @@ def routed(url, log):
         process = subprocess.Popen(command, stdout=output, stderr=output)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         try:
-            wait(lambda: client.get("/readiness").status_code == 200, seconds=30)
+            wait(lambda: client.get("/health").status_code == 200, seconds=30)
             yield client
         finally:
             process.terminate()
@@ -77,8 +85,10 @@ def routed(url, log):
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory):
-    with worker(behind=True) as url, routed(url, tmp_path_factory.mktemp("router") / "log") as client:
+    log = tmp_path_factory.mktemp("router") / "log"
+    with worker(behind=True) as (url, asked), routed(url, log) as client:
         yield client
+        wait(lambda: "/readyz" in asked)  # by which it hears of a drain
 
 
 @pytest.mark.parametrize("path", LEAST)
@@ -100,7 +110,7 @@ def test_a_wish_that_passes_the_router_is_refused(behind, path, name):
 
 def test_without_the_option_every_field_it_adds_is_refused(tmp_path):
     """So the list of fields is neither too short nor too long for this version."""
-    with worker(behind=False) as url, routed(url, tmp_path / "log") as client:
+    with worker(behind=False) as (url, _), routed(url, tmp_path / "log") as client:
         for path, body in LEAST.items():
             told = client.post(path, json=body).text
             unknown = {name for route, name in UNKNOWN if route == path}

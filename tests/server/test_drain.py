@@ -64,7 +64,7 @@ async def test_open_requests_end_before_the_engine_hears_of_it():
     assert [timeout for timeout, _ in engine.stopped] == [2.0]
 
 
-OPEN = ("/metrics", "/health", "/readyz")
+OPEN = ("/metrics", "/metrics/", "/health", "/readyz")
 OPENAI = {"message": "the server is shutting down", "type": "unavailable_error", "param": None, "code": None}
 AXIONIC = {"detail": "the server is shutting down"}
 
@@ -82,7 +82,7 @@ async def test_new_requests_are_refused_meanwhile(path, body):
     refused = await request.client.post(path)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert refused.json() == body
-    assert [(await request.client.get(each)).status_code for each in OPEN] == [200] * 3
+    assert [(await request.client.get(each)).status_code for each in OPEN] == [200] * 4
     assert REGISTRY.get_sample_value("steersman_draining") == 1
     request.status.set_result(200)
     await asyncio.gather(stopping, request.answer)

@@ -13,9 +13,18 @@ from server import json_log
 
 ROOT = Path(__file__).parents[2]
 
-PROGRAM = """
-import logging, sys, threading, warnings
+PROGRAM = '''
+import logging, os, subprocess, sys, threading, warnings
 from server import json_log
+
+CHILD = """
+import json, logging.config, sys
+print("of a child", flush=True)
+from server import json_log
+logging.config.dictConfig(json.loads(json_log.PATH.read_text()))
+logging.getLogger("child").warning("from a child")
+print('{"time": no', file=sys.stderr)
+"""
 
 json_log.configure()
 json_log.configure()  # as vLLM and uvicorn do again
@@ -31,13 +40,16 @@ except KeyError:
     logging.getLogger("server").exception("it failed")
 print("two", "\\nlines")
 print("progress\\rmore\\r", end="", file=sys.stderr)
-print("", file=sys.stderr)
+print("", file=sys.stderr, flush=True)
+os.write(2, b"below Python\\n")
+subprocess.run([sys.executable, "-c", CHILD], check=True)
+print("unended", end="", file=sys.stderr, flush=True)
 warnings.warn("old")
 thread = threading.Thread(target=lambda: 1 / 0, name="worker")
 thread.start()
 thread.join()
 raise RuntimeError("unforeseen")
-"""
+'''
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +74,14 @@ def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def outputs(done: subprocess.CompletedProcess[str]) -> list[str]:
+    told = [line["message"] for line in lines(done.stdout) if line["logger"] == "output"]
+    return [message for message in told if not message.startswith("{")]
+
+
 def test_a_record_is_one_line(ended):
     """Time in UTC, level, logger, message with its line breaks, process; the own fields beside them."""
-    first, second, third, *_ = lines(ended.stdout)
+    first, second, third, *_ = (line for line in lines(ended.stdout) if line["logger"] != "output")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
     assert first == {
         "level": "INFO",
@@ -86,15 +103,21 @@ def test_a_request_s_lines_have_its_id_and_their_exception(ended):
 
 
 def test_what_is_printed_is_a_line_too(ended):
-    """Each printed line, and each step of a progress bar, where it would have gone; none for empty ones."""
-    printed = [line["message"] for line in lines(ended.stdout) if line["logger"] == "stdout"]
-    assert printed == ["two", "lines"]
-    assert [line["message"] for line in lines(ended.stderr)] == ["progress", "more"]
+    """Each printed line and each step of a progress bar, none for empty ones; all on standard output."""
+    assert outputs(ended) == ["two", "lines", "progress", "more", "below Python", "of a child", "unended"]
+    assert ended.stderr == ""
+
+
+def test_records_of_other_processes_stay_as_they_are(ended):
+    """They are JSON already; what only begins like one is not."""
+    told = {line["message"]: line["logger"] for line in lines(ended.stdout)}
+    assert told["from a child"] == "child"
+    assert told['{"time": no'] == "output"
 
 
 def test_what_nobody_caught_is_a_line_too(ended):
     """Warnings, and the errors that end a thread or the process, with their tracebacks."""
-    warned, thread, process = lines(ended.stdout)[-3:]
+    warned, thread, process = [line for line in lines(ended.stdout) if line["logger"] != "output"][-3:]
     assert warned["logger"] == "py.warnings"
     assert ("worker" in thread["message"], "ZeroDivisionError" in thread["exception"]) == (True, True)
     assert (process["level"], "RuntimeError: unforeseen" in process["exception"]) == ("CRITICAL", True)

@@ -1,5 +1,6 @@
 """What follows from the flags of `steersman serve`."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from server.access_log import AccessLog
 from server.auth import is_key
 from server.settings import Settings
 from server.vllm_app import _access_log
-from server.vllm_launch import WORKER, _complete, _parse, serve
+from server.vllm_launch import WORKER, _check_logging, _complete, _parse, serve
 
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3}'
 
@@ -97,14 +98,15 @@ def test_a_leader_of_several_opens_it_once(launched, monkeypatch, tmp_path):
     assert len(launched) == 1
 
 
-def test_json_lines_that_were_not_set_up_early_are_refused(launched, monkeypatch, tmp_path):
+def test_json_lines_that_were_not_set_up_early_are_refused(launched, tmp_path):
     """From a file of --config, or beside another configuration, some lines would be text."""
     with pytest.raises(SystemExit, match="--log-format json"):
         serve(["model", "--home", str(tmp_path), "--log-format", "json"])
-    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(json_log.PATH))
-    with pytest.raises(SystemExit, match="--log-format json"):
-        serve(["model", "--home", str(tmp_path), "--log-format", "json", "--log-config-file", __file__])
     assert launched == []
+    settings = Settings(tmp_path, "sqlite://", log_format="json")
+    with pytest.raises(SystemExit, match="--log-config-file"):
+        _check_logging(Namespace(log_config_file=__file__), settings)
+    _check_logging(Namespace(log_config_file=str(json_log.PATH)), settings)
 
 
 def test_the_access_log_hears_vllms_flags():
