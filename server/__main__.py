@@ -43,7 +43,8 @@ def _set_up_logging(argv: list[str]) -> None:
     early.add_argument("--log-format", "--log_format", nargs="?")
     early.add_argument("--log-level", "--log_level", nargs="?")
     args, _ = early.parse_known_args(argv)
-    if (args.log_format or os.environ.get("STEERSMAN_LOG_FORMAT")) != "json":
+    helping = any(each == "-h" or each.startswith("--help") for each in argv)
+    if helping or (args.log_format or os.environ.get("STEERSMAN_LOG_FORMAT")) != "json":
         return
     if args.log_level:
         os.environ["VLLM_LOGGING_LEVEL"] = args.log_level.upper()

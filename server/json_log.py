@@ -105,7 +105,7 @@ class _Pipe:
         sys.stdout.flush()
         sys.stderr.flush()
         self._reading, writing = os.pipe()
-        with suppress(OSError):  # more than the system allows
+        with suppress(OSError, AttributeError):  # more than is allowed, or no Linux
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, self._SIZE)
         self._become(writing)
         if isinstance(sys.stdout, io.TextIOWrapper):

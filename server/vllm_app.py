@@ -154,7 +154,7 @@ class SteersmanPlugin:
         app.add_middleware(
             Authentication, keyring=keyring, count=_count_attempt, session=session, enter=shared.enter
         )
-        access_log = _access_log(settings, app.state.args)
+        access_log = AccessLog.of(settings, app.state.args)
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, access_log=access_log)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
@@ -259,14 +259,6 @@ class _Doors:
     recorder: Recorder
     accounts: Accounts
     projects: Projects
-
-
-def _access_log(settings: Settings, args: Namespace) -> AccessLog | None:
-    """None in text, where uvicorn writes its own. vLLM's flags for that one are heard here too."""
-    if settings.log_format != "json" or args.disable_uvicorn_access_log:
-        return None
-    silent = (args.disable_access_log_for_endpoints or "").split(",")
-    return AccessLog(frozenset(filter(None, map(str.strip, silent))))
 
 
 def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:

@@ -58,6 +58,7 @@ def test_an_operators_environment_wins(serving):
         (["--log_format=json"], "text", True),
         (["m", "--port", "1"], "json", True),
         (["--log-format", "text"], "json", False),
+        (["--help=all"], "json", False),
         (["--log-format"], "", False),
         ([], "", False),
     ],

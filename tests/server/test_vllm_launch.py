@@ -9,7 +9,6 @@ from server import json_log, vllm_launch
 from server.access_log import AccessLog
 from server.auth import is_key
 from server.settings import Settings
-from server.vllm_app import _access_log
 from server.vllm_launch import WORKER, _check_logging, _complete, _parse, serve
 
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3}'
@@ -114,7 +113,7 @@ def test_the_access_log_hears_vllms_flags():
 
     def made(log_format, *flags):
         settings = Settings(Path("/h"), "sqlite://", log_format=log_format)
-        return _access_log(settings, _parse(["model", *flags]))
+        return AccessLog.of(settings, _parse(["model", *flags]))
 
     silenced = ("--disable-access-log-for-endpoints", "/health, /readyz,")
     assert made("json", *silenced) == AccessLog(frozenset({"/health", "/readyz"}))
