@@ -95,6 +95,7 @@ class _Pipe:
     """What standard output and error are from now on, for this process and those it starts."""
 
     _SIZE = 2**20  # bytes: a traceback or two while this process is busy
+    _LONGEST = 2**20  # bytes that wait for the end of their line
     _END = b"\0end of the log"
     _FINISH_SECONDS = 2.0
 
@@ -136,7 +137,8 @@ class _Pipe:
         for line in self._lines():
             if line == self._END:
                 return
-            self.out.write(f"{_wrapped(line.decode(errors='replace'))}\n")
+            with suppress(OSError):  # a full disk, say: whoever writes must not come to wait for this pipe
+                self.out.write(f"{_wrapped(line.decode(errors='replace'))}\n")
 
     def _lines(self) -> Iterator[bytes]:
         rest = b""
@@ -144,6 +146,9 @@ class _Pipe:
             # A progress bar returns to the line's beginning.
             *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
             yield from (line for line in lines if line.strip())
+            if len(rest) > self._LONGEST:
+                yield rest
+                rest = b""
 
 
 _pipe: _Pipe | None = None
@@ -152,7 +157,7 @@ _pipe: _Pipe | None = None
 def _wrapped(line: str) -> str:
     """As it is where another process of ours wrote it."""
     if line.startswith('{"time": '):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             json.loads(line)
             return line
     return _line("INFO", "output", line.rstrip())

@@ -133,6 +133,24 @@ def test_nothing_is_told_twice_or_below_its_level(ended):
     assert "quiet" in [line["message"] for line in lines(loud.stdout)]
 
 
+def test_nothing_that_is_written_stops_the_log():
+    """Neither a line without an end, nor one that is too deep to parse: what comes after it is told."""
+    program = """
+import os
+from server import json_log
+json_log.configure()
+os.write(1, b'{"time": ' + b"[" * 200_000 + b"\\n")
+for _ in range(3):
+    os.write(2, b"x" * 600_000)
+os.write(2, b"\\nlast\\n")
+"""
+    told = [line["message"] for line in lines(run(program).stdout)]
+    assert told[0].startswith('{"time": [[')
+    assert "".join(told[1:-1]) == "x" * 1_800_000
+    assert len(told) == 4
+    assert told[-1] == "last"
+
+
 def test_processes_to_come_are_told():
     """By the variable that vLLM's processes read; a value of the operator's for the bars stays."""
     program = (
