@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(argv: list[str]) -> int:
+    _set_up_logging(argv)
     interrupt.as_termination()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -36,6 +37,24 @@ def _serve(argv: list[str]) -> int:
     return serve(argv)
 
 
+def _set_up_logging(argv: list[str]) -> None:
+    """Before anything is imported that might log, and so before the launch parses the flags."""
+    early = ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--log-format", "--log_format", nargs="?")
+    early.add_argument("--log-level", "--log_level", nargs="?")
+    args, _ = early.parse_known_args(argv)
+    helping = any(each == "-h" or each.startswith("--help") for each in argv)
+    if helping or (args.log_format or os.environ.get("STEERSMAN_LOG_FORMAT")) != "json":
+        return
+    if args.log_level:
+        os.environ["VLLM_LOGGING_LEVEL"] = args.log_level.upper()
+    from server import json_log  # noqa: PLC0415  # it reads the level
+
+    if os.environ.get(json_log.CONFIG_VARIABLE) and not json_log.configured():
+        sys.exit(f"--log-format json beside {json_log.CONFIG_VARIABLE}: give one of them")
+    json_log.configure()
+
+
 def _administer(argv: list[str]) -> int:
     # The database's packages are slow to import.
     from server import (  # noqa: PLC0415
@@ -43,6 +62,7 @@ def _administer(argv: list[str]) -> int:
         embedded,
         interactions_cli,
         keys,
+        migrate,
         projects_cli,
         saes_cli,
         vectors_cli,
@@ -53,6 +73,7 @@ def _administer(argv: list[str]) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True)
     subparsers.add_parser("serve", help="serve a model; `steersman serve --help` lists its flags")
     runs = {
+        "migrate": migrate.run,
         "keys": keys.run,
         "accounts": accounts_cli.run,
         "projects": projects_cli.run,
@@ -61,6 +82,7 @@ def _administer(argv: list[str]) -> int:
         "interactions": interactions_cli.run,
         "model": embedded.run,
     }
+    migrate.add_parser(subparsers)
     keys.add_parser(subparsers)
     accounts_cli.add_parser(subparsers)
     projects_cli.add_parser(subparsers)

@@ -159,6 +159,7 @@ class KeyRing:
 _OPEN_PATHS = frozenset(
     {
         "/health",
+        "/readyz",
         "/metrics",
         "/metrics/",
         "/docs",

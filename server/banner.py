@@ -1,5 +1,6 @@
 """Tell whoever started the server when it is ready, where it is and how to call it."""
 
+import logging
 import socket
 import ssl
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from server.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 2.0
@@ -24,6 +27,11 @@ def announce(args: Namespace, settings: Settings, first_key: str | None, more: S
 def _wait_and_print(args: Namespace, settings: Settings, first_key: str | None, more: Sequence[str]) -> None:
     while not _healthy(args):
         time.sleep(_POLL_SECONDS)
+    if settings.log_format == "json":
+        logger.info("Steersman is ready: %s", args.uds or _url(args))
+        for line in _told(settings, first_key, more):
+            logger.info("%s", line)
+        return
     print(text(_url(args), settings, first_key, uds=args.uds, more=more), file=sys.stdout, flush=True)
 
 
@@ -68,12 +76,7 @@ def text(
     a port, `more` are lines of what was chosen for the model."""
     curl, place = (f"curl --unix-socket {uds}", uds) if uds else ("curl", url)
     key = first_key or "$STEERSMAN_KEY"
-    shown = (
-        f"API key (shown once): {first_key}"
-        if first_key
-        else "API key: as made before; `steersman keys create` makes another"
-    )
-    told = "\n".join([shown, f"Data: {settings.home}", *more])
+    told = "\n".join(_told(settings, first_key, more))
     return f"""
 Steersman is ready: {place}
 {told}
@@ -83,3 +86,12 @@ Steersman is ready: {place}
   -d '{{"messages": [{{"role": "user", "content": "Name three fruits."}}],
        "temperature": 0, "max_tokens": 40}}'
 """
+
+
+def _told(settings: Settings, first_key: str | None, more: Sequence[str]) -> list[str]:
+    shown = (
+        f"API key (shown once): {first_key}"
+        if first_key
+        else "API key: as made before; `steersman keys create` makes another"
+    )
+    return [shown, f"Data: {settings.home}", *more]

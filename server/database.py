@@ -6,10 +6,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from sqlalchemy import URL, Connection, NullPool, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -53,6 +54,13 @@ def database_url(written: str) -> URL:
     return url if mode is None else url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
 
 
+class Migrated(NamedTuple):
+    """Revisions of the schema; None: no tables yet."""
+
+    before: str | None
+    after: str | None
+
+
 class Database:
     """Transactions on a pool of connections. Raises Unavailable when the database does not answer."""
 
@@ -80,9 +88,21 @@ class Database:
     async def close(self) -> None:
         await self._engine.dispose()
 
-    def migrate(self) -> None:
-        """Bring the schema to the newest revision. Call it outside of any event loop; processes may race."""
-        self.alembic(lambda config: command.upgrade(config, "head"))
+    def migrate(self) -> Migrated:
+        """Bring the schema to the newest revision. Call it outside of any event loop; processes may race.
+
+        Raises CommandError where the schema is of a revision that this code does not know.
+        """
+        told: list[str | None] = []
+
+        def upgrade(config: Config) -> None:
+            revision = MigrationContext.configure(config.attributes["connection"]).get_current_revision
+            told.append(revision())
+            command.upgrade(config, "head")
+            told.append(revision())
+
+        self.alembic(upgrade)
+        return Migrated(*told)
 
     def alembic(self, action: Callable[[Config], None]) -> None:
         """Run an Alembic command in one transaction, alone."""

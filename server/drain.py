@@ -8,12 +8,15 @@ from typing import Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Unavailable
+from server.metrics import DRAINING
 from server.refusal import refuse, route_path
 
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 5
 # Of the limit, at most this is kept for telling clients that their requests were cut.
 _LAST_SECONDS = 2.0
+# What watches the server is answered to the end: a drain must not look like a death.
+_WATCHING = frozenset({"/health", "/readyz", "/metrics", "/metrics/"})
 
 
 class Shutdown(Protocol):
@@ -43,6 +46,7 @@ class Drain:
                 shutdown()
                 return
             self.stopping = True
+            DRAINING.set(1)
             last = min(_LAST_SECONDS, timeout / 4)
             if not self._ended_within(timeout - last):
                 cut()
@@ -60,13 +64,13 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """ASGI middleware: counts open requests; while the server stops, 503 to all new ones but /metrics."""
+    """ASGI middleware: counts open requests; while the server stops, 503 to all new ones but probes'."""
 
     app: ASGIApp
     drain: Drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) == "/metrics":
+        if scope["type"] != "http" or route_path(scope) in _WATCHING:
             await self.app(scope, receive, send)
         elif self.drain.stopping:
             error = Unavailable("the server is shutting down", retry_after=_RETRY_SECONDS)

@@ -6,9 +6,11 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access_log import AccessLog
 from server.errors import PayloadTooLarge
+from server.json_log import request_id as current_request_id
 from server.metrics import HTTP_DURATION
-from server.refusal import refuse
+from server.refusal import refuse, route_path
 
 _ID = b"x-request-id"
 # A client may send any word as its method; a label must not grow with what clients send.
@@ -20,11 +22,13 @@ class Edge:
     """Outermost ASGI middleware.
 
     Gives a request an `x-request-id` where it brings none and returns it; answers 413 to a body over
-    `max_body_bytes`; observes `steersman_http_request_duration_seconds`, streams included to their end.
+    `max_body_bytes`; observes `steersman_http_request_duration_seconds`, streams included to their end,
+    and tells `access_log` of it.
     """
 
     app: ASGIApp
     max_body_bytes: int
+    access_log: AccessLog | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,6 +36,8 @@ class Edge:
             return
         started = time.perf_counter()
         request_id = _take_id(scope)
+        # Never reset: the task ends with the request, and what it fails with is logged further out.
+        current_request_id.set(request_id.decode())
         status = 500
 
         async def stamped(message: Message) -> None:
@@ -52,7 +58,10 @@ class Edge:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            HTTP_DURATION.labels(method, route, str(status)).observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            HTTP_DURATION.labels(method, route, str(status)).observe(seconds)
+            if self.access_log is not None:
+                self.access_log.tell(route_path(scope), method, route, status, seconds)
 
 
 def _take_id(scope: Scope) -> bytes:

@@ -63,6 +63,11 @@ INTERACTIONS_DROPPED = Counter(
     "Chat completions missing from the interaction log: stored unasked while it was full, or by a defect.",
     ["reason"],
 )
+DRAINING = Gauge(
+    "steersman_draining",
+    "1 while the server waits for open requests and takes no more.",
+    multiprocess_mode="livemax",
+)
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )

@@ -14,6 +14,7 @@ from steering.spec import DEFAULT_ROWS
 
 BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
 INTERACTIONS = ("asked", "all", "none")  # which chat completions are stored
+LOG_FORMATS = ("text", "json")  # vLLM's own lines, or an object for each
 ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operator adds, whoever signs up
 
 
@@ -46,6 +47,8 @@ class Settings:
     embeddings_model: str | None = None
     embeddings_seconds: float = 60.0
     embeddings_at_once: int = 64
+    log_format: str = "text"
+    behind_vllm_router: bool = False
 
     @property
     def has_accounts(self) -> bool:
@@ -92,6 +95,8 @@ class Settings:
             embeddings_url=_embeddings_url(value("embeddings_url")),
             embeddings_key=environ.get("STEERSMAN_EMBEDDINGS_KEY") or None,  # no flag: others read those
             embeddings_model=value("embeddings_model") or None,
+            log_format=_log_format(value("log_format") or "text"),
+            behind_vllm_router=bool(getattr(args, "steersman_behind_vllm_router", False)),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -114,6 +119,12 @@ def _interactions(text: str) -> str:
 def _accounts(text: str) -> str:
     if text not in ACCOUNTS:
         raise ValueError(f"accounts (--accounts) is one of {', '.join(ACCOUNTS)}, not {text!r}")
+    return text
+
+
+def _log_format(text: str) -> str:
+    if text not in LOG_FORMATS:
+        raise ValueError(f"log_format (--log-format) is one of {', '.join(LOG_FORMATS)}, not {text!r}")
     return text
 
 

@@ -24,6 +24,7 @@ from server.observed import ObservedRequests
 from server.outcomes import Outcomes
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.probe import Probe
 from server.project_metrics import ProjectMetrics
 from server.projects import Projects
 from server.served_models import ServedModels
@@ -68,6 +69,7 @@ class ServerState:
     accounts: Accounts
     directory: Directory
     embeddings: EmbeddingServer | None
+    probe: Probe
 
     @property
     def projects(self) -> Projects:

@@ -26,6 +26,7 @@ from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from policies.sampling import EngineFacts
+from server.access_log import AccessLog
 from server.accounts import Accounts
 from server.addressing import Directory
 from server.aliases import Aliases
@@ -54,11 +55,13 @@ from server.observed import ObservedRequests
 from server.outcomes import Outcomes
 from server.policies import Policies
 from server.policy_runs import PolicyRuns
+from server.probe import Probe
 from server.project_metrics import ProjectMetrics
 from server.projects import Projects
 from server.recorder import Observing, Recorder
 from server.redaction import Redaction
 from server.refusal import refusal
+from server.router_fields import BehindVllmRouter
 from server.routes import (
     accounts,
     adaptive,
@@ -66,6 +69,7 @@ from server.routes import (
     embeddings,
     feedback,
     graphql,
+    health,
     keys,
     native,
     observability,
@@ -138,17 +142,20 @@ class SteersmanPlugin:
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
         dialects = (openai, embeddings, oxen, adaptive, adaptive_interactions, graphql)
-        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability):
+        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability, health):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(_Calls)
+        if settings.behind_vllm_router:
+            app.add_middleware(BehindVllmRouter)
         app.add_middleware(Draining, drain=drain)
         app.add_middleware(Observing, recorder=recorder)
         session = people.sessions.principal if settings.has_accounts else None
         app.add_middleware(
             Authentication, keyring=keyring, count=_count_attempt, session=session, enter=shared.enter
         )
-        app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
+        access_log = AccessLog.of(settings, app.state.args)
+        app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, access_log=access_log)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         app, doors = self._app, self._doors
@@ -227,6 +234,7 @@ class SteersmanPlugin:
             doors.accounts,
             replace(directory, campaigns=campaigns),
             EmbeddingServer.of(doors.settings),
+            Probe(doors.drain, engine_client, models),
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)

@@ -20,9 +20,9 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
-from server import embedded, vllm_cpu, vllm_tool_parser
+from server import embedded, json_log, vllm_cpu, vllm_tool_parser
 from server.banner import announce
-from server.settings import Settings
+from server.settings import LOG_FORMATS, Settings
 from server.store import Store
 from steering.spec import DEFAULT_ROWS, additional_config
 
@@ -40,6 +40,7 @@ def serve(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop_starting)
     args = _parse(argv)
     settings = Settings.read(args)
+    _check_logging(args, settings)
     if args.model_tag is None:
         _embedded(args, settings)
     if Path(args.model_tag).exists():
@@ -48,15 +49,21 @@ def serve(argv: list[str]) -> int:
     parsing = vllm_tool_parser.complete(args)
     validate_parsed_serve_args(args)
     _require_plugin()
-    store = Store(settings.database_url)
-    store.migrate()
-    first_key = uvloop.run(_first_key(store))
-    announce(args, settings, first_key, parsing)
+    if not args.headless:  # a follower has no routes: its leader alone opens the database
+        store = Store(settings.database_url)
+        store.migrate()
+        announce(args, settings, uvloop.run(_first_key(store)), parsing)
     if _is_single(args):
         args.model, args.api_server_count = args.model_tag, None
         return uvloop.run(_serve_one(args))
     ServeSubcommand.cmd(args)
     return 0
+
+
+def _check_logging(args: Namespace, settings: Settings) -> None:
+    """JSON lines are set up before vLLM is imported, from the command line or the environment alone."""
+    if settings.log_format == "json" and args.log_config_file != str(json_log.PATH):
+        sys.exit("--log-format json: not beside --log-config-file, nor from the file of --config")
 
 
 def _embedded(args: Namespace, settings: Settings) -> None:
@@ -194,6 +201,15 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "N",
         "help": "How many requests it is sent at a time; four times as many wait (64).",
     },
+    "--log-format": {
+        "choices": LOG_FORMATS,
+        "help": "What each line of the log is, the engine's included: text (vLLM's own; the default) or a "
+        "JSON object (STEERSMAN_LOG_FORMAT).",
+    },
+    "--behind-vllm-router": {
+        "action": "store_true",
+        "help": "Accept the fields that vllm-router adds to bodies, as long as they have the values it adds.",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",
@@ -322,6 +338,7 @@ def _stop_starting(*_: object) -> None:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     _say("Steersman was stopped while it started.")
+    json_log.finish()
     os._exit(128 + signal.SIGTERM)
 
 

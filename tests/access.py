@@ -148,6 +148,7 @@ _GONE = (Ask(ends=True),)
 _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     # vLLM's own
     "GET /health": OPEN,
+    "GET /readyz": OPEN,
     "GET /metrics": OPEN,
     "* /metrics": OPEN,
     "GET /version": OPEN,

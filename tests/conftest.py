@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: the embedded model, and one live server that all tests share."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -85,7 +86,9 @@ def start_server(
             stop(process)
             pytest.fail(f"the server did not start:\n{log.read_text()[-6000:]}")
         time.sleep(0.3)
-    key = next(line for line in log.read_text().splitlines() if line.startswith("API key")).split()[-1]
+    # As a line of its own, or as the message of one in JSON; without a first key, the last word is no key.
+    told = re.search(r"^(?:.*\"message\": \")?API key[^\"\n]* (\S+?)(?:\"|$)", log.read_text(), re.MULTILINE)
+    key = told[1]
     return LiveServer(f"http://127.0.0.1:{port}", key, process, log, home)
 
 

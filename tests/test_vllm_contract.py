@@ -279,7 +279,7 @@ def test_the_plugin_is_one():
             ["self.beam_search(", "self.parser_cls = ", "self.renderer.tokenizer", "self.model_config"],
         ),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
-        ("vllm.v1.engine.async_llm", ["self.renderer"]),
+        ("vllm.v1.engine.async_llm", ["self.renderer", "def errored("]),
         ("vllm.renderers.base", ["self.mm_processor:", ".info.allowed_mm_limits"]),
         (
             "vllm.renderers.chat_utils",

@@ -7,7 +7,16 @@ OVERVIEW = Dashboard(
     "Steersman: overview",
     {
         "Now": [
-            Panel("Replicas", {"": f"count(steersman_build_info{{{OURS}}})"}, kind="stat", width=4, height=4),
+            Panel(
+                "Replicas",
+                {
+                    "": f"count(steersman_build_info{{{OURS}}})",
+                    "draining": f"sum(steersman_draining{{{OURS}}})",
+                },
+                kind="stat",
+                width=4,
+                height=4,
+            ),
             Panel(
                 "Requests", {"": rate(f"{HTTP}_count", OURS)}, unit="reqps", kind="stat", width=4, height=4
             ),

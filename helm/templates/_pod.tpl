@@ -28,11 +28,12 @@ seccompProfile:
 name: migrate
 image: {{ include "steersman.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-# Listing keys opens the database, which brings its schema up to date under a lock; the list says nothing secret.
-command: [steersman, keys, list]
+command: [steersman, migrate]
 env:
   - name: HOME
     value: /tmp
+  - name: STEERSMAN_LOG_FORMAT
+    value: {{ .Values.server.logFormat }}
   {{- include "steersman.databaseEnv" . | nindent 2 }}
 resources:
   requests:
@@ -145,7 +146,7 @@ spec:
       args:
         {{- include "steersman.args" . | trim | nindent 8 }}
       env:
-        {{- include "steersman.env" .root | nindent 8 }}
+        {{- include "steersman.env" . | trim | nindent 8 }}
       {{- with .root.Values.server.extraEnvFrom }}
       envFrom:
         {{- toYaml . | nindent 8 }}
@@ -173,10 +174,10 @@ spec:
         periodSeconds: {{ .readinessPeriodSeconds }}
         timeoutSeconds: {{ .timeoutSeconds }}
         failureThreshold: 2
-      # Not asked while a pod terminates, so that a drain is not cut short.
+      # 200 while the pod drains, which must not be cut short.
       livenessProbe:
         httpGet:
-          path: {{ .path }}
+          path: /health
           port: http
         periodSeconds: {{ .livenessPeriodSeconds }}
         timeoutSeconds: {{ .timeoutSeconds }}

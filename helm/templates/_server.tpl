@@ -11,6 +11,7 @@
 {{- end }}
 {{- end }}
 
+{{- /* `root` and `role`, as a pod has them. A worker is told of no database: its leader alone opens it. */}}
 {{- define "steersman.env" -}}
 - name: HOME
   value: /home/steersman
@@ -26,8 +27,16 @@
 # Half of the series on /metrics are otherwise times at which the others were made.
 - name: PROMETHEUS_DISABLE_CREATED_SERIES
   value: "true"
-{{ include "steersman.databaseEnv" . }}
-{{- with .Values.model.hubToken }}
+- name: STEERSMAN_LOG_FORMAT
+  value: {{ .root.Values.server.logFormat }}
+{{- if eq .role "worker" }}
+- name: STEERSMAN_HOME
+  value: /var/lib/steersman
+{{- else }}
+{{ include "steersman.databaseEnv" .root }}
+{{- end }}
+{{- with .root.Values }}
+{{- with .model.hubToken }}
 {{- if .existingSecret }}
 - name: HF_TOKEN
   valueFrom:
@@ -36,20 +45,21 @@
       key: {{ .key }}
 {{- end }}
 {{- end }}
-{{- if .Values.multinode.enabled }}
+{{- if .multinode.enabled }}
 - name: VLLM_HOST_IP
   valueFrom:
     fieldRef:
       fieldPath: status.podIP
-{{- with .Values.multinode.networkInterface }}
+{{- with .multinode.networkInterface }}
 - name: NCCL_SOCKET_IFNAME
   value: {{ . | quote }}
 - name: GLOO_SOCKET_IFNAME
   value: {{ . | quote }}
 {{- end }}
 {{- end }}
-{{- with .Values.server.extraEnv }}
+{{- with .server.extraEnv }}
 {{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -68,7 +78,10 @@
 - --shutdown-timeout
 - {{ .drain.timeoutSeconds | quote }}
 - --disable-access-log-for-endpoints
-- /health,/metrics
+- /health,/readyz,/metrics
+{{- if eq (include "steersman.router" $.root) "vllm-router" }}
+- --behind-vllm-router
+{{- end }}
 {{- if eq .accelerator.type "gpu" }}
 - --tensor-parallel-size
 - {{ .accelerator.count | quote }}

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from server.errors import InvalidRequest
 from server.observation import observed
+from server.router_fields import forget_added
 
 MAX_NESTING = 128  # of objects and arrays: deep enough for any schema, far from the interpreter's limit
 _TOO_DEEP = f"the JSON body nests deeper than {MAX_NESTING} levels"
@@ -78,7 +79,9 @@ class JsonRoute(APIRoute):
                     raise InvalidRequest("send the body as application/json", param="content-type")
                 if sent:
                     # here, because FastAPI answers any error of its own read alike
-                    observed().asks(await request.json())
+                    body = await request.json()
+                    forget_added(body, request.scope)
+                    observed().asks(body)
             return await handle(request)
 
         return strict

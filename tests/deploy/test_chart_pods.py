@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from server.auth import _OPEN_PATHS
 from tests.deploy.chart import (
     SHAPES,
     container,
@@ -85,10 +86,15 @@ def test_an_engine_writes_only_where_it_may(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_engine_has_three_probes_without_a_key(shape):
-    """All ask a path that is open without a key; the start has time, readiness is lost within seconds."""
+    """A drain is seen by readiness alone, which is lost within seconds; the start has time."""
     server = container(engine(shape))
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert server[kind]["httpGet"] == {"path": "/health", "port": "http"}
+    for kind, path in {
+        "startupProbe": "/readyz",
+        "readinessProbe": "/readyz",
+        "livenessProbe": "/health",
+    }.items():
+        assert server[kind]["httpGet"] == {"path": path, "port": "http"}
+        assert path in _OPEN_PATHS
     start = server["startupProbe"]
     assert start["failureThreshold"] * start["periodSeconds"] >= 600
     readiness = server["readinessProbe"]
@@ -230,6 +236,28 @@ def test_the_schema_is_migrated_once_or_before_each_start():
     assert reference == {"name": "steersman-database", "key": "url"}
     # what a hook needs must be there before the chart's own objects are
     assert job["spec"]["template"]["spec"]["serviceAccountName"] == "default"
+
+
+def test_workers_know_no_database():
+    """They have no route; their leader alone opens it."""
+    for name, each in pods("multinode"):
+        named = {entry["name"] for box in containers(each) for entry in box.get("env", ())}
+        assert ("STEERSMAN_DATABASE_URL" in named) == (not name.endswith("workerTemplate")), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fields_of_a_router_are_dropped_behind_it_alone(shape):
+    """Elsewhere nobody adds them, and a client that sends one is told."""
+    assert ("--behind-vllm-router" in container(engine(shape))["args"]) == (shape == "vllm-router")
+
+
+def test_logs_are_json_unless_asked_otherwise():
+    """The server's, the workers' and the migration's."""
+    for settings, wanted in (((), "json"), (("server.logFormat=text",), "text")):
+        for _, each in pods("multinode", *settings):
+            for box in containers(each):
+                if box["name"] in {"steersman", "migrate"}:
+                    assert {"name": "STEERSMAN_LOG_FORMAT", "value": wanted} in box["env"]
 
 
 def test_a_group_of_nodes_is_one_engine():

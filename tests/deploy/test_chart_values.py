@@ -53,6 +53,7 @@ REFUSED = [
     ),
     ("cpu", ["autoscaling.enabled=true"], ["autoscaling", "SQLite is for one replica"]),
     ("cpu", ["replicaCount=0"], ["replicaCount"]),
+    ("cpu", ['server.logFormat="xml"'], ["logFormat"]),
     ("cpu", ["replicas=2"], ["replicas"]),
     ("cpu", ['accelerator.type="gpu"'], ["model", "the GPU image has no embedded model: set model.id"]),
     ("cpu", ['accelerator.type="tpu"'], ["accelerator"]),

@@ -33,7 +33,8 @@ class Replica:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                self._answer(503 if replica.draining else 200, b"")
+                ready = self.path != "/readyz" or not replica.draining
+                self._answer(200 if ready else 503, b"")
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
@@ -179,7 +180,7 @@ def test_a_session_stays_with_its_replica(routed):
 
 
 def test_a_draining_replica_is_left_and_comes_back(routed):
-    """Seconds after its first 503 on /health nothing reaches it, not even its sessions; later it is back."""
+    """Seconds after its first 503 on /readyz nothing reaches it, not even its sessions; later it is back."""
     client, first, _ = routed
     first.draining = True
     time.sleep(4)

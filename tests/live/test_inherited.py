@@ -25,10 +25,10 @@ def test_tokenize_and_detokenize_are_inverse(client):
 
 
 def test_open_routes_need_no_key(server):
-    """Health, metrics, version and the API's description are for everyone."""
+    """Health, readiness, metrics, version and the API's description are for everyone."""
     import httpx
 
-    for path in ("/health", "/metrics", "/version", "/openapi.json", "/docs"):
+    for path in ("/health", "/readyz", "/metrics", "/version", "/openapi.json", "/docs"):
         assert httpx.get(f"{server.url}{path}", timeout=30).status_code == 200, path
 
 

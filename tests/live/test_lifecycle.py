@@ -179,6 +179,31 @@ def check_running(client, count):
     assert wait_for(lambda: running(client) == count, 8), f"{running(client)} are running, not {count}"
 
 
+def readiness(client):
+    """What probes are told, without a key."""
+    asked = httpx.get(f"{client.base_url}/readyz", timeout=10)
+    return asked.status_code, asked.json()["status"]
+
+
+def check_logs(log, *hidden):
+    """Each line is an object with its time, level, logger and message; requests are told with their ids, and
+    nothing of what clients wrote."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    for line in lines:
+        assert {"time", "level", "logger", "message"} <= line.keys()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}Z", line["time"])
+    assert {"EngineCore", "APIServer"} <= {line.get("process") for line in lines}
+    told = [line for line in lines if line["logger"] == "server.access"]
+    assert (
+        "POST",
+        CHAT,
+        200,
+        "marked",
+    ) in {(line["method"], line["route"], line["status"], line["request_id"]) for line in told}
+    assert not {"/health", "/metrics"} & {line["route"] for line in told}
+    assert not any(word in log for word in hidden)
+
+
 def check_disconnects(client):
     """A client that leaves, streaming or not, with siblings or not, takes its requests along."""
     for fields in ({"n": 1}, {"n": 3, "sampling_method": "ads", "temperature": 1}):
@@ -211,8 +236,13 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         started = time.monotonic()
         whole = content(chat(client, max_tokens=150))
         assert time.monotonic() - started < LIMIT, "too slow a machine for what follows"
+        assert readiness(client) == (200, "ready")
         stream = Reading(client, max_tokens=150, store=True)
         live.process.send_signal(signal.SIGTERM)
+        assert wait_for(lambda: readiness(client) == (503, "draining"), 2)
+        assert httpx.get(f"{live.url}/health").status_code == 200
+        assert "\nsteersman_draining 1.0" in httpx.get(f"{live.url}/metrics").text
+        assert client.get("/v1/models").status_code == 503
         stream.join(60)
         assert stream.lines[-1] == "[DONE]"
         chunks = [json.loads(line) for line in stream.lines[:-1]]
@@ -266,11 +296,18 @@ def check_adapter(client):
 
 def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tmp_path):
     """LoRA beside its base. Then SIGKILL to the engine in mid-request: the stream ends with an error, the
-    waiting request fails with a 5xx, health is bad or gone, and the process exits non-zero.
+    waiting request fails with a 5xx, health and readiness are bad or gone, and the process exits non-zero.
+    The log of all that is JSON.
     """
     lora = ("--enable-lora", "--lora-modules", f"tuned={adapter}", "--max-lora-rank", "8")
-    with serving(tmp_path, *lora, max_model_len=8192) as (live, client):
+    logs = ("--log-format", "json", "--disable-access-log-for-endpoints", "/health,/metrics")
+    said = [{"role": "user", "content": "the walrus sang"}]
+    with serving(tmp_path, *lora, *logs, max_model_len=8192) as (live, client):
         check_adapter(client)
+        marked = {"headers": {"x-request-id": "marked"}}
+        heard = client.post(CHAT, json=body(messages=said, max_tokens=8, logprobs=True), **marked)
+        assert heard.status_code == 200, heard.text
+        assert client.post(CHAT, json=body(messages=said, max_tokens="walrus")).status_code == 400
         stream = Reading(client, max_tokens=8000)
         answers = []
 
@@ -293,9 +330,11 @@ def test_an_adapter_is_served_and_the_engines_death_is_told(serving, adapter, tm
         assert status >= 500
         try:
             assert client.get("/health").status_code == 503
+            assert readiness(client) == (503, "broken")
         except httpx.HTTPError as error:
             assert isinstance(error, httpx.ConnectError | httpx.RemoteProtocolError | httpx.ReadError)
         assert live.process.wait(60) not in (0, None)
+    check_logs(live.log.read_text(), "walrus", content(heard.json()))
 
 
 def test_a_speculative_engine_says_what_it_does(serving, tmp_path):

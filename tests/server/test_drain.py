@@ -3,8 +3,10 @@ import time
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from server.drain import Drain, Draining
+from server.metrics import DRAINING
 
 
 class Engine:
@@ -29,7 +31,7 @@ class Request:
         self.answer = asyncio.create_task(self.client.post("/v1/completions"))
 
     async def app(self, scope, receive, send):
-        status = 200 if scope["path"] == "/metrics" else await self.status
+        status = 200 if scope["path"] in OPEN else await self.status
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -62,23 +64,26 @@ async def test_open_requests_end_before_the_engine_hears_of_it():
     assert [timeout for timeout, _ in engine.stopped] == [2.0]
 
 
+OPEN = ("/metrics", "/metrics/", "/health", "/readyz")
 OPENAI = {"message": "the server is shutting down", "type": "unavailable_error", "param": None, "code": None}
 AXIONIC = {"detail": "the server is shutting down"}
 
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/completions", {"error": OPENAI}), ("/generate", AXIONIC), ("/health", AXIONIC)],
+    [("/v1/completions", {"error": OPENAI}), ("/generate", AXIONIC)],
 )
 async def test_new_requests_are_refused_meanwhile(path, body):
-    """503 in the shape of the path, with retry-after; /metrics still answers."""
+    """503 in the shape of the path, with retry-after; what watches the server is still answered."""
+    DRAINING.set(0)
     drain, engine = Drain(), Engine()
     request = Request(drain)
     stopping = await request.outlasts(drain.before(engine.shutdown, request.cut), 30)
     refused = await request.client.post(path)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert refused.json() == body
-    assert (await request.client.get("/metrics")).status_code == 200
+    assert [(await request.client.get(each)).status_code for each in OPEN] == [200] * 4
+    assert REGISTRY.get_sample_value("steersman_draining") == 1
     request.status.set_result(200)
     await asyncio.gather(stopping, request.answer)
 

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from starlette.responses import PlainTextResponse, StreamingResponse
 
+from server.access_log import AccessLog
 from server.edge import Edge
+from server.json_log import request_id
 
 LIMIT = 100
 
 
-def application() -> FastAPI:
+def application(access_log: AccessLog | None = None) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(Edge, max_body_bytes=LIMIT)
+    app.add_middleware(Edge, max_body_bytes=LIMIT, access_log=access_log)
 
     @app.post("/v1/echo/{name}")
     @app.post("/echo/{name}")
@@ -43,11 +45,20 @@ def application() -> FastAPI:
     async def broken() -> None:
         raise LookupError("unforeseen")
 
+    @app.get("/context")
+    async def context() -> str | None:
+        return await asyncio.create_task(noted())
+
+    async def noted() -> str | None:
+        return request_id.get()
+
     return app
 
 
-async def call(method: str, path: str, **options: object) -> httpx.Response:
-    transport = httpx.ASGITransport(application(), raise_app_exceptions=False)
+async def call(
+    method: str, path: str, access_log: AccessLog | None = None, **options: object
+) -> httpx.Response:
+    transport = httpx.ASGITransport(application(access_log), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, path, **options)
 
@@ -113,6 +124,36 @@ def test_ids_are_fit_for_headers_and_logs(value):
     assert all(0x20 <= byte <= 0x7E for byte in id_)
     fits = 1 <= len(value) <= 128 and all(0x20 <= byte <= 0x7E for byte in value)
     assert (id_ == value) is fits
+
+
+async def test_what_runs_for_a_request_knows_its_id():
+    """Log lines of its tasks carry it."""
+    assert (await call("GET", "/context", headers={"x-request-id": "run-8"})).json() == "run-8"
+
+
+# --- access log ---
+
+
+async def test_a_request_is_told_once_with_its_template(caplog):
+    """Method, template, status, time and id; nothing of what a client wrote into the path."""
+    with caplog.at_level(logging.INFO, "server.access"):
+        await call("POST", "/echo/secret", AccessLog(), content=b"x", headers={"x-request-id": "mine"})
+        await call("GET", "/nowhere/secret", AccessLog())
+    first, second = (record for record in caplog.records if record.name == "server.access")
+    seconds = first.fields.pop("duration_seconds")
+    assert 0 < seconds < 5
+    assert first.fields == {"method": "POST", "route": "/echo/{name}", "status": 200}
+    assert (second.fields["route"], second.fields["status"]) == ("unmatched", 404)
+    assert "secret" not in caplog.text
+
+
+async def test_probes_are_not_told(caplog):
+    """Paths that the operator silences, and no others."""
+    with caplog.at_level(logging.INFO, "server.access"):
+        await call("GET", "/id", AccessLog(frozenset({"/id"})))
+        await call("GET", "/stream", AccessLog(frozenset({"/id"})))
+    told = [record.fields["route"] for record in caplog.records if record.name == "server.access"]
+    assert told == ["/stream"]
 
 
 # --- body limit ---

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from server import __main__ as command
-from server import embedded, keys, vectors_cli
+from server import embedded, json_log, keys, migrate, vectors_cli
 
 
 @pytest.fixture
@@ -52,6 +52,37 @@ def test_an_operators_environment_wins(serving):
 
 
 @pytest.mark.parametrize(
+    ("flags", "variable", "as_json"),
+    [
+        (["--log-format", "json"], "", True),
+        (["--log_format=json"], "text", True),
+        (["m", "--port", "1"], "json", True),
+        (["--log-format", "text"], "json", False),
+        (["--help=all"], "json", False),
+        (["--log-format"], "", False),
+        ([], "", False),
+    ],
+)
+def test_json_lines_are_set_up_before_the_engine_is_imported(serving, monkeypatch, flags, variable, as_json):
+    """From the flag, else from the variable; the level goes to the engine's processes by its own variable."""
+    configured = []
+    monkeypatch.setattr(
+        json_log, "configure", lambda: configured.append(serving.environ.get("VLLM_LOGGING_LEVEL"))
+    )
+    serving.environ["STEERSMAN_LOG_FORMAT"] = variable
+    command.main(["serve", *flags, "--log-level", "debug"])
+    assert configured == (["DEBUG"] if as_json else [])
+
+
+def test_two_configurations_of_the_log_are_refused(serving):
+    """One of them would be ignored."""
+    serving.environ["VLLM_LOGGING_CONFIG_PATH"] = "/own.json"
+    with pytest.raises(SystemExit, match="VLLM_LOGGING_CONFIG_PATH"):
+        command.main(["serve", "--log-format", "json"])
+    assert serving.calls == []
+
+
+@pytest.mark.parametrize(
     ("before", "after"),
     [("", "steersman"), ("a,b", "a,b,steersman"), ("steersman,a", "steersman,a"), (",a,,", "a,steersman")],
 )
@@ -62,9 +93,12 @@ def test_plugins_in_use_are_kept(serving, before, after):
     assert serving.calls[0][1]["VLLM_PLUGINS"] == after
 
 
-@pytest.mark.parametrize(("name", "module"), [("keys", keys), ("vectors", vectors_cli), ("model", embedded)])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("keys", keys), ("migrate", migrate), ("vectors", vectors_cli), ("model", embedded)],
+)
 def test_administration(monkeypatch, name, module):
-    """`keys`, `vectors` and `model` run their own module, whose exit status is the command's."""
+    """`keys`, `migrate`, `vectors` and `model` run their own module, whose exit status is the command's."""
     seen = []
 
     def add_parser(subparsers) -> None:
@@ -90,12 +124,12 @@ def test_unknown_commands(argv, capsys):
 
 
 def test_help_lists_every_command(capsys):
-    """`steersman --help` names serve, keys, vectors and model."""
+    """`steersman --help` names serve, migrate, keys, vectors and model."""
     with pytest.raises(SystemExit) as ended:
         command.main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"\n    {name} " in shown for name in ("serve", "keys", "vectors", "model"))
+    assert all(f"\n    {name} " in shown for name in ("serve", "migrate", "keys", "vectors", "model"))
 
 
 def test_version(monkeypatch, capsys):

@@ -103,6 +103,16 @@ def test_accounts_are_off_open_or_closed():
         Settings.read(environ={"STEERSMAN_ACCOUNTS": "yes"})
 
 
+def test_log_lines_are_text_or_json():
+    """The flag wins over the variable; another word stops the start and lists the two."""
+    json = {"STEERSMAN_LOG_FORMAT": "json"}
+    assert Settings.read(environ={}).log_format == "text"
+    assert Settings.read(environ=json).log_format == "json"
+    assert Settings.read(Namespace(steersman_log_format="text"), json).log_format == "text"
+    with pytest.raises(ValueError, match="text, json"):
+        Settings.read(environ={"STEERSMAN_LOG_FORMAT": "xml"})
+
+
 @pytest.mark.parametrize(
     "url",
     ["embed:8000", "ftp://embed", "http://", "http://embed:x", "http://u:p@embed", "http://embed/?key=k"],

@@ -1,9 +1,15 @@
 """What follows from the flags of `steersman serve`."""
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 
+from server import json_log, vllm_launch
+from server.access_log import AccessLog
+from server.auth import is_key
 from server.settings import Settings
-from server.vllm_launch import WORKER, _complete, _parse
+from server.vllm_launch import WORKER, _check_logging, _complete, _parse, serve
 
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3}'
 
@@ -56,3 +62,61 @@ def test_accounts_are_open_unless_said_otherwise(flags, accounts):
     """The flag alone opens signup, a word after it says who may have an account; without it nobody."""
     assert Settings.read(_parse(["model", *flags]), {}).accounts == accounts
     assert _parse(["model", *flags, "--port", "9"]).port == 9
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What vLLM's own launch is called with; no signal is taken over."""
+    calls = []
+    monkeypatch.setenv("VLLM_PLUGINS", "steersman")
+    monkeypatch.setattr(vllm_launch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(vllm_launch.vllm_tool_parser, "complete", lambda _: ())
+    monkeypatch.setattr(vllm_launch, "validate_parsed_serve_args", lambda _: None)
+    monkeypatch.setattr(vllm_launch.ServeSubcommand, "cmd", calls.append)
+    return calls
+
+
+def test_a_follower_opens_no_database(launched, monkeypatch, tmp_path):
+    """A headless node neither migrates nor makes the first key, nor waits for a port that it lacks."""
+    monkeypatch.setattr(vllm_launch, "announce", lambda *_: pytest.fail("there is nothing to announce"))
+    monkeypatch.setattr(vllm_launch, "Store", lambda _: pytest.fail("the database is the leader's"))
+    follower = ["--headless", "--nnodes", "2", "--node-rank", "1", "--master-addr", "10.0.0.1"]
+    assert serve(["model", "--home", str(tmp_path), *follower]) == 0
+    assert [args.headless for args in launched] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leader_of_several_opens_it_once(launched, monkeypatch, tmp_path):
+    """The schema is made and the first key told, before vLLM's launch."""
+    announced = []
+    monkeypatch.setattr(vllm_launch, "announce", lambda _, __, key, ___: announced.append(key))
+    assert serve(["model", "--home", str(tmp_path), "--api-server-count", "2"]) == 0
+    (key,) = announced
+    assert is_key(key)
+    assert (tmp_path / "steersman.db").exists()
+    assert len(launched) == 1
+
+
+def test_json_lines_that_were_not_set_up_early_are_refused(launched, tmp_path):
+    """From a file of --config, or beside another configuration, some lines would be text."""
+    with pytest.raises(SystemExit, match="--log-format json"):
+        serve(["model", "--home", str(tmp_path), "--log-format", "json"])
+    assert launched == []
+    settings = Settings(tmp_path, "sqlite://", log_format="json")
+    with pytest.raises(SystemExit, match="--log-config-file"):
+        _check_logging(Namespace(log_config_file=__file__), settings)
+    _check_logging(Namespace(log_config_file=str(json_log.PATH)), settings)
+
+
+def test_the_access_log_hears_vllms_flags():
+    """In JSON it is ours, unless it is off; paths that are silenced stay so."""
+
+    def made(log_format, *flags):
+        settings = Settings(Path("/h"), "sqlite://", log_format=log_format)
+        return AccessLog.of(settings, _parse(["model", *flags]))
+
+    silenced = ("--disable-access-log-for-endpoints", "/health, /readyz,")
+    assert made("json", *silenced) == AccessLog(frozenset({"/health", "/readyz"}))
+    assert made("json") == AccessLog()
+    assert made("json", "--disable-uvicorn-access-log") is None
+    assert made("text") is None
