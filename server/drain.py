@@ -8,6 +8,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Unavailable
+from server.metrics import DRAINING
 from server.refusal import refuse, route_path
 
 _POLL_SECONDS = 0.05
@@ -43,6 +44,7 @@ class Drain:
                 shutdown()
                 return
             self.stopping = True
+            DRAINING.set(1)
             last = min(_LAST_SECONDS, timeout / 4)
             if not self._ended_within(timeout - last):
                 cut()

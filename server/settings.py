@@ -1,6 +1,7 @@
 """Steersman's own settings: read once from flags and environment, frozen, passed down."""
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from steering.spec import DEFAULT_ROWS
 
 BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
 INTERACTIONS = ("asked", "all", "none")  # which chat completions are stored
+MOST_TENANTS = 50  # that metrics name
+_TENANT = re.compile(r"[a-z0-9_-]{1,64}")
 ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operator adds, whoever signs up
 
 
@@ -46,6 +49,7 @@ class Settings:
     embeddings_model: str | None = None
     embeddings_seconds: float = 60.0
     embeddings_at_once: int = 64
+    metric_tenants: tuple[str, ...] = ()
 
     @property
     def has_accounts(self) -> bool:
@@ -92,6 +96,7 @@ class Settings:
             embeddings_url=_embeddings_url(value("embeddings_url")),
             embeddings_key=environ.get("STEERSMAN_EMBEDDINGS_KEY") or None,  # no flag: others read those
             embeddings_model=value("embeddings_model") or None,
+            metric_tenants=_tenants(value("metric_tenants") or ""),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -115,6 +120,16 @@ def _accounts(text: str) -> str:
     if text not in ACCOUNTS:
         raise ValueError(f"accounts (--accounts) is one of {', '.join(ACCOUNTS)}, not {text!r}")
     return text
+
+
+def _tenants(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.replace(",", " ").split()))
+    if len(names) > MOST_TENANTS or any(not _TENANT.fullmatch(name) for name in names):
+        raise ValueError(
+            f"metric_tenants (--metric-tenants) is at most {MOST_TENANTS} keys or ids of projects, of a-z,"
+            f" 0-9, - and _, not {text[:200]!r}"
+        )
+    return names
 
 
 def _embeddings_url(text: str | None) -> str | None:

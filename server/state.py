@@ -31,6 +31,7 @@ from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
 from server.studio import Studio, Unsteerable
+from server.tenants import Tenants
 from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
@@ -68,6 +69,7 @@ class ServerState:
     accounts: Accounts
     directory: Directory
     embeddings: EmbeddingServer | None
+    tenants: Tenants
 
     @property
     def projects(self) -> Projects:

@@ -27,6 +27,10 @@
 - name: PROMETHEUS_DISABLE_CREATED_SERIES
   value: "true"
 {{ include "steersman.databaseEnv" . }}
+{{- if .Values.monitoring.otlpEndpoint }}
+- name: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
+  value: {{ .Values.monitoring.otlpProtocol }}
+{{- end }}
 {{- with .Values.model.hubToken }}
 {{- if .existingSecret }}
 - name: HF_TOKEN
