@@ -3,6 +3,7 @@ import time
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from server.drain import Drain, Draining
 
@@ -79,6 +80,7 @@ async def test_new_requests_are_refused_meanwhile(path, body):
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
     assert refused.json() == body
     assert (await request.client.get("/metrics")).status_code == 200
+    assert REGISTRY.get_sample_value("steersman_draining") == 1
     request.status.set_result(200)
     await asyncio.gather(stopping, request.answer)
 
