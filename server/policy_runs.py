@@ -19,12 +19,12 @@ from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported
 from server.judge import Judge
-from server.metrics import POLICY_DECISIONS, POLICY_ERRORS, POLICY_SECONDS
 from server.observation import observed
+from server.policy_counts import counted, counting_errors, told_of
 from server.sandbox import Sandbox, SandboxOff
 from server.streams import Streamed
 from server.together import together
-from server.tracing import Attributes, begun, ending_with, note, spanned
+from server.tracing import Attributes, begun, ending_with, spanned
 from server.verification import Factual, Verification
 from server.vllm_errors import reported
 from server.vllm_pruning import Heat, current_heat
@@ -70,12 +70,8 @@ class PolicyRuns:
             compiles,
             owner=raw.state.principal.account_id,
         )
-        with spanned("policy", _told_of(policy)):
-            try:
-                outcome = _counted(await _runner(call, verify, grammar_compiles=compiles).run())
-            except Exception:
-                POLICY_ERRORS.labels("run").inc()
-                raise
+        with spanned("policy", told_of(policy)), counting_errors():
+            outcome = counted(await _runner(call, verify, grammar_compiles=compiles).run())
         answer = outcome.winner.answer
         observed().chooses(answer.text)
         observed().tells(lambda: {"steering": answer.steering, "behaviors": answer.behaviors})
@@ -86,7 +82,7 @@ class PolicyRuns:
         call = _Call(self.serving, policy, template, raw, "policy")
         verify = Verification(policy, self.judge, sandbox=None, factual=None, masked_grammar=True)
         runner = _runner(call, verify, grammar_compiles=True)
-        with begun("policy", _told_of(policy)) as span:
+        with begun("policy", told_of(policy)) as span:
             decoded = await call.stream(runner.direct())
             if span is not None:
                 assert decoded.stream is not None
@@ -164,29 +160,7 @@ class Direct:
             behaviors=streamed.steersman.get("behaviors"),
             warning=plan.warning,
         )
-        return _counted(self.runner.directly(answer))
-
-
-def _counted(outcome: Outcome) -> Outcome:
-    decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
-    POLICY_DECISIONS.labels(decision).inc()
-    POLICY_SECONDS.observe(outcome.latency_ms / 1000)
-    for failure in outcome.failures:
-        POLICY_ERRORS.labels(failure.kind).inc()
-    note(
-        {
-            "steersman.policy.outcome": decision,
-            "steersman.policy.rounds": outcome.rounds,
-            "steersman.policy.candidates": len(outcome.trials),
-            "steersman.policy.method": outcome.winner.method,
-            "steersman.policy.stopped": outcome.stopped or "",
-        }
-    )
-    return outcome
-
-
-def _told_of(policy: RuntimePolicy) -> Attributes:
-    return {"steersman.policy.verifiers": policy.verifiers.enabled}
+        return counted(self.runner.directly(answer))
 
 
 # What planning calls a field → where it stands in a policy.

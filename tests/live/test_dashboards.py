@@ -63,7 +63,7 @@ def traffic(ask, server, behaviour, turn):
     ask.chat(steering_vector=noise(1), steering_strength=0.5)
     ask.chat(regex_pattern=f"[ab]{{{turn + 1}}}")  # known already the second time
     ask.chat(regex_pattern=f"[ab]{{{turn + 1}}}", sampling_method="ads")
-    verifiers = ["syntax", "factuality", *(["unit_tests"] if SANDBOXED else [])]
+    verifiers = ["code_compile", "factuality", *(["unit_tests"] if SANDBOXED else [])]
     policy = {"verifiers": {"enabled": verifiers, "code_unit_tests": ["assert 1"]}}
     ask.ok("/policies/run", prompt="Name a fruit.", policy=policy, max_new_tokens=8)
     ask.ok("/policies/run", prompt="Name a fruit.", policy={}, max_new_tokens=4)
@@ -92,7 +92,7 @@ def prometheus(server, ask, behaviour, tmp_path_factory):
         yield address
 
 
-def test_every_series_that_a_panel_or_rule_names_is_on_the_page(server):
+def test_every_series_that_a_panel_or_rule_names_is_on_the_page(server, prometheus):
     """Under that very name; what is conditional is listed with its reason, and nothing else."""
     page = httpx.get(f"{server.url}/metrics", follow_redirects=True).text
     there = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}

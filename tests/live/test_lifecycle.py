@@ -422,7 +422,7 @@ def check_traces(client, collector):
     """Both processes send what they served; a policy's request is one tree, down to vLLM's own span."""
     assert wait_for(lambda: {CHAT} <= {span.attributes.get("http.route") for span in collector.spans}, 10)
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    policy = {"verifiers": {"enabled": ["syntax"]}, "sampling": {"num_candidates": 2}}
+    policy = {"verifiers": {"enabled": ["code_compile"]}, "sampling": {"num_candidates": 2}}
     asked = {"prompt": "secret-prompt", "policy": policy, "max_new_tokens": 4}
     headers = {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "mine"}
     assert client.post("/policies/run", json=asked, headers=headers).status_code == 200
