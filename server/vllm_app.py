@@ -100,7 +100,7 @@ from server.vllm_media import modalities
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
-from server.vllm_spans import traced
+from server.vllm_spans import quiet, traced
 from server.vllm_steering import prompt_logprobs_kill, steered
 from server.vllm_tool_parser import rules_of
 
@@ -176,6 +176,8 @@ class SteersmanPlugin:
             directory.served,
         )
         settling = Settling(campaigns)
+        if args.otlp_traces_endpoint:
+            engine_client.generate = quiet(engine_client.generate)
         studio = await open_studio(
             engine_client,
             models.default,

@@ -14,6 +14,21 @@ from server.vllm_meter import within_beam
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
+# A parent that was not sampled, whose children are not recorded either.
+_UNSAMPLED = {"traceparent": f"00-{1:032x}-{1:016x}-00"}
+
+
+def quiet(generate: Generate) -> Generate:
+    """`generate` that has vLLM make no span of what no client asked for: measuring and training send hundreds
+    of requests."""
+
+    def unsampled(*args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        kwargs["trace_headers"] = kwargs.get("trace_headers") or _UNSAMPLED
+        return generate(*args, **kwargs)
+
+    return unsampled
+
+
 def traced(generate: Generate) -> Generate:
     """`generate` within a span `candidate`, where the request of this context is traced. A beam's steps have
     none of their own: there are hundreds.

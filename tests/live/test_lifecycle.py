@@ -437,11 +437,15 @@ def check_traces(client, collector):
     root = (parent, "POST /policies/run")
     assert ways[root] == ways[*root, "policy"] == 1
     candidate = (*root, "policy", "policy round", "candidate")
-    assert ways[candidate] == ways[*candidate, "llm_request"] >= 2
+    choices = sum(
+        span.attributes["gen_ai.request.choice.count"] for span in spans.values() if way(span) == candidate
+    )
+    assert ways[*candidate, "llm_request"] == choices >= 2
     assert ways[*root, "policy", "verify text"] >= 1
     (request,) = (span for span in spans.values() if span.parent == parent)
     assert (request.kind, request.attributes["steersman.request.id"]) == (2, "mine")  # SERVER
     assert "secret" not in str(collector.spans)
+    assert all(span.parent for span in collector.spans if span.name == "llm_request"), "the server's own"
     assert {span.resource["service.name"] for span in spans.values()} == {"steersman"}
     served = {
         span.resource["vllm.process_id"] for span in collector.spans if span.attributes.get("http.route")

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.responses import StreamingResponse
 
 from policies.policy import RuntimePolicy
@@ -20,7 +21,7 @@ from server.edge import Edge
 from server.otel import OtelSpan, Traced
 from server.tracing import begun, current_span, ending_with, spanned, trace_id
 from server.vllm_meter import within_beam
-from server.vllm_spans import traced
+from server.vllm_spans import quiet, traced
 from server.vllm_wire import ChatRequest
 from tests.server.vllm_policy_world import Engine, always, chat, policy_runs, raw_request, serving
 
@@ -224,6 +225,18 @@ async def test_a_beam_s_steps_have_no_spans(kept, root):
         within_beam.reset(token)
     assert kept.spans() == {}
     assert format_span_id(root.span.get_span_context().span_id) in seen[0]["traceparent"]
+
+
+async def test_the_server_s_own_requests_are_left_out(kept):
+    """vLLM takes them for parts of a trace that is not recorded; a client's keep their parent."""
+    seen = []
+    assert [each async for each in quiet(engine(seen, [output(7)]))("", PARAMS, "id")]
+    own = {"traceparent": "x"}
+    assert [each async for each in quiet(engine(seen, [output(7)]))("", PARAMS, "id", trace_headers=own)]
+    parent = TraceContextTextMapPropagator().extract(seen[0])  # as vLLM reads it
+    kept.tracer.start_span("llm_request", parent).end()
+    assert kept.spans() == {}
+    assert seen[1] == own
 
 
 async def test_untraced_requests_reach_the_engine_as_they_are():
