@@ -22,6 +22,7 @@ from typing import Any
 
 from policies.constraint import Constraint
 from server.errors import InvalidRequest, Unavailable
+from server.metrics import CONSTRAINT_HITS, CONSTRAINT_MISSES, CONSTRAINT_SECONDS
 
 _START_SECONDS = 120.0
 _GRACE_SECONDS = 2.0  # for a job's own end to reach us
@@ -83,7 +84,9 @@ class ConstraintChecker:
         known = self._verdicts.get(digest)
         if known is not None and known.expires > time.monotonic():
             self._verdicts.move_to_end(digest)
+            CONSTRAINT_HITS.inc()
             return known
+        CONSTRAINT_MISSES.inc()
         task = self._running.get(digest)
         if task is None:
             task = self._running[digest] = asyncio.create_task(self._judge(digest, constraint))
@@ -95,7 +98,8 @@ class ConstraintChecker:
         async with self._slots:
             self.start()
             assert self._process is not None
-            verdict = await self._run(self._process, constraint)
+            with CONSTRAINT_SECONDS.labels(constraint.kind).time():
+                verdict = await self._run(self._process, constraint)
         self._verdicts[digest] = verdict
         if len(self._verdicts) > _VERDICTS:
             self._verdicts.popitem(last=False)

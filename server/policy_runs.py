@@ -19,11 +19,12 @@ from server.candidates import mean_logprob, text_of
 from server.constraints import ConstraintChecker
 from server.errors import InvalidRequest, NotFound, NotSupported
 from server.judge import Judge
-from server.metrics import POLICY_DECISIONS, POLICY_SECONDS
 from server.observation import observed
+from server.policy_counts import counted, counting_errors, told_of
 from server.sandbox import Sandbox, SandboxOff
 from server.streams import Streamed
 from server.together import together
+from server.tracing import Attributes, begun, ending_with, spanned
 from server.verification import Factual, Verification
 from server.vllm_errors import reported
 from server.vllm_pruning import Heat, current_heat
@@ -69,7 +70,8 @@ class PolicyRuns:
             compiles,
             owner=raw.state.principal.account_id,
         )
-        outcome = _counted(await _runner(call, verify, grammar_compiles=compiles).run())
+        with spanned("policy", told_of(policy)), counting_errors():
+            outcome = counted(await _runner(call, verify, grammar_compiles=compiles).run())
         answer = outcome.winner.answer
         observed().chooses(answer.text)
         observed().tells(lambda: {"steering": answer.steering, "behaviors": answer.behaviors})
@@ -80,7 +82,12 @@ class PolicyRuns:
         call = _Call(self.serving, policy, template, raw, "policy")
         verify = Verification(policy, self.judge, sandbox=None, factual=None, masked_grammar=True)
         runner = _runner(call, verify, grammar_compiles=True)
-        return Direct(await call.stream(runner.direct()), runner)
+        with begun("policy", told_of(policy)) as span:
+            decoded = await call.stream(runner.direct())
+            if span is not None:
+                assert decoded.stream is not None
+                decoded = replace(decoded, stream=ending_with(decoded.stream, span))
+        return Direct(decoded, runner)
 
     async def check(self, policy: RuntimePolicy, path: str = "policy") -> None:
         """Compile what decoding will be held to, so that what is stored can be run. Raises InvalidRequest."""
@@ -153,14 +160,7 @@ class Direct:
             behaviors=streamed.steersman.get("behaviors"),
             warning=plan.warning,
         )
-        return _counted(self.runner.directly(answer))
-
-
-def _counted(outcome: Outcome) -> Outcome:
-    decision = "accepted" if outcome.winner.verdict.accepted else "rejected"
-    POLICY_DECISIONS.labels(decision).inc()
-    POLICY_SECONDS.observe(outcome.latency_ms / 1000)
-    return outcome
+        return counted(self.runner.directly(answer))
 
 
 # What planning calls a field → where it stands in a policy.
@@ -183,8 +183,11 @@ class _Call:
     path: str
 
     async def generate(self, ask: Ask) -> Sequence[Answer]:
+        told: Attributes = {"steersman.round": ask.number, "steersman.round.method": ask.round.method}
         try:
-            return await self._answers(ask)
+            # What follows an answer is a repair, a critique or a revision.
+            with spanned("policy repair" if ask.turns else "policy round", told):
+                return await self._answers(ask)
         except Exception as error:
             # vLLM makes an error of a cancellation; the run must not go on after it.
             task = asyncio.current_task()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.errors import InvalidRequest, Unavailable
-from server.metrics import STEERING_ROWS
+from server.metrics import STEERING_CAPACITY, STEERING_LOADED, STEERING_ROWS
 from steering.vector import SteeringVector
 
 
@@ -43,6 +43,7 @@ class Residency:
         self._evicting: asyncio.Task[None] | None = None  # the last one, which waits for those before
         self._used = 0
         self._loop = asyncio.get_running_loop()
+        STEERING_CAPACITY.set(rows)
 
     async def hold(self, vectors: Sequence[SteeringVector]) -> "Lease":
         """Keep `vectors` in the engine until the lease is released.
@@ -91,7 +92,7 @@ class Residency:
             loading.add_done_callback(_noted)
             self._entries[digest] = _Entry(vector.rows, loading)
             self._used += vector.rows
-        STEERING_ROWS.set(self._used)
+        self._tell()
         entries = [self._entries[digest] for digest in distinct]
         for digest, entry in zip(distinct, entries, strict=True):
             entry.holders += 1
@@ -137,8 +138,12 @@ class Residency:
         if entry is not None and entry.loading is asyncio.current_task():
             del self._entries[digest]
             self._used -= entry.rows
-            STEERING_ROWS.set(self._used)
+            self._tell()
             self._freed.set()
+
+    def _tell(self) -> None:
+        STEERING_ROWS.set(self._used)
+        STEERING_LOADED.set(len(self._entries))
 
     def release(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:

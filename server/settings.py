@@ -1,6 +1,7 @@
 """Steersman's own settings: read once from flags and environment, frozen, passed down."""
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from steering.spec import DEFAULT_ROWS
 BEHAVIOR_MODES = ("monitor", "online")  # that a server may have for all requests
 INTERACTIONS = ("asked", "all", "none")  # which chat completions are stored
 LOG_FORMATS = ("text", "json")  # vLLM's own lines, or an object for each
+MOST_TENANTS = 50  # that metrics name
+_TENANT = re.compile(r"[a-z0-9_-]{1,64}")
 ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operator adds, whoever signs up
 
 
@@ -49,6 +52,7 @@ class Settings:
     embeddings_at_once: int = 64
     log_format: str = "text"
     behind_vllm_router: bool = False
+    metric_tenants: tuple[str, ...] = ()
 
     @property
     def has_accounts(self) -> bool:
@@ -97,6 +101,7 @@ class Settings:
             embeddings_model=value("embeddings_model") or None,
             log_format=_log_format(value("log_format") or "text"),
             behind_vllm_router=bool(getattr(args, "steersman_behind_vllm_router", False)),
+            metric_tenants=_tenants(value("metric_tenants") or ""),
             **numbers,  # type: ignore[arg-type]  # each name maps to its own number type
         )
 
@@ -126,6 +131,16 @@ def _log_format(text: str) -> str:
     if text not in LOG_FORMATS:
         raise ValueError(f"log_format (--log-format) is one of {', '.join(LOG_FORMATS)}, not {text!r}")
     return text
+
+
+def _tenants(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.replace(",", " ").split()))
+    if len(names) > MOST_TENANTS or any(not _TENANT.fullmatch(name) for name in names):
+        raise ValueError(
+            f"metric_tenants (--metric-tenants) is at most {MOST_TENANTS} keys or ids of projects, of a-z,"
+            f" 0-9, - and _, not {text[:200]!r}"
+        )
+    return names
 
 
 def _embeddings_url(text: str | None) -> str | None:

@@ -32,6 +32,7 @@ from server.settings import Settings
 from server.steering import SteeredModel
 from server.store import Store
 from server.studio import Studio, Unsteerable
+from server.tenants import Tenants
 from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
@@ -70,6 +71,7 @@ class ServerState:
     directory: Directory
     embeddings: EmbeddingServer | None
     probe: Probe
+    tenants: Tenants
 
     @property
     def projects(self) -> Projects:

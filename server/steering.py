@@ -16,7 +16,8 @@ from policies.steering import Material, SteeringEntry, known_preset, term
 from server.applied import Applied, AppliedVector, Engine
 from server.dose import dose as dose_of
 from server.dose import summed
-from server.errors import Conflict, InvalidRequest, NotFound, NotSupported
+from server.errors import Conflict, InvalidRequest, NotFound, NotSupported, SteersmanError, Unavailable
+from server.metrics import STEERING_DOSE, STEERING_ERRORS
 from server.monitor import Watched
 from server.residency import Residency
 from server.vectors import VectorRecord, Vectors, misfit, require_model
@@ -111,9 +112,12 @@ class Steering:
 
         Raises InvalidRequest, NotFound, Conflict, Unavailable.
         """
-        applied, vectors = await self._resolved(entries, account_id, watched)
-        if vectors:
-            applied.lease = await self._residency.hold(vectors)
+        with _counting_errors():
+            applied, vectors = await self._resolved(entries, account_id, watched)
+            if vectors:
+                applied.lease = await self._residency.hold(vectors)
+        if entries:
+            STEERING_DOSE.observe(applied.dose)
         return applied
 
     async def check(self, entries: Mapping[str, SteeringEntry], account_id: str) -> Applied:
@@ -280,6 +284,17 @@ def field_of(entries: Mapping[str, SteeringEntry]) -> str:
 def _part(path: str, part: str) -> str:
     """Where a part of the entry at `path` stands: the short fields are their vector, and have no parts."""
     return f"{path}.{part}" if "steering" in path.split(".") else path
+
+
+@contextmanager
+def _counting_errors() -> Iterator[None]:
+    try:
+        yield
+    except SteersmanError as error:
+        known = {NotFound: "unknown", Conflict: "model", Unavailable: "room"}
+        reason = "dose" if error.reason == "dose_too_high" else known.get(type(error), "invalid")
+        STEERING_ERRORS.labels(reason).inc()
+        raise
 
 
 @contextmanager

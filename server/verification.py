@@ -1,16 +1,18 @@
 """Judge the answers of a policy run: by their text, their code in the sandbox, the served model's opinion."""
 
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from policies.policy import RuntimePolicy
 from policies.verdict import Text, Verdict, code_of, judge
 from server.errors import SteersmanError
 from server.judge import Judge
-from server.metrics import VERIFIER_RUNS
+from server.metrics import VERIFIER_RUNS, VERIFIER_SCORE, VERIFIER_SECONDS
 from server.sandbox import Ended, Ran, Sandbox
 from server.together import together
+from server.tracing import spanned
 
 FACTUAL = 0.5  # P(yes) from which an answer counts as factual
 _REASON_CHARACTERS = 500
@@ -32,12 +34,16 @@ class Verification:
     owner: str = ""
 
     async def __call__(self, texts: Sequence[Text]) -> list[Verdict]:
-        verdicts = await self._by_text(texts)
+        with _measured("text", len(texts)):
+            verdicts = await self._by_text(texts)
         if self.sandbox is not None:
-            verdicts = await self._each(self._tested, texts, verdicts)
+            with _measured("unit_tests", len(texts)):
+                verdicts = await self._each(self._tested, texts, verdicts)
         if self.factual is not None:
-            verdicts = await self._each(self._fact_checked, texts, verdicts)
+            with _measured("factuality", len(texts)):
+                verdicts = await self._each(self._fact_checked, texts, verdicts)
         for verdict in verdicts:
+            VERIFIER_SCORE.observe(max(0.0, verdict.score))
             for name in self.policy.verifiers.enabled:
                 VERIFIER_RUNS.labels(name, "failed" if name in verdict.failed else "passed").inc()
         return list(verdicts)
@@ -77,6 +83,15 @@ class Verification:
             return verdict.found("factuality", f"could not be judged: {error.message}")
         reason = None if yes >= FACTUAL else f"P(factual) is {yes:.2f}, below {FACTUAL:g}"
         return verdict.found("factuality", reason, yes)
+
+
+@contextmanager
+def _measured(verifiers: str, answers: int) -> Iterator[None]:
+    with (
+        VERIFIER_SECONDS.labels(verifiers).time(),
+        spanned(f"verify {verifiers}", {"steersman.answers": answers}),
+    ):
+        yield
 
 
 def _fault(ran: Ran) -> str | None:

@@ -49,7 +49,7 @@ from server.jobs import Jobs
 from server.judge import Judge
 from server.media_hosts import MediaHosts
 from server.media_ids import own_media
-from server.metrics import AUTH_ATTEMPTS, record_build
+from server.metrics import AUTH_ATTEMPTS, record_build, record_config
 from server.monitor import Mode, Monitor, WatchList
 from server.observed import ObservedRequests
 from server.outcomes import Outcomes
@@ -93,6 +93,7 @@ from server.settings import Settings
 from server.state import ServerState
 from server.store import Store
 from server.studio import Records, Studio, Unsteerable, open_studio
+from server.tenants import Tallied, Tenants
 from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
@@ -103,6 +104,7 @@ from server.vllm_media import modalities
 from server.vllm_meter import Call, current_call, metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
+from server.vllm_spans import quiet, traced
 from server.vllm_steering import prompt_logprobs_kill, steered
 from server.vllm_tool_parser import rules_of
 
@@ -134,10 +136,11 @@ class SteersmanPlugin:
         )
         people = Accounts(store, Sessions(store.database, settings.key_cache_seconds))
         shared = Projects(store.database, settings.key_cache_seconds)
+        tenants = Tenants(store.database, settings.metric_tenants)
         # What vLLM imports for model hosting raises the root's level to ERROR, and would silence ours.
         logging.getLogger("server").setLevel(logging.WARNING)
         self._app = app
-        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people, shared)
+        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people, shared, tenants)
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
@@ -149,6 +152,7 @@ class SteersmanPlugin:
         if settings.behind_vllm_router:
             app.add_middleware(BehindVllmRouter)
         app.add_middleware(Draining, drain=drain)
+        app.add_middleware(Tallied, tenants=tenants)
         app.add_middleware(Observing, recorder=recorder)
         session = people.sessions.principal if settings.has_accounts else None
         app.add_middleware(
@@ -156,6 +160,10 @@ class SteersmanPlugin:
         )
         access_log = AccessLog.of(settings, app.state.args)
         app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, access_log=access_log)
+        if app.state.args.otlp_traces_endpoint:
+            from server.otel import Traced, tracer  # noqa: PLC0415  # as its module says
+
+            app.add_middleware(Traced, tracer=tracer())
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         app, doors = self._app, self._doors
@@ -175,6 +183,8 @@ class SteersmanPlugin:
             directory.served,
         )
         settling = Settling(campaigns)
+        if args.otlp_traces_endpoint:
+            engine_client.generate = quiet(engine_client.generate)
         studio = await open_studio(
             engine_client,
             models.default,
@@ -182,9 +192,11 @@ class SteersmanPlugin:
             Records(vectors, jobs, behaviors),
             processes=args.api_server_count or 1,
         )
-        _meter_engine(engine_client, state, meter)
+        _meter_engine(engine_client, state, meter, doors.tenants)
         own_media(engine_client.renderer)
         engine_client.generate = beginning(pruning(steered(engine_client.generate)))
+        if args.otlp_traces_endpoint:
+            engine_client.generate = traced(engine_client.generate)
         _drain_engine(engine_client, doors.drain)
         sandbox = await Sandbox.open(hidden=[doors.settings.home])
         judge = Judge(_JUDGE_SECONDS)
@@ -235,12 +247,20 @@ class SteersmanPlugin:
             replace(directory, campaigns=campaigns),
             EmbeddingServer.of(doors.settings),
             Probe(doors.drain, engine_client, models),
+            doors.tenants,
         )
         if isinstance(studio, Unsteerable):
             logger.warning("Requests that ask for steering get 501: %s", studio.problem)
         if isinstance(sandbox, SandboxOff):
             logger.warning("Policies that ask for unit_tests get 501: %s", sandbox.problem)
         record_build()
+        record_config(
+            accounts=doors.settings.accounts,
+            interactions=doors.settings.interactions,
+            behavior_mode=doors.settings.behavior_mode if doors.settings.behaviors else "off",
+            steering=isinstance(studio, Studio),
+            tracing=bool(args.otlp_traces_endpoint),
+        )
         _handle_errors(app)
         _run_beside(app, state.steersman, doors.recorder)
         # vLLM built the stack already, with its own error handlers; the first request builds it anew.
@@ -259,6 +279,7 @@ class _Doors:
     recorder: Recorder
     accounts: Accounts
     projects: Projects
+    tenants: Tenants
 
 
 def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:
@@ -299,13 +320,13 @@ def _ranks(engine_client: EngineClient) -> int:
     return int(parallel.data_parallel_size) if own else 1
 
 
-def _meter_engine(engine_client: Any, state: State, meter: UsageMeter) -> None:
+def _meter_engine(engine_client: Any, state: State, meter: UsageMeter, tenants: Tenants) -> None:
     """Count tokens where every route passes, and give both serving objects a beam search that obeys
     constraints in place of vLLM's, which drops them."""
     beam = BeamSearch(engine_client, engine_client.renderer)
-    engine_client.generate = metered(engine_client.generate, meter)
+    engine_client.generate = metered(engine_client.generate, meter, tenants)
     for serving in (state.openai_serving_chat, state.openai_serving_completion):
-        serving.beam_search = metered_beam(beam, meter)
+        serving.beam_search = metered_beam(beam, meter, tenants)
 
 
 def _drain_engine(engine_client: Any, drain: Drain) -> None:
@@ -346,6 +367,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             beside = [flushing, asyncio.create_task(recorder.run())]
             beside.append(asyncio.create_task(server.interaction_log.run()))
             beside.append(asyncio.create_task(server.settling.run()))
+            beside.append(asyncio.create_task(server.tenants.run()))
             if isinstance(server.studio, Studio):
                 beside.append(asyncio.create_task(server.studio.workshop.run()))
             try:
@@ -360,6 +382,10 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
                 if server.embeddings is not None:
                     await server.embeddings.close()
                 await server.store.close()
+                if app.state.args.otlp_traces_endpoint:
+                    from server.otel import flush  # noqa: PLC0415
+
+                    await asyncio.to_thread(flush)
 
     app.router.lifespan_context = lifespan
 

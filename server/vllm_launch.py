@@ -46,6 +46,7 @@ def serve(argv: list[str]) -> int:
     if Path(args.model_tag).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _complete(args, settings)
+    _forget_dead_counts()
     parsing = vllm_tool_parser.complete(args)
     validate_parsed_serve_args(args)
     _require_plugin()
@@ -210,6 +211,11 @@ _OURS: dict[str, dict[str, object]] = {
         "action": "store_true",
         "help": "Accept the fields that vllm-router adds to bodies, as long as they have the values it adds.",
     },
+    "--metric-tenants": {
+        "metavar": "KEY,KEY",
+        "help": "Keys or ids of the projects that /metrics counts by name, at most 50 (those made first); "
+        "all others count together (STEERSMAN_METRIC_TENANTS).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",
@@ -254,6 +260,11 @@ def _complete(args: Namespace, settings: Settings) -> None:
     """What follows from the flags."""
     if current_platform.is_cpu():
         vllm_cpu.complete(args)
+    if args.otlp_traces_endpoint:
+        if args.disable_log_stats:
+            sys.exit("--otlp-traces-endpoint beside --disable-log-stats: vLLM's spans need the statistics")
+        if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+            os.environ.setdefault("OTEL_SERVICE_NAME", "steersman")
     # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.
     outputs = args.structured_outputs_config
     if outputs.backend == "auto":
@@ -276,6 +287,16 @@ def _complete(args: Namespace, settings: Settings) -> None:
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
         args.logits_processors = [*(args.logits_processors or []), *LOGITS_PROCESSORS]
+
+
+def _forget_dead_counts() -> None:
+    """What processes of an earlier run counted, where PROMETHEUS_MULTIPROC_DIR is set and so outlives them:
+    their gauges would count as long as the files are there."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    for file in Path(folder).glob("*_*.db") if folder else ():
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            file.unlink(missing_ok=True)
 
 
 def _require_plugin() -> None:

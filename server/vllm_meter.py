@@ -9,9 +9,10 @@ from typing import Any
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from server.auth import current_principal
+from server.auth import Principal, current_principal
 from server.candidates import counts_prompt
 from server.observation import NOTED, Observation, observed
+from server.tenants import Tenants
 from server.usage import UsageMeter
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -25,10 +26,10 @@ class Call:
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
-_within_beam: ContextVar[bool] = ContextVar("within_beam", default=False)
+within_beam: ContextVar[bool] = ContextVar("within_beam", default=False)
 
 
-def metered(generate: Generate, meter: UsageMeter) -> Generate:
+def metered(generate: Generate, meter: UsageMeter, tenants: Tenants) -> Generate:
     """`generate`, adding prompt and completion tokens of each request to its caller, aborted ones too."""
 
     async def counting(
@@ -41,32 +42,32 @@ def metered(generate: Generate, meter: UsageMeter) -> Generate:
                     tally.see(output)
                     yield output
         finally:
-            tally.add_to(meter)
+            tally.add_to(meter, tenants)
 
     return counting
 
 
-def metered_beam(beam_search: Generate, meter: UsageMeter) -> Generate:
+def metered_beam(beam_search: Generate, meter: UsageMeter, tenants: Tenants) -> Generate:
     """`beam_search`, counted by its answer: its steps send the prompt again and again."""
 
     async def counting(*args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         tally = _Tally.start(delta=False)
-        _within_beam.set(True)
+        within_beam.set(True)
         try:
             async with aclosing(beam_search(*args, **kwargs)) as outputs:
                 async for output in outputs:
                     tally.see(output)
                     yield output
         finally:
-            _within_beam.set(False)
-            tally.add_to(meter)
+            within_beam.set(False)
+            tally.add_to(meter, tenants)
 
     return counting
 
 
 @dataclass(slots=True)
 class _Tally:
-    used_by: str | None
+    caller: Principal | None
     call: Call
     counts_prompt: bool
     delta: bool
@@ -79,9 +80,9 @@ class _Tally:
     def start(cls, *, delta: bool) -> "_Tally":
         """For the request of this context. Taken now: an abandoned generator may be closed in another."""
         principal = current_principal.get(None)
-        counted = principal is not None and not _within_beam.get()
+        counted = principal is not None and not within_beam.get()
         return cls(
-            used_by=principal.usage_id if principal and counted else None,
+            caller=principal if counted else None,
             call=current_call.get() or Call(),
             counts_prompt=counts_prompt.get(),
             delta=delta,
@@ -96,16 +97,17 @@ class _Tally:
             if part.index == 0 and not (self.delta and len(self.text) >= NOTED):
                 self.text = self.text + part.text if self.delta else part.text
 
-    def add_to(self, meter: UsageMeter) -> None:
-        if self.used_by is None or not self.prompt_tokens:
+    def add_to(self, meter: UsageMeter, tenants: Tenants) -> None:
+        if self.caller is None or not self.prompt_tokens:
             return
         prompt_tokens = self.prompt_tokens if self.counts_prompt else 0
         completion_tokens = sum(self.completion_tokens.values())
         meter.add(
-            self.used_by,
+            self.caller.usage_id,
             requests=0 if self.call.counted else 1,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
+        tenants.spent(self.caller.account_id, prompt_tokens, completion_tokens)
         self.observation.counts(prompt_tokens, completion_tokens, self.text)
         self.call.counted = True

@@ -33,6 +33,7 @@ from server.monitor import Mode, Monitor, Watched, WatchList, corrected, drifts
 from server.observation import observed
 from server.served_models import ServedModels
 from server.steering import Steering, field_of
+from server.tracing import note
 from server.vllm_errors import placing, translated
 from server.vllm_steering import during
 from server.vllm_tools import HERMES, ToolRules
@@ -124,6 +125,7 @@ class Serving:
         await self._constrain(request)
         request.plan_as(planned)
         SAMPLING_REQUESTS.labels(planned.method_used).inc()
+        note({"steersman.sampling.method": planned.method_used, "gen_ai.request.model": request.model})
         model = request.answers_as or requested or request.model
         observed().resolves(request.model)
         named = request.steering_entries() if steering is None else steering

@@ -123,7 +123,24 @@ OVERVIEW = Dashboard(
                 "Memory of the API servers",
                 {"{{instance}}": f'process_resident_memory_bytes{{job="steersman",{OURS}}}'},
                 unit="bytes",
+                description="Not told where one server has several API processes.",
             ),
+        ],
+        "Replicas": [
+            Panel(
+                "Versions",
+                {"{{version}}, vLLM {{vllm}}": f"count by (version, vllm) (steersman_build_info{{{OURS}}})"},
+            ),
+            Panel(
+                "Configurations",
+                {
+                    "accounts {{accounts}}, interactions {{interactions}}, behaviours {{behavior_mode}}, "
+                    "steering {{steering}}, traces {{tracing}}": "count by (accounts, interactions, "
+                    f"behavior_mode, steering, tracing) (steersman_config_info{{{OURS}}})"
+                },
+                description="Replicas of one deployment have one.",
+            ),
+            Panel("Stopping", {"": f"sum(steersman_draining{{{OURS}}})"}),
         ],
     },
 )
@@ -144,8 +161,22 @@ STEERING = Dashboard(
             ),
             Panel(
                 "Lines of the vector table in use",
-                {"{{instance}}": f"steersman_steering_rows_used{{{OURS}}}"},
+                {
+                    "{{instance}}": f"steersman_steering_rows_used{{{OURS}}}",
+                    "{{instance}}: all": f"steersman_steering_rows{{{OURS}}}",
+                },
                 description="Of --steering-rows; requests wait while there is no room.",
+            ),
+            Panel("Vectors loaded", {"{{instance}}": f"steersman_steering_vectors_loaded{{{OURS}}}"}),
+            Panel(
+                "Relative dose",
+                quantiles("steersman_steering_dose_ratio", OURS),
+                description="Above 1 an answer carries a warning, above 2 the request is refused.",
+            ),
+            Panel(
+                "Refused",
+                {"{{reason}}": rate("steersman_steering_errors_total", OURS, "reason")},
+                unit="ops",
             ),
         ],
         "Behaviours": [
@@ -183,6 +214,7 @@ STEERING = Dashboard(
         ],
     },
 )
+HITS = rate("steersman_constraint_cache_hits_total", OURS)
 POLICIES = Dashboard(
     "Steersman: policies, verifiers and constraints",
     {
@@ -199,6 +231,14 @@ POLICIES = Dashboard(
                 unit="percentunit",
             ),
             Panel("Duration", quantiles("steersman_policy_duration_seconds", OURS), unit="s"),
+            Panel(
+                "Calls that failed",
+                {"{{stage}}": rate("steersman_policy_errors_total", OURS, "stage")},
+                unit="ops",
+                width=12,
+                description="`run`: the policy ended without an answer.",
+            ),
+            Panel("Score", quantiles("steersman_verifier_score_ratio", OURS), width=12),
         ],
         "Verifiers": [
             Panel(
@@ -220,6 +260,13 @@ POLICIES = Dashboard(
                 },
                 unit="percentunit",
                 width=12,
+            ),
+            Panel(
+                "Duration",
+                quantiles("steersman_verifier_duration_seconds", OURS, "verifier"),
+                unit="s",
+                width=24,
+                description="Of a round's answers: by their text, in the sandbox, by the served model.",
             ),
         ],
         "Sandbox": [
@@ -247,6 +294,20 @@ POLICIES = Dashboard(
                 {"{{type}}": share("steersman_constraint_requests_total", OURS, 'outcome="refused"', "type")},
                 unit="percentunit",
             ),
+            Panel(
+                "Compiling a constraint",
+                quantiles("steersman_constraint_compile_duration_seconds", OURS, "type"),
+                unit="s",
+                width=12,
+            ),
+            Panel(
+                "Constraints known already",
+                {
+                    "": f"{HITS} / ({HITS} + {rate('steersman_constraint_cache_misses_total', OURS)})",
+                },
+                unit="percentunit",
+                width=12,
+            ),
         ],
     },
 )
@@ -254,9 +315,33 @@ TENANT = "coalesce(p.key, a.email) AS tenant"
 TENANTS_OF = "accounts a LEFT JOIN projects p ON p.id = a.id"
 USED = """(SELECT account_id, requests, prompt_tokens, completion_tokens, last_used FROM api_keys
   UNION ALL SELECT account_id, requests, prompt_tokens, completion_tokens, last_used FROM logins)"""
+BUSIEST = "topk(10, {})".format
 TENANTS = Dashboard(
     "Steersman: tenants",
     {
+        "Now": [
+            Panel(
+                "Requests",
+                {"{{tenant}}": BUSIEST(rate("steersman_tenant_requests_total", OURS, "tenant"))},
+                unit="reqps",
+                description="Of the ten busiest; beyond the fifty that have names, all are `other`.",
+            ),
+            Panel(
+                "Tokens per second",
+                {"{{tenant}} {{type}}": BUSIEST(rate("steersman_tenant_tokens_total", OURS, "tenant, type"))},
+            ),
+            Panel(
+                "Not answered",
+                {
+                    "{{tenant}} {{outcome}}": BUSIEST(
+                        rate("steersman_tenant_requests_total", f'{OURS},outcome!="ok"', "tenant, outcome")
+                    )
+                },
+                unit="reqps",
+                description="refused: the request's own fault; limited: too many; failed: ours; left: the "
+                "client did not wait.",
+            ),
+        ],
         "Usage": [
             Panel(
                 "By account or project",

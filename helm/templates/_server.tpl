@@ -36,6 +36,10 @@
 {{ include "steersman.databaseEnv" .root }}
 {{- end }}
 {{- with .root.Values }}
+{{- if .monitoring.otlpEndpoint }}
+- name: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
+  value: {{ .monitoring.otlpProtocol }}
+{{- end }}
 {{- with .model.hubToken }}
 {{- if .existingSecret }}
 - name: HF_TOKEN

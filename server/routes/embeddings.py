@@ -52,7 +52,9 @@ async def _embedded(asked: Asked, server: EmbeddingServer, raw: Request) -> Embe
     observed().resolves(asked.model)
     embedded = await server.embed(asked)
     principal: Principal = raw.state.principal
-    raw.app.state.steersman.meter.add(principal.usage_id, prompt_tokens=embedded.prompt_tokens)
+    state: ServerState = raw.app.state.steersman
+    state.meter.add(principal.usage_id, prompt_tokens=embedded.prompt_tokens)
+    state.tenants.spent(principal.account_id, embedded.prompt_tokens, 0)
     observed().counts(embedded.prompt_tokens, 0, "")
     return embedded
 

@@ -350,6 +350,30 @@ def test_the_network_is_closed_but_for_what_is_needed():
     assert all("from" in rule for rule in router["ingress"])
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector.tracing:4317", 4317),
+        ("http://10.0.0.5:4318/v1/traces", 4318),
+        ("https://[fd00::1]:443/", 443),
+    ],
+)
+def test_traces_reach_their_collector_and_nothing_else(endpoint, port):
+    """The engine may go to the collector's port, where it is said where that is, and speaks its protocol."""
+    settings = (
+        f"monitoring.otlpEndpoint={endpoint}",
+        "monitoring.otlpProtocol=http/protobuf",
+        "networkPolicy.collector[0].namespaceSelector.matchLabels.name=tracing",
+    )
+    *_, rule = only("hardened", "NetworkPolicy", "t-steersman", *settings)["spec"]["egress"]
+    assert rule["ports"] == [{"port": port}]
+    assert rule["to"] == [{"namespaceSelector": {"matchLabels": {"name": "tracing"}}}]
+    box = container(engine("hardened", *settings))
+    assert box["args"][box["args"].index("--otlp-traces-endpoint") + 1] == endpoint
+    told = {each["name"]: each.get("value") for each in box["env"]}
+    assert told["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+
+
 def test_pods_of_a_group_reach_one_another_and_nobody_else():
     """Every port is open between pods of the release's groups, in both directions."""
     policy = only("multinode", "NetworkPolicy", "t-steersman")["spec"]

@@ -77,6 +77,8 @@ REFUSED = [
         ["monitoring.serviceMonitor.enabled=true", "monitoring.podMonitor.enabled=true"],
         ["podMonitor", "each pod is scraped twice"],
     ),
+    ("cpu", ['monitoring.otlpEndpoint="http://collector"'], ["otlpEndpoint"]),
+    ("cpu", ['monitoring.otlpProtocol="udp"'], ["otlpProtocol"]),
     ("multinode", ["multinode.size=1"], ["size"]),
     ("multinode", ['modelCache.accessMode="ReadWriteOnce"'], ["several pods share the claim: ReadWriteMany"]),
     ("no-router", ['persistence.accessMode="ReadWriteOnce"'], ["several replicas share the claim"]),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -20,13 +21,17 @@ import httpx
 import psutil
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save_file
 
+from steering.spec import DEFAULT_ROWS
 from tests.conftest import start_server, stop
+from tests.live.collector import collecting
 
 pytestmark = pytest.mark.engine
 
 CHAT = "/v1/chat/completions"
+TENANTS = "steersman_tenant_requests_total"
 MESSAGES = [{"role": "user", "content": "Say it."}]
 LIMIT = 16  # seconds that a drain may take
 TINY = ["--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "8"]
@@ -420,13 +425,85 @@ def use_keys(client, url):
     assert {httpx.get(f"{url}/v1/models", headers=headers).status_code for _ in range(6)} == {401}
 
 
+def samples(url):
+    """Steersman's own, as a fresh connection reads them, but for what reading the page itself adds to."""
+    found = {}
+    page = httpx.get(f"{url}/metrics", follow_redirects=True).text
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            read = sample.labels.get("route") in ("/metrics", "unmatched")
+            if sample.name.startswith("steersman_") and not read:
+                found[sample.name, *sorted(sample.labels.items())] = sample.value
+    return found
+
+
+def total(page, name, **labels):
+    return sum(
+        value for (sample, *pairs), value in page.items() if sample == name and labels.items() <= set(pairs)
+    )
+
+
+def check_one_page(url):
+    """Whichever process answers, its page is that of both: sums of what they counted, each gauge once."""
+    assert wait_for(lambda: total(samples(url), TENANTS, outcome="ok") >= 6, 10)
+    first, *others = [samples(url) for _ in range(8)]
+    assert all(other == first for other in others)
+    assert total(first, "steersman_sampling_requests_total") == 6
+    assert total(first, "steersman_tenant_tokens_total", type="generated") == 24
+    assert total(first, "steersman_http_request_duration_seconds_count", route=CHAT) == 6
+    assert total(first, "steersman_steering_rows") == DEFAULT_ROWS // 2 * 2
+    assert total(first, "steersman_build_info") == total(first, "steersman_config_info") == 1
+    assert total(first, "steersman_draining") == 0
+    assert not any("pid" in dict(pairs) for _, *pairs in first)
+
+
+def check_traces(client, collector):
+    """Both processes send what they served; a policy's request is one tree, down to vLLM's own span."""
+    assert wait_for(lambda: {CHAT} <= {span.attributes.get("http.route") for span in collector.spans}, 10)
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    policy = {"verifiers": {"enabled": ["code_compile"]}, "sampling": {"num_candidates": 2}}
+    asked = {"prompt": "secret-prompt", "policy": policy, "max_new_tokens": 4}
+    headers = {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "mine"}
+    assert client.post("/policies/run", json=asked, headers=headers).status_code == 200
+    assert wait_for(lambda: "POST /policies/run" in {span.name for span in collector.of(trace)}, 10)
+    spans = {span.id: span for span in collector.of(trace)}
+
+    def way(span):
+        above = spans.get(span.parent)
+        return (*(way(above) if above else (span.parent,)), span.name)
+
+    ways = Counter(way(span) for span in spans.values())
+    root = (parent, "POST /policies/run")
+    assert ways[root] == ways[*root, "policy"] == 1
+    candidate = (*root, "policy", "policy round", "candidate")
+    choices = sum(
+        span.attributes["gen_ai.request.choice.count"] for span in spans.values() if way(span) == candidate
+    )
+    assert ways[*candidate, "llm_request"] == choices >= 2
+    assert ways[*root, "policy", "verify text"] >= 1
+    (request,) = (span for span in spans.values() if span.parent == parent)
+    assert (request.kind, request.attributes["steersman.request.id"]) == (2, "mine")  # SERVER
+    assert "secret" not in str(collector.spans)
+    assert all(span.parent for span in collector.spans if span.name == "llm_request"), "the server's own"
+    assert {span.resource["service.name"] for span in spans.values()} == {"steersman"}
+    served = {
+        span.resource["vllm.process_id"] for span in collector.spans if span.attributes.get("http.route")
+    }
+    assert len(served) == 2, "each API server sends its own"
+    assert "/metrics" not in {span.attributes.get("url.path") for span in collector.spans}
+
+
 def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
-    """--api-server-count 2 on PostgreSQL: both take the one key, all methods, and count usage together.
+    """--api-server-count 2 on PostgreSQL: both take the one key, all methods, and count and trace together.
 
     SIGTERM lets streams of both end whole, and they exit 0.
     """
-    flags = ("--api-server-count", "2")
-    with serving(tmp_path, *flags, max_model_len=8192, database_url=postgres) as (live, client):
+    with ExitStack() as stack:
+        collector = stack.enter_context(collecting())
+        flags = ("--api-server-count", "2", "--otlp-traces-endpoint", collector.url)
+        environ = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        served = serving(tmp_path, *flags, max_model_len=8192, database_url=postgres, environ=environ)
+        live, client = stack.enter_context(served)
         for method in ("ads", "typical") * 3:
             with httpx.Client(base_url=live.url, headers=client.headers, timeout=180) as fresh:
                 answer = chat(fresh, sampling_method=method, temperature=1, max_tokens=4)
@@ -434,7 +511,8 @@ def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
         use_keys(client, live.url)
         assert wait_for(lambda: client.get("/auth/api-keys/balance").json()["requests"] == 6, 15)
         assert not (live.home / "test.db").exists()
-        assert "steersman_sampling_requests_total" in client.get("/metrics").text
+        check_one_page(live.url)
+        check_traces(client, collector)
         with ExitStack() as clients:  # a client's connections would all go to one server
             own = [httpx.Client(base_url=live.url, headers=client.headers, timeout=180) for _ in range(4)]
             streams = [Reading(clients.enter_context(client), max_tokens=300) for client in own]
@@ -443,6 +521,8 @@ def test_two_api_servers_share_postgresql(serving, postgres, tmp_path):
                 stream.join(60)
                 assert stream.lines[-1:] == ["[DONE]"], (stream.lines[-1:], stream.error)
         assert live.process.wait(LIMIT + 15) == 0
+        ended = [span for span in collector.spans if span.attributes.get("gen_ai.usage.output_tokens") == 300]
+        assert len(ended) == 4, "what ended last was sent before the processes did"
 
 
 def test_two_data_parallel_ranks_serve_every_method(serving, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from policies.constraint import (
     Constraint,
@@ -55,6 +56,10 @@ async def heartbeat() -> AsyncIterator[list[float]]:
     task = asyncio.create_task(beat())
     yield late
     task.cancel()
+
+
+def counted(what: str) -> float:
+    return REGISTRY.get_sample_value(f"steersman_constraint_cache_{what}_total") or 0.0
 
 
 async def refusal(checker: ConstraintChecker, constraint: Constraint) -> str:
@@ -164,11 +169,13 @@ async def test_a_verdict_is_remembered(checker: ConstraintChecker):
     slow = from_json_schema(record(300, lambda _: {"type": "string"}))
     await checker.check(slow, "a")
     await refusal(checker, from_regex("(b"))
+    before = counted("hits"), counted("misses")
     began = time.perf_counter()
     for _ in range(100):
         await checker.check(slow, "b")
         await refusal(checker, from_regex("(b"))
     assert (time.perf_counter() - began) / 200 < 0.01  # a compilation takes tens of times that
+    assert (counted("hits"), counted("misses")) == (before[0] + 200, before[1])
 
 
 async def test_equal_constraints_at_once_are_one_job(checker: ConstraintChecker):

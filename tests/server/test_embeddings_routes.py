@@ -18,6 +18,7 @@ from server.embedding_server import EmbeddingServer
 from server.errors import Forbidden, NotFound
 from server.roles import Role
 from server.routes.embeddings import router
+from server.tenants import Tenants
 from server.usage import Usage, UsageMeter
 from tests.server.apps import routes_alone
 from tests.server.embedding_world import NAMES, answering, packed, until, upstream, vector
@@ -44,7 +45,9 @@ async def opened(**options):
     async with upstream() as behind:
         server, meter = EmbeddingServer(behind.url, **options), UsageMeter()
         app = routes_alone(router)
-        app.state.steersman = SimpleNamespace(embeddings=server, meter=meter, projects=Projects())
+        app.state.steersman = SimpleNamespace(
+            embeddings=server, meter=meter, projects=Projects(), tenants=Tenants(None)
+        )
         transport = httpx.ASGITransport(SignedIn(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield http, meter, behind

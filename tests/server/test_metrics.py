@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import metrics
@@ -29,28 +30,26 @@ CONTRACT = {
     "steersman_sandbox_idle": ("gauge", []),
     "steersman_observed_dropped_total": ("counter", []),
     "steersman_interactions_dropped_total": ("counter", ["reason"]),
+    "steersman_constraint_compile_duration_seconds": ("histogram", ["type"]),
+    "steersman_constraint_cache_hits_total": ("counter", []),
+    "steersman_constraint_cache_misses_total": ("counter", []),
+    "steersman_steering_rows": ("gauge", []),
+    "steersman_steering_vectors_loaded": ("gauge", []),
+    "steersman_steering_dose_ratio": ("histogram", []),
+    "steersman_steering_errors_total": ("counter", ["reason"]),
+    "steersman_policy_errors_total": ("counter", ["stage"]),
+    "steersman_verifier_duration_seconds": ("histogram", ["verifier"]),
+    "steersman_verifier_score_ratio": ("histogram", []),
+    "steersman_tenant_requests_total": ("counter", ["tenant", "outcome"]),
+    "steersman_tenant_tokens_total": ("counter", ["tenant", "type"]),
+    "steersman_draining": ("gauge", []),
+    "steersman_config_info": (
+        "gauge",
+        ["accounts", "interactions", "behavior_mode", "steering", "tracing"],
+    ),
     "steersman_build_info": ("gauge", ["version", "vllm"]),
 }
-OURS = (
-    metrics.SAMPLING_REQUESTS,
-    metrics.CONSTRAINT_REQUESTS,
-    metrics.AUTH_ATTEMPTS,
-    metrics.DRIFT,
-    metrics.BEHAVIOR_CORRECTIONS,
-    metrics.POLICY_DECISIONS,
-    metrics.POLICY_SECONDS,
-    metrics.VERIFIER_RUNS,
-    metrics.HTTP_DURATION,
-    metrics.STEERING_REQUESTS,
-    metrics.STEERING_TOKENS,
-    metrics.STEERING_ROWS,
-    metrics.SANDBOX_RUNS,
-    metrics.SANDBOX_SECONDS,
-    metrics.SANDBOX_IDLE,
-    metrics.OBSERVED_DROPPED,
-    metrics.INTERACTIONS_DROPPED,
-    metrics.BUILD_INFO,
-)
+OURS = tuple(made for made in vars(metrics).values() if isinstance(made, MetricWrapperBase))
 
 
 def exposition() -> str:

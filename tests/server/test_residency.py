@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from server.errors import InvalidRequest, SteersmanError, Unavailable
 from server.residency import Residency
@@ -309,3 +310,21 @@ def test_any_use_leaves_the_table_whole(plan, broken, wait):
         assert residency._entries.keys() == table.resident.keys()
 
     asyncio.run(run())
+
+
+async def test_the_page_says_how_full_the_table_is():
+    """Its lines, those in use and the vectors in them, also after one that the engine did not take."""
+
+    def told():
+        names = ("rows", "rows_used", "vectors_loaded")
+        return [REGISTRY.get_sample_value(f"steersman_steering_{name}") for name in names]
+
+    table, residency = opened(4)
+    assert told()[0] == 4
+    (await residency.hold([vector(0), vector(1, layers=2)])).release()
+    assert told() == [4, 3, 2]
+    table.broken.add(vector(2).digest)
+    with pytest.raises(SteersmanError):
+        await residency.hold([vector(2)])
+    await settled()
+    assert told() == [4, 3, 2]

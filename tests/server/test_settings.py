@@ -25,6 +25,7 @@ FLAGS = {
     "embeddings_model": ("flag", "flag"),
     "embeddings_seconds": ("5", 5.0),
     "embeddings_at_once": ("3", 3),
+    "metric_tenants": ("lab,shop lab", ("lab", "shop")),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -43,6 +44,7 @@ VARIABLES = {
     "embeddings_model": ("variable", "variable"),
     "embeddings_seconds": ("6.5", 6.5),
     "embeddings_at_once": ("4", 4),
+    "metric_tenants": ("lab", ("lab",)),
 }
 
 
@@ -128,6 +130,15 @@ def test_the_key_of_the_server_that_embeds_is_a_variable_alone():
     settings = Settings.read(environ={"STEERSMAN_EMBEDDINGS_KEY": "secret"})
     assert settings.embeddings_key == "secret"
     assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "text", ["ada@example.org", "a" * 65, 'x"y', ",".join(f"project-{number}" for number in range(51))]
+)
+def test_tenants_that_metrics_name_are_few_and_plain(text):
+    """What can be neither a key nor an id, or is more than fifty, stops the start."""
+    with pytest.raises(ValueError, match="--metric-tenants"):
+        Settings.read(environ={"STEERSMAN_METRIC_TENANTS": text})
 
 
 def test_settings_do_not_change():

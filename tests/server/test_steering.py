@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from policies.steering import SteeringEntry
 from server import steering as module
 from server.errors import Conflict, InvalidRequest, NotFound
+from server.metrics import STEERING_REASONS
 from server.wire import SteeringFields
 from steering.spec import Gate, GateKind, Operation
 from tests.server.steering_world import GATED, LAYERS, MODEL, ONE, OTHER, WIDTH, World, listed
@@ -104,6 +106,28 @@ async def test_errors_name_what_was_sent(sent, param):
     with pytest.raises((InvalidRequest, NotFound, Conflict)) as error:
         await World().steering.apply(SteeringFields.model_validate(sent).steering_entries(), "me")
     assert error.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"vector_id": "nothing"}, "unknown"),
+        ({"vector_id": "foreign"}, "model"),
+        ({"vector_id": "one", "strength": 9}, "dose"),
+        ({"vector": WIDE}, "invalid"),
+    ],
+)
+async def test_refusals_are_counted_by_their_reason(entry, reason):
+    """Each once, under a word that has been declared."""
+
+    def count():
+        return REGISTRY.get_sample_value("steersman_steering_errors_total", {"reason": reason}) or 0
+
+    before = count()
+    with pytest.raises((InvalidRequest, NotFound, Conflict)):
+        await World().steering.apply({"steering": SteeringEntry.model_validate(entry)}, "me")
+    assert count() == before + 1
+    assert reason in STEERING_REASONS
 
 
 async def test_errors_in_a_policy_name_its_part():

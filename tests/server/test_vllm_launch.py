@@ -1,5 +1,7 @@
 """What follows from the flags of `steersman serve`."""
 
+import os
+import subprocess
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from server import json_log, vllm_launch
 from server.access_log import AccessLog
 from server.auth import is_key
 from server.settings import Settings
-from server.vllm_launch import WORKER, _check_logging, _complete, _parse, serve
+from server.vllm_launch import WORKER, _check_logging, _complete, _forget_dead_counts, _parse, serve
 
 DRAFTS = '{"method": "ngram", "num_speculative_tokens": 3}'
 
@@ -40,6 +42,22 @@ def test_asking_for_both_is_refused(tmp_path):
         completed(tmp_path, "--speculative-config", DRAFTS, "--async-scheduling")
     flags = ("--speculative-config", DRAFTS, "--async-scheduling", "--disable-steering")
     assert completed(tmp_path, *flags).async_scheduling is True
+
+
+def test_traces_are_the_server_s_by_name(tmp_path, monkeypatch):
+    """Unless the environment names it otherwise; without statistics vLLM's engine would die of its spans."""
+    traced = ("--otlp-traces-endpoint", "http://127.0.0.1:4317")
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=mine")
+    completed(tmp_path, *traced)
+    assert "OTEL_SERVICE_NAME" not in os.environ
+    monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        completed(tmp_path, *traced)
+        assert os.environ["OTEL_SERVICE_NAME"] == "steersman"
+    with pytest.raises(SystemExit, match="--disable-log-stats"):
+        completed(tmp_path, *traced, "--disable-log-stats")
 
 
 def test_the_worker_knows_its_rows(tmp_path):
@@ -120,3 +138,17 @@ def test_the_access_log_hears_vllms_flags():
     assert made("json") == AccessLog()
     assert made("json", "--disable-uvicorn-access-log") is None
     assert made("text") is None
+
+
+def test_dead_processes_count_no_more(tmp_path, monkeypatch):
+    """A folder of metrics that outlives its processes is rid of theirs, and of nothing else."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = ["gauge_livesum_{}.db", "counter_{}.db", "notes_{}.txt"]
+    for name in names:
+        for pid in (dead.pid, os.getpid()):
+            (tmp_path / name.format(pid)).touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    _forget_dead_counts()
+    kept = {name.format(os.getpid()) for name in names} | {names[2].format(dead.pid)}
+    assert {path.name for path in tmp_path.iterdir()} == kept

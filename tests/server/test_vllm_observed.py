@@ -136,14 +136,15 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
             text = piece if delta else "".join(pieces[: index + 1])
             yield output([0] if delta else [0] * (index + 1), text)
 
-    meter, observation = UsageMeter(), Observation()
+    meter, observation, spent = UsageMeter(), Observation(), []
+    tenants = SimpleNamespace(spent=lambda *what: spent.append(what))
     tokens = [
         (current_principal, current_principal.set(principal)),
         (current_observation, current_observation.set(observation)),
         (counts_prompt, counts_prompt.set(counted)),
     ]
     kind = RequestOutputKind.DELTA if delta else RequestOutputKind.CUMULATIVE
-    generated = metered(generate, meter)(None, SimpleNamespace(output_kind=kind), "id")
+    generated = metered(generate, meter, tenants)(None, SimpleNamespace(output_kind=kind), "id")
     try:
         async for _ in generated:
             pass
@@ -153,6 +154,7 @@ async def test_tokens_and_text_are_noted_as_the_engine_gives_them(delta, counted
     assert observation.output == "".join(pieces)[:NOTED]
     used = meter._pending[counter]
     assert used == Usage(1, 3 if counted else 0, 4)
+    assert spent == [("me", used.prompt_tokens, used.completion_tokens)]
     assert (observation.prompt_tokens, observation.completion_tokens) == (
         used.prompt_tokens,
         used.completion_tokens,
