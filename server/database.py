@@ -77,6 +77,15 @@ class Database:
                     await _lock(connection)
                 yield connection
 
+    @asynccontextmanager
+    async def at_once(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement that writes: it commits by itself, in one round trip."""
+        # SQLite's connections commit by themselves unless a transaction was begun.
+        options = {} if self._is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        with _translated():
+            async with self._engine.execution_options(**options).connect() as connection:
+                yield connection
+
     async def close(self) -> None:
         await self._engine.dispose()
 

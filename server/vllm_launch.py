@@ -194,6 +194,34 @@ _OURS: dict[str, dict[str, object]] = {
         "metavar": "N",
         "help": "How many requests it is sent at a time; four times as many wait (64).",
     },
+    "--requests-per-minute": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many requests a key may make in a minute that has no limit of its own; 0: no limit, the "
+        "default (STEERSMAN_REQUESTS_PER_MINUTE).",
+    },
+    "--tokens-per-minute": {
+        "type": int,
+        "metavar": "N",
+        "help": "The same for tokens, of prompts and answers together (STEERSMAN_TOKENS_PER_MINUTE).",
+    },
+    "--concurrent-requests": {
+        "type": int,
+        "metavar": "N",
+        "help": "The same for requests that run at once (STEERSMAN_CONCURRENT_REQUESTS).",
+    },
+    "--max-queue": {
+        "type": int,
+        "metavar": "N",
+        "help": "Requests in the engine, waiting or running, beyond which new ones get 503; 0: no limit, the "
+        "default. It is --max-num-queued-reqs (STEERSMAN_MAX_QUEUE).",
+    },
+    "--max-queue-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long a request may wait for its first token before it gets 503; 0: as long as it takes, "
+        "the default (STEERSMAN_MAX_QUEUE_SECONDS).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",
@@ -236,6 +264,10 @@ def _defaults() -> dict[str, object]:
 
 def _complete(args: Namespace, settings: Settings) -> None:
     """What follows from the flags."""
+    if settings.max_queue:
+        if args.max_num_queued_reqs not in (None, settings.max_queue):
+            sys.exit("--max-queue and --max-num-queued-reqs are the same: give one of them")
+        args.max_num_queued_reqs = settings.max_queue
     if current_platform.is_cpu():
         vllm_cpu.complete(args)
     # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.

@@ -69,6 +69,7 @@ CALLS = {
     "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.create_chat_completion": (3, ()),
     "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.create_completion": (3, ()),
     "vllm.v1.engine.async_llm:AsyncLLM.generate": (4, ()),
+    "vllm.v1.engine.async_llm:AsyncLLM.check_admission": (3, ()),
     "vllm.v1.engine.async_llm:AsyncLLM.shutdown": (1, ("timeout",)),
     "vllm.v1.engine.output_processor:OutputProcessor.propagate_error": (2, ()),
     "vllm.config:ModelConfig.get_diff_sampling_param": (1, ()),
@@ -279,7 +280,7 @@ def test_the_plugin_is_one():
             ["self.beam_search(", "self.parser_cls = ", "self.renderer.tokenizer", "self.model_config"],
         ),
         ("vllm.entrypoints.openai.completion.serving", ["self.beam_search("]),
-        ("vllm.v1.engine.async_llm", ["self.renderer"]),
+        ("vllm.v1.engine.async_llm", ["self.renderer", "self.check_admission("]),
         ("vllm.renderers.base", ["self.mm_processor:", ".info.allowed_mm_limits"]),
         (
             "vllm.renderers.chat_utils",
@@ -327,7 +328,7 @@ def test_the_flags_we_set_exist():
         " api_server_count grpc data_parallel_size data_parallel_rank sse_keep_alive_interval ssl_certfile"
         " uds host port async_scheduling worker_cls additional_config allowed_media_domains chat_template"
         " tool_strict_level reasoning_parser structured_outputs_config tokenizer tokenizer_mode revision"
-        " tokenizer_revision trust_remote_code hf_config_path"
+        " tokenizer_revision trust_remote_code hf_config_path max_num_queued_reqs"
     )
     assert set(expected.split()) <= args.keys()
 

@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 from server.addressing import within
 from server.auth import Principal
+from server.calls import spend
 from server.embedding_server import EmbeddingServer
 from server.embeddings_wire import AdaptiveEmbeddingsRequest, Asked, Embedded, EmbeddingsRequest
 from server.errors import NotSupported
@@ -53,6 +54,7 @@ async def _embedded(asked: Asked, server: EmbeddingServer, raw: Request) -> Embe
     embedded = await server.embed(asked)
     principal: Principal = raw.state.principal
     raw.app.state.steersman.meter.add(principal.usage_id, prompt_tokens=embedded.prompt_tokens)
+    spend(embedded.prompt_tokens)
     observed().counts(embedded.prompt_tokens, 0, "")
     return embedded
 
