@@ -33,7 +33,6 @@ class Call:
         for clock in self.clocks:
             if not clock.expired():
                 clock.reschedule(None)
-        self.clocks.clear()
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)

@@ -105,7 +105,10 @@ class Queue:
             try:
                 async with asyncio.timeout(None if call.begun else self.seconds) as clock:
                     call.clocks.append(clock)
-                    first = await anext(outputs, None)
+                    try:
+                        first = await anext(outputs, None)
+                    finally:
+                        call.clocks.remove(clock)
             except TimeoutError:
                 if not clock.expired():
                     raise
