@@ -128,16 +128,16 @@ class Limiter:
     async def _take(self, held: _Held) -> Standing:
         ask = held.ask()
         if self._clock() >= self._away_until:
-            held.spent -= ask.spent
+            held.spent, held.unsure = 0, False  # it is told along
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     return await self._quotas.take(ask)
-            except (Unavailable, TimeoutError) as error:
+            except BaseException as error:
                 held.spent += ask.spent
+                held.unsure = True
+                if not isinstance(error, Unavailable | TimeoutError):
+                    raise
                 self._is_away(error)
-            except BaseException:
-                held.spent += ask.spent
-                raise
         held.unsure = True
         return self._local.take(ask)
 
@@ -157,19 +157,20 @@ class Limiter:
             held.unsure = True
         self.tell_soon(held)
 
-    def tell_soon(self, held: _Held) -> None:
+    def tell_soon(self, held: _Held, *, renews: bool = False) -> None:
         """Beside the answers; what comes until its turn is told along."""
         if held.tells and not held.telling:
             held.telling = True
-            task = asyncio.create_task(self._tell(held))
+            task = asyncio.create_task(self._tell(held, renews=renews))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _tell(self, held: _Held) -> None:
+    async def _tell(self, held: _Held, *, renews: bool) -> None:
         async with held.lock:
             held.telling = False
-            if self._clock() < self._away_until:
-                return  # `run` tries again
+            told = not renews and not held.unsure and not held.spent  # by a request that came in between
+            if told or self._clock() < self._away_until:  # where it is away, `run` tries again
+                return
             ask, unsure = held.ask(), held.unsure
             held.spent, held.unsure = 0, False
             try:
@@ -210,7 +211,7 @@ class Limiter:
 
     async def _tell_all(self) -> None:
         for held in list(self._held.values()):
-            self.tell_soon(held)
+            self.tell_soon(held, renews=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
