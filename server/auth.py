@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Forbidden, SteersmanError, Unauthenticated
+from server.limits import NO_LIMITS, RateLimits
 from server.operator_routes import is_operators
 from server.refusal import refuse, route_path
 from server.roles import Role
@@ -55,7 +56,7 @@ class Principal:
     `account_id` is the project that the call is within, whose things it sees and makes; `member_id` is the
     account that calls, for keys of a project the project itself. `role` is what it may do there, `limit` what
     its credential may do anywhere. `selected_model` is the model bound to the key, else to the account; None
-    for the project's default.
+    for the project's default. `rates` are the key's own limits.
     """
 
     key_id: str | None
@@ -66,6 +67,7 @@ class Principal:
     limit: Role = Role.OWNER
     role: Role = Role.OWNER
     member_id: str = ""
+    rates: RateLimits = NO_LIMITS
 
     def __post_init__(self) -> None:
         if not self.member_id:  # at home

@@ -23,6 +23,9 @@ AUTH_ATTEMPTS = Counter(
     "Requests by where they carried a key and what came of it.",
     ["method", "outcome"],
 )
+RATE_LIMITED = Counter(
+    "steersman_rate_limited", "Requests refused for a limit: `server/limits.py` names them all.", ["limit"]
+)
 HTTP_DURATION = Histogram(
     "steersman_http_request_duration_seconds",
     "Time from the first byte of a request to the last byte of its response.",

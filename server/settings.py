@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 
+from server.limits import RateLimits
 from server.redaction import read_patterns
 from steering.spec import DEFAULT_ROWS
 
@@ -24,7 +25,7 @@ ACCOUNTS = ("off", "closed", "open")  # who may log in: nobody, whom the operato
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`home` holds the database and the prepared model; sizes are bytes, times seconds; `redact` are regular
-    expressions."""
+    expressions. Limits of 0 are none."""
 
     home: Path
     database_url: str
@@ -53,6 +54,16 @@ class Settings:
     log_format: str = "text"
     behind_vllm_router: bool = False
     metric_tenants: tuple[str, ...] = ()
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrent_requests: int = 0
+    max_queue: int = 0
+    max_queue_seconds: float = 0.0
+
+    @property
+    def rates(self) -> RateLimits:
+        """Of keys that have none of their own."""
+        return RateLimits(self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests)
 
     @property
     def has_accounts(self) -> bool:
@@ -82,6 +93,11 @@ class Settings:
             "adaptive_seconds": float,
             "embeddings_seconds": float,
             "embeddings_at_once": int,
+            "requests_per_minute": int,
+            "tokens_per_minute": int,
+            "concurrent_requests": int,
+            "max_queue": int,
+            "max_queue_seconds": float,
         }
         numbers = {
             name: _positive(name, kind, text, zero=name in _MAY_BE_ZERO)
@@ -160,7 +176,16 @@ def _embeddings_url(text: str | None) -> str | None:
     return text.rstrip("/").removesuffix("/v1")
 
 
-_MAY_BE_ZERO = {"steering_wait_seconds", "observe_requests", "adaptive_seconds"}
+_MAY_BE_ZERO = {
+    "steering_wait_seconds",
+    "observe_requests",
+    "adaptive_seconds",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "max_queue",
+    "max_queue_seconds",
+}
 
 
 def _positive(name: str, kind: type[int] | type[float], text: str, *, zero: bool = False) -> int | float:

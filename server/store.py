@@ -5,13 +5,16 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
     ForeignKey,
+    Integer,
     MetaData,
+    Row,
     String,
     TypeDecorator,
     Update,
@@ -27,6 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mappe
 from server.auth import OPERATOR, Principal, is_key, key_digest, key_prefix, new_key
 from server.database import Database
 from server.errors import NotFound
+from server.limits import NO_LIMITS, RateLimits
 from server.roles import Role
 from server.usage import Usage
 
@@ -103,6 +107,9 @@ class ApiKeyRow(Table):
     created_at: Mapped[datetime] = mapped_column(Moment)
     last_used: Mapped[datetime | None] = mapped_column(Moment)
     revoked_at: Mapped[datetime | None] = mapped_column(Moment)
+    requests_per_minute: Mapped[int | None] = mapped_column(Integer)
+    tokens_per_minute: Mapped[int | None] = mapped_column(Integer)
+    concurrent_requests: Mapped[int | None] = mapped_column(Integer)
     requests: Mapped[int] = mapped_column(BigInteger, default=0)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -140,6 +147,7 @@ class KeyRecord:
     last_used: datetime | None
     revoked_at: datetime | None
     usage: Usage
+    rates: RateLimits = NO_LIMITS
 
     @property
     def masked(self) -> str:
@@ -167,11 +175,17 @@ class Store:
                 return None
             return (await _insert_key(connection, DEFAULT_ACCOUNT, "first key")).key
 
-    async def create_key(self, account_id: str | None, name: str | None, role: Role = Role.OWNER) -> NewKey:
+    async def create_key(
+        self,
+        account_id: str | None,
+        name: str | None,
+        role: Role = Role.OWNER,
+        rates: RateLimits = NO_LIMITS,
+    ) -> NewKey:
         """Without an account, or project, the key belongs to the default account; `role` is the most that it
         may do. Raises NotFound for an unknown account."""
         async with self.database.writing(alone=True) as connection:
-            return await _insert_key(connection, account_id or DEFAULT_ACCOUNT, name, role)
+            return await _insert_key(connection, account_id or DEFAULT_ACCOUNT, name, role, rates)
 
     async def list_keys(self, account_id: str | None) -> list[KeyRecord]:
         """Oldest first, revoked ones included; without an account, the keys of all."""
@@ -180,21 +194,36 @@ class Store:
             query = query.where(ApiKeyRow.account_id == account_id)
         async with self.database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return [
-            KeyRecord(
-                id=row.id,
-                account_id=row.account_id,
-                name=row.name,
-                prefix=row.prefix,
-                selected_model=row.selected_model,
-                role=Role(row.role),
-                created_at=row.created_at,
-                last_used=row.last_used,
-                revoked_at=row.revoked_at,
-                usage=Usage(row.requests, row.prompt_tokens, row.completion_tokens),
-            )
-            for row in rows
-        ]
+        return [_record(row) for row in rows]
+
+    async def limit_key(self, account_id: str | None, key_id: str, rates: RateLimits) -> KeyRecord:
+        """Replace the limits of a key. Raises NotFound unless the account (any, if None) has it in force."""
+        change = (
+            update(ApiKeyRow)
+            .where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None))
+            .values(_columns(rates))
+            .returning(*ApiKeyRow.__table__.columns)
+        )
+        if account_id is not None:
+            change = change.where(ApiKeyRow.account_id == account_id)
+        async with self.database.writing() as connection:
+            row = (await connection.execute(change)).first()
+        if row is None:
+            raise NotFound(f"There is no API key {key_id!r}.")
+        return _record(row)
+
+    async def key(self, account_id: str | None, key_id: str) -> KeyRecord:
+        """Raises NotFound unless the account (any, if None) has such a key in force."""
+        query = select(*ApiKeyRow.__table__.columns).where(
+            ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)
+        )
+        if account_id is not None:
+            query = query.where(ApiKeyRow.account_id == account_id)
+        async with self.database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound(f"There is no API key {key_id!r}.")
+        return _record(row)
 
     async def revoke_key(self, account_id: str | None, key_id: str) -> None:
         """Raises NotFound unless the account (any, if None) has such a key in force."""
@@ -215,7 +244,17 @@ class Store:
             return None
         model = func.coalesce(ApiKeyRow.selected_model, LoginRow.selected_model)
         query = (
-            select(ApiKeyRow.hash, ApiKeyRow.role, ApiKeyRow.id, ApiKeyRow.account_id, ApiKeyRow.name, model)
+            select(
+                ApiKeyRow.hash,
+                ApiKeyRow.role,
+                ApiKeyRow.requests_per_minute,
+                ApiKeyRow.tokens_per_minute,
+                ApiKeyRow.concurrent_requests,
+                ApiKeyRow.id,
+                ApiKeyRow.account_id,
+                ApiKeyRow.name,
+                model,
+            )
             .outerjoin(LoginRow, LoginRow.account_id == ApiKeyRow.account_id)
             .where(ApiKeyRow.prefix == key_prefix(key), ApiKeyRow.revoked_at.is_(None))
         )
@@ -227,7 +266,7 @@ class Store:
         if row is None:
             return None
         role = Role(row.role)
-        return Principal(*row[2:], limit=role, role=role)
+        return Principal(*row[5:], limit=role, role=role, rates=RateLimits(*row[2:5]))
 
     async def set_model(self, key_id: str, model: str | None) -> None:
         """Bind the key to a model; None unbinds it. Raises NotFound."""
@@ -307,8 +346,36 @@ def _add_usage(table: _Counting, used_id: InstrumentedAttribute[str]) -> Update:
     )
 
 
+def _record(row: Row[Any]) -> KeyRecord:
+    return KeyRecord(
+        id=row.id,
+        account_id=row.account_id,
+        name=row.name,
+        prefix=row.prefix,
+        selected_model=row.selected_model,
+        role=Role(row.role),
+        created_at=row.created_at,
+        last_used=row.last_used,
+        revoked_at=row.revoked_at,
+        usage=Usage(row.requests, row.prompt_tokens, row.completion_tokens),
+        rates=RateLimits(row.requests_per_minute, row.tokens_per_minute, row.concurrent_requests),
+    )
+
+
+def _columns(rates: RateLimits) -> dict[str, int | None]:
+    return {
+        "requests_per_minute": rates.requests,
+        "tokens_per_minute": rates.tokens,
+        "concurrent_requests": rates.concurrent,
+    }
+
+
 async def _insert_key(
-    connection: AsyncConnection, account_id: str, name: str | None, role: Role = Role.OWNER
+    connection: AsyncConnection,
+    account_id: str,
+    name: str | None,
+    role: Role = Role.OWNER,
+    rates: RateLimits = NO_LIMITS,
 ) -> NewKey:
     await require_account(connection, account_id)
     created = NewKey(id=str(uuid.uuid4()), key=new_key())
@@ -321,6 +388,7 @@ async def _insert_key(
             prefix=key_prefix(created.key),
             hash=key_digest(created.key),
             created_at=datetime.now(UTC),
+            **_columns(rates),
         )
     )
     return created

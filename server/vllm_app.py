@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.launcher import terminate_if_errored
 from vllm.exceptions import VLLMError
@@ -32,6 +32,7 @@ from server.addressing import Directory
 from server.aliases import Aliases
 from server.auth import Authentication, KeyRing
 from server.behaviors import Behaviors
+from server.calls import Calls
 from server.campaign_scores import CampaignScores
 from server.campaign_settling import Settling
 from server.campaigns import Campaigns
@@ -47,6 +48,8 @@ from server.interaction_log import InteractionLog, Keep
 from server.interactions import Interactions
 from server.jobs import Jobs
 from server.judge import Judge
+from server.limiter import Limiter
+from server.limiting import Limiting
 from server.media_hosts import MediaHosts
 from server.media_ids import own_media
 from server.metrics import AUTH_ATTEMPTS, record_build, record_config
@@ -58,6 +61,7 @@ from server.policy_runs import PolicyRuns
 from server.probe import Probe
 from server.project_metrics import ProjectMetrics
 from server.projects import Projects
+from server.quotas import Quotas
 from server.recorder import Observing, Recorder
 from server.redaction import Redaction
 from server.refusal import refusal
@@ -97,11 +101,12 @@ from server.tenants import Tallied, Tenants
 from server.uploads import Uploads
 from server.usage import UsageMeter
 from server.vectors import Vectors
+from server.vllm_admission import Queue, Queueing
 from server.vllm_beam import BeamSearch
 from server.vllm_errors import as_steersman
 from server.vllm_first_token import beginning
 from server.vllm_media import modalities
-from server.vllm_meter import Call, current_call, metered, metered_beam
+from server.vllm_meter import metered, metered_beam
 from server.vllm_pruning import pruning
 from server.vllm_serving import Serving
 from server.vllm_spans import quiet, traced
@@ -140,7 +145,11 @@ class SteersmanPlugin:
         # What vLLM imports for model hosting raises the root's level to ERROR, and would silence ours.
         logging.getLogger("server").setLevel(logging.WARNING)
         self._app = app
-        self._doors = _Doors(settings, store, keyring, drain, observed, recorder, people, shared, tenants)
+        limiter = Limiter(Quotas(store.database, uuid4().hex), settings.rates)
+        queue = Queue(settings.max_queue_seconds)
+        self._doors = _Doors(
+            settings, store, keyring, drain, observed, recorder, people, shared, tenants, limiter, queue
+        )
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
         axionic = (native, policies, saved_policies, *activations, keys, accounts)
@@ -148,7 +157,9 @@ class SteersmanPlugin:
         for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability, health):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
-        app.add_middleware(_Calls)
+        app.add_middleware(Limiting, limiter=limiter)
+        app.add_middleware(Queueing, queue=queue)
+        app.add_middleware(Calls)
         if settings.behind_vllm_router:
             app.add_middleware(BehindVllmRouter)
         app.add_middleware(Draining, drain=drain)
@@ -195,6 +206,7 @@ class SteersmanPlugin:
         _meter_engine(engine_client, state, meter, doors.tenants)
         own_media(engine_client.renderer)
         engine_client.generate = beginning(pruning(steered(engine_client.generate)))
+        doors.queue.guard(engine_client)
         if args.otlp_traces_endpoint:
             engine_client.generate = traced(engine_client.generate)
         _drain_engine(engine_client, doors.drain)
@@ -262,7 +274,7 @@ class SteersmanPlugin:
             tracing=bool(args.otlp_traces_endpoint),
         )
         _handle_errors(app)
-        _run_beside(app, state.steersman, doors.recorder)
+        _run_beside(app, state.steersman, doors.recorder, doors.limiter)
         # vLLM built the stack already, with its own error handlers; the first request builds it anew.
         app.middleware_stack = None
 
@@ -280,6 +292,8 @@ class _Doors:
     accounts: Accounts
     projects: Projects
     tenants: Tenants
+    limiter: Limiter
+    queue: Queue
 
 
 def _interaction_log(interactions: Interactions, settings: Settings) -> InteractionLog:
@@ -344,18 +358,7 @@ def _count_attempt(method: str, outcome: str) -> None:
     AUTH_ATTEMPTS.labels(method, outcome).inc()
 
 
-class _Calls:
-    """Marks the engine requests of one HTTP request as one call."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        current_call.set(Call())
-        await self._app(scope, receive, send)
-
-
-def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
+def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder, limiter: Limiter) -> None:
     """Run our background work within the app's own lifespan."""
     inner = app.router.lifespan_context
 
@@ -365,6 +368,7 @@ def _run_beside(app: FastAPI, server: ServerState, recorder: Recorder) -> None:
             flushing = asyncio.create_task(server.meter.run(server.store, _FLUSH_SECONDS))
             server.checker.start()
             beside = [flushing, asyncio.create_task(recorder.run())]
+            beside.append(asyncio.create_task(limiter.run()))
             beside.append(asyncio.create_task(server.interaction_log.run()))
             beside.append(asyncio.create_task(server.settling.run()))
             beside.append(asyncio.create_task(server.tenants.run()))

@@ -29,7 +29,7 @@ def beginning(generate: Generate) -> Generate:
             params = params.clone()
             params.output_kind = RequestOutputKind.CUMULATIVE
         outputs = _told(generate(prompt, params, request_id, *args, **kwargs), deadline)
-        return _final(outputs) if final_only else outputs
+        return final(outputs) if final_only else outputs
 
     return timed
 
@@ -44,8 +44,8 @@ async def _told(
             yield output
 
 
-async def _final(outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
-    """The last output, with the last of each choice, which come one by one."""
+async def final(outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
+    """The last output alone, with the last of each choice, which come one by one."""
     choices: dict[int, CompletionOutput] = {}
     last: RequestOutput | None = None
     async with aclosing(outputs):

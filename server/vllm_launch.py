@@ -216,6 +216,34 @@ _OURS: dict[str, dict[str, object]] = {
         "help": "Keys or ids of the projects that /metrics counts by name, at most 50 (those made first); "
         "all others count together (STEERSMAN_METRIC_TENANTS).",
     },
+    "--requests-per-minute": {
+        "type": int,
+        "metavar": "N",
+        "help": "How many requests a key may make in a minute that has no limit of its own; 0: no limit, the "
+        "default (STEERSMAN_REQUESTS_PER_MINUTE).",
+    },
+    "--tokens-per-minute": {
+        "type": int,
+        "metavar": "N",
+        "help": "The same for tokens, of prompts and answers together (STEERSMAN_TOKENS_PER_MINUTE).",
+    },
+    "--concurrent-requests": {
+        "type": int,
+        "metavar": "N",
+        "help": "The same for requests that run at once (STEERSMAN_CONCURRENT_REQUESTS).",
+    },
+    "--max-queue": {
+        "type": int,
+        "metavar": "N",
+        "help": "Requests in the engine, waiting or running, beyond which new ones get 503; 0: no limit, the "
+        "default. It is --max-num-queued-reqs (STEERSMAN_MAX_QUEUE).",
+    },
+    "--max-queue-seconds": {
+        "type": float,
+        "metavar": "S",
+        "help": "How long a request may wait for its first token before it gets 503; 0: as long as it takes, "
+        "the default (STEERSMAN_MAX_QUEUE_SECONDS).",
+    },
     "--disable-steering": {"action": "store_true", "help": "Run vLLM's own worker."},
     "--compile": {
         "action": "store_true",
@@ -258,13 +286,10 @@ def _defaults() -> dict[str, object]:
 
 def _complete(args: Namespace, settings: Settings) -> None:
     """What follows from the flags."""
+    _complete_queue(args, settings)
     if current_platform.is_cpu():
         vllm_cpu.complete(args)
-    if args.otlp_traces_endpoint:
-        if args.disable_log_stats:
-            sys.exit("--otlp-traces-endpoint beside --disable-log-stats: vLLM's spans need the statistics")
-        if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-            os.environ.setdefault("OTEL_SERVICE_NAME", "steersman")
+    _complete_traces(args)
     # vLLM's engine keeps the backend of its first constrained request for life, so "auto" must not choose.
     outputs = args.structured_outputs_config
     if outputs.backend == "auto":
@@ -287,6 +312,21 @@ def _complete(args: Namespace, settings: Settings) -> None:
     # vLLM's V1 sampler refuses custom logits processors beside speculative decoding.
     if args.speculative_config is None:
         args.logits_processors = [*(args.logits_processors or []), *LOGITS_PROCESSORS]
+
+
+def _complete_queue(args: Namespace, settings: Settings) -> None:
+    if settings.max_queue:
+        if args.max_num_queued_reqs not in (None, settings.max_queue):
+            sys.exit("--max-queue and --max-num-queued-reqs are the same: give one of them")
+        args.max_num_queued_reqs = settings.max_queue
+
+
+def _complete_traces(args: Namespace) -> None:
+    if args.otlp_traces_endpoint:
+        if args.disable_log_stats:
+            sys.exit("--otlp-traces-endpoint beside --disable-log-stats: vLLM's spans need the statistics")
+        if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+            os.environ.setdefault("OTEL_SERVICE_NAME", "steersman")
 
 
 def _forget_dead_counts() -> None:

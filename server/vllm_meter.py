@@ -10,6 +10,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from server.auth import Principal, current_principal
+from server.calls import Call, current_call
 from server.candidates import counts_prompt
 from server.observation import NOTED, Observation, observed
 from server.tenants import Tenants
@@ -18,14 +19,6 @@ from server.usage import UsageMeter
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
-@dataclass(slots=True)
-class Call:
-    """One HTTP request, which may run several engine requests and still counts once."""
-
-    counted: bool = False
-
-
-current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 within_beam: ContextVar[bool] = ContextVar("within_beam", default=False)
 
 
@@ -109,5 +102,6 @@ class _Tally:
             completion_tokens=completion_tokens,
         )
         tenants.spent(self.caller.account_id, prompt_tokens, completion_tokens)
+        self.call.spend(prompt_tokens + completion_tokens)
         self.observation.counts(prompt_tokens, completion_tokens, self.text)
         self.call.counted = True

@@ -383,6 +383,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "POST /auth/api-keys/set-model": CALLER,
     "GET /auth/api-keys": (replace(listing("key_id"), role=Role.OWNER),),
     "POST /auth/api-keys": CALLER,
+    "PATCH /auth/api-keys/{key_id}": (Ask(body={"requests_per_minute": 1000}, role=Role.OWNER),),
     "DELETE /auth/api-keys/{key_id}": (Ask(ends=True, role=Role.OWNER),),
     "POST /auth/signup": OPEN,
     "POST /auth/login": OPEN,

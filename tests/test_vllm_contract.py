@@ -69,6 +69,7 @@ CALLS = {
     "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.create_chat_completion": (3, ()),
     "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.create_completion": (3, ()),
     "vllm.v1.engine.async_llm:AsyncLLM.generate": (4, ("trace_headers",)),
+    "vllm.v1.engine.async_llm:AsyncLLM.check_admission": (3, ()),
     "vllm.v1.engine.async_llm:AsyncLLM.shutdown": (1, ("timeout",)),
     "vllm.v1.engine.output_processor:OutputProcessor.propagate_error": (2, ()),
     "vllm.config:ModelConfig.get_diff_sampling_param": (1, ()),
@@ -284,6 +285,7 @@ def test_the_plugin_is_one():
             [
                 "self.renderer",
                 "def errored(",
+                "self.check_admission(",
                 'init_tracer("vllm.llm_engine", tracing_endpoint)',
                 "trace_headers=trace_headers",
             ],
@@ -338,6 +340,7 @@ def test_the_flags_we_set_exist():
         " uds host port async_scheduling worker_cls additional_config allowed_media_domains chat_template"
         " tool_strict_level reasoning_parser structured_outputs_config tokenizer tokenizer_mode revision"
         " tokenizer_revision trust_remote_code hf_config_path otlp_traces_endpoint disable_log_stats"
+        " max_num_queued_reqs"
     )
     assert set(expected.split()) <= args.keys()
 

@@ -117,7 +117,7 @@ OVERVIEW = Dashboard(
                 "Turned away",
                 {"{{reason}}": rate("vllm:admission_rejections_total", ENGINE, "reason")},
                 unit="reqps",
-                description="Where --max-num-queued-reqs or --max-num-queued-tokens is set.",
+                description="Where --max-queue or --max-num-queued-tokens is set.",
             ),
             Panel(
                 "Memory of the API servers",
@@ -406,6 +406,12 @@ FROM projects p ORDER BY p.key LIMIT 50"""
                     )
                 },
                 unit="reqps",
+            ),
+            Panel(
+                "Refused for a limit",
+                {"{{limit}}": rate("steersman_rate_limited_total", OURS, "limit")},
+                unit="reqps",
+                description="Of keys: requests, tokens, concurrency (429). Of the engine: queue (503).",
             ),
             Panel(
                 "Chat completions not stored",

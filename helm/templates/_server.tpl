@@ -94,6 +94,26 @@
 - {{ .server.accounts | quote }}
 - --interactions
 - {{ .server.interactions | quote }}
+{{- with .server.limits.requestsPerMinute }}
+- --requests-per-minute
+- {{ int64 . | quote }}
+{{- end }}
+{{- with .server.limits.tokensPerMinute }}
+- --tokens-per-minute
+- {{ int64 . | quote }}
+{{- end }}
+{{- with .server.limits.concurrentRequests }}
+- --concurrent-requests
+- {{ int64 . | quote }}
+{{- end }}
+{{- with .server.maxQueue }}
+- --max-queue
+- {{ int64 . | quote }}
+{{- end }}
+{{- with .server.maxQueueSeconds }}
+- --max-queue-seconds
+- {{ . | quote }}
+{{- end }}
 {{- with .server.behaviors }}
 - --behaviors
 - {{ join "," . | quote }}

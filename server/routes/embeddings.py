@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 from server.addressing import within
 from server.auth import Principal
+from server.calls import spend
 from server.embedding_server import EmbeddingServer
 from server.embeddings_wire import AdaptiveEmbeddingsRequest, Asked, Embedded, EmbeddingsRequest
 from server.errors import NotSupported
@@ -55,6 +56,7 @@ async def _embedded(asked: Asked, server: EmbeddingServer, raw: Request) -> Embe
     state: ServerState = raw.app.state.steersman
     state.meter.add(principal.usage_id, prompt_tokens=embedded.prompt_tokens)
     state.tenants.spent(principal.account_id, embedded.prompt_tokens, 0)
+    spend(embedded.prompt_tokens)
     observed().counts(embedded.prompt_tokens, 0, "")
     return embedded
 

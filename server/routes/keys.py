@@ -1,5 +1,6 @@
 """API keys and who holds them: `/auth/*` of the Axionic API."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal, Protocol
 
@@ -7,8 +8,11 @@ from fastapi import APIRouter, Body, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.accounts import Accounts
-from server.auth import KeyRing, Principal, caller
+from server.auth import OPERATOR, KeyRing, Principal, caller
+from server.errors import Forbidden, InvalidRequest
+from server.limits import MAX_LIMIT, RateLimits
 from server.roles import Role
+from server.settings import Settings
 from server.store import KeyRecord, Store
 from server.usage import UsageMeter
 
@@ -21,6 +25,8 @@ class Models(Protocol):
 class KeysState(Protocol):
     """What these routes use of `app.state.steersman`."""
 
+    @property
+    def settings(self) -> Settings: ...
     @property
     def store(self) -> Store: ...
     @property
@@ -47,21 +53,49 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class CreateKey(Wire):
+Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT, strict=True)]
+
+
+class KeyLimits(Wire):
+    """null: the server's default, where it has one; 0: no limit, whatever that is."""
+
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    concurrent_requests: Limit | None = None
+
+    @classmethod
+    def fields_of(cls, rates: RateLimits) -> dict[str, int | None]:
+        return dict(zip(KeyLimits.model_fields, rates.each, strict=True))
+
+    @classmethod
+    def told(cls, rates: RateLimits) -> str:
+        return ", ".join(f"{name} {limit}" for name, limit in cls.fields_of(rates).items() if limit)
+
+    def over(self, rates: RateLimits) -> RateLimits:
+        """`rates`, but for what is given."""
+        names = dict(zip(KeyLimits.model_fields, ("requests", "tokens", "concurrent"), strict=True))
+        return replace(rates, **{names[each]: getattr(self, each) for each in self.given})
+
+    @property
+    def given(self) -> set[str]:
+        return self.model_fields_set & KeyLimits.model_fields.keys()
+
+
+class CreateKey(KeyLimits):
     """`role` is the most that the key may do; it is the project's that the call is within."""
 
     name: Annotated[str, Field(max_length=200)] | None = None
     role: Role = Role.OWNER
 
 
-class CreatedKey(Wire):
+class CreatedKey(KeyLimits):
     api_key: str
     id: str
     name: str | None
     role: Role
 
 
-class ApiKeyItem(Wire):
+class ApiKeyItem(KeyLimits):
     """`masked` names the key to people: the plain one was shown once, when it was made.
 
     `key` is the same, or empty to a session: after a login Axionic's command line takes the `key` that it
@@ -88,6 +122,7 @@ class ApiKeyItem(Wire):
             role=record.role,
             created_at=record.created_at,
             last_used=record.last_used,
+            **cls.fields_of(record.rates),
         )
 
 
@@ -204,8 +239,25 @@ async def create_key(
     """A project's key is within that project alone; the caller's own enters whatever the caller may."""
     principal.require(Role.OWNER)
     asked = body or CreateKey()
-    created = await state.store.create_key(principal.account_id, asked.name, asked.role)
-    return CreatedKey(api_key=created.key, id=created.id, name=asked.name, role=asked.role)
+    rates = asked.over(RateLimits())
+    _require_may_limit(principal, rates, state.settings.rates)
+    created = await state.store.create_key(principal.account_id, asked.name, asked.role, rates)
+    return CreatedKey(
+        api_key=created.key, id=created.id, name=asked.name, role=asked.role, **asked.fields_of(rates)
+    )
+
+
+@router.patch("/api-keys/{key_id}")
+async def limit_key(principal: Caller, state: State, key_id: str, body: KeyLimits) -> ApiKeyItem:
+    """Change the limits of a key; what is absent stays. Other processes know it 2 s later."""
+    principal.require(Role.OWNER)
+    if not body.given:
+        raise InvalidRequest(f"there is nothing to change: give {' or '.join(KeyLimits.model_fields)}")
+    rates = body.over((await state.store.key(principal.account_id, key_id)).rates)
+    _require_may_limit(principal, rates, state.settings.rates)
+    record = await state.store.limit_key(principal.account_id, key_id, rates)
+    state.keyring.forget(key_id)
+    return ApiKeyItem.of(record, principal)
 
 
 @router.delete("/api-keys/{key_id}")
@@ -214,3 +266,13 @@ async def revoke_key(principal: Caller, state: State, key_id: str) -> RevokedKey
     await state.store.revoke_key(principal.account_id, key_id)
     state.keyring.forget(key_id)
     return RevokedKey(id=key_id)
+
+
+def _require_may_limit(principal: Principal, rates: RateLimits, default: RateLimits) -> None:
+    """Raises Forbidden for whoever would so get past limits: its own, or the server's for all."""
+    if principal.rates:
+        raise Forbidden("This key has limits: it can neither make keys nor change their limits.")
+    if principal.member_id != OPERATOR and rates.exceeds(default):
+        raise Forbidden(
+            f"Limits here are at most the server's, {KeyLimits.told(default)}: only the operator gives more."
+        )

@@ -28,6 +28,7 @@ from server import (  # noqa: F401  # their tables
     observed,
     policies,
     projects,
+    quotas,
     sessions,
     vectors,
 )
@@ -82,11 +83,12 @@ def test_what_came_after_steering_can_be_undone_alone(database_url):
     Database(database_url).alembic(lambda config: command.downgrade(config, "0002"))
     left = on_connection(database_url, tables)
     gone = {"observed_requests", "behaviors", "policies", "policy_versions", "policy_presets"}
-    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS | CAMPAIGNS | SCORES
+    assert whole - left == gone | INTERACTIONS | LOGINS | PROJECTS | CAMPAIGNS | SCORES | QUOTAS
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
 
 
+QUOTAS = {"quotas"}
 SCORES = {"metrics", "completions", "comparisons", "outcomes"}
 CAMPAIGNS = {"campaigns"}
 PROJECTS = {"projects", "memberships", "aliases"}
@@ -97,6 +99,7 @@ INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
 @pytest.mark.parametrize(
     ("above", "below", "gone"),
     [
+        ("0012", "0011", QUOTAS),
         ("0011", "0010", SCORES),
         ("0010", "0009", CAMPAIGNS),
         ("0009", "0008", PROJECTS),
@@ -114,6 +117,30 @@ def test_later_tables_can_be_undone_alone(database_url, above, below, gone):
     assert whole - on_connection(database_url, tables) == gone
     Store(database_url).migrate()
     assert on_connection(database_url, differences) == []
+
+
+def test_the_version_before_limits_goes_on(database_url):
+    """What it writes and reads of keys is whole on the new schema, and going back keeps its keys."""
+    Store(database_url).migrate()
+    now = "'2026-01-01 00:00:00+00'"
+    columns = (
+        "id, account_id, name, prefix, hash, role, created_at, requests, prompt_tokens, completion_tokens"
+    )
+
+    def old(connection):
+        connection.exec_driver_sql(f"INSERT INTO accounts VALUES ('a', 'a@localhost', {now})")
+        values = f"'k', 'a', 'n', '01234567', 'h', 'owner', {now}, 1, 2, 3"
+        connection.exec_driver_sql(f"INSERT INTO api_keys ({columns}) VALUES ({values})")
+
+    def read(connection):
+        found = connection.exec_driver_sql("SELECT id, name, requests FROM api_keys")
+        return [tuple(row) for row in found]
+
+    on_connection(database_url, old)
+    Database(database_url).alembic(lambda config: command.downgrade(config, "0011"))
+    assert on_connection(database_url, read) == [("k", "n", 1)]
+    Store(database_url).migrate()
+    assert on_connection(database_url, read) == [("k", "n", 1)]
 
 
 def test_behaviours_can_be_undone_alone(database_url):

@@ -16,11 +16,17 @@ from fastapi.responses import JSONResponse
 from server import keys
 from server.auth import Authentication, KeyRing
 from server.errors import NotFound, SteersmanError, render
+from server.limits import RateLimits
 from server.routes.keys import router
+from server.settings import Settings
 from server.store import DEFAULT_ACCOUNT, Store
 from server.usage import Usage, UsageMeter
 
 ROOT = Path(__file__).parents[2]
+
+
+SETTINGS = Settings(Path("/nowhere"), "", requests_per_minute=60)
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 
 
 class Models:
@@ -40,7 +46,7 @@ async def client(store):
     app.add_exception_handler(SteersmanError, show)
     keyring = KeyRing(store.find_key, ttl=60)
     app.state.steersman = SimpleNamespace(
-        store=store, keyring=keyring, meter=UsageMeter(), models=Models(), settings=None
+        store=store, keyring=keyring, meter=UsageMeter(), models=Models(), settings=SETTINGS
     )
     key = await store.first_key()
     transport = httpx.ASGITransport(Authentication(app, keyring, lambda method, outcome: None))
@@ -59,7 +65,7 @@ async def show(request, error):
 async def test_a_made_key_works_until_it_is_revoked(client):
     """POST returns the plain key once, it opens at once, and DELETE closes it at once despite the cache."""
     made = (await client.post("/auth/api-keys", json={"name": "laptop"})).json()
-    assert set(made) == {"api_key", "id", "name", "role"}
+    assert set(made) == {"api_key", "id", "name", "role", *LIMITS}
     assert re.fullmatch(r"ax_[0-9a-f]{48}", made["api_key"])
     theirs = {"x-api-key": made["api_key"]}
     verified = await client.get("/auth/verify-key", headers=theirs)
@@ -87,12 +93,64 @@ async def test_listed_keys_are_masked(client):
     await client.delete(f"/auth/api-keys/{gone['id']}")
     response = await client.get("/auth/api-keys")
     first, second = response.json()
-    assert set(second) == {"id", "key", "masked", "name", "selected_model", "role", "created_at", "last_used"}
+    told = {"id", "key", "masked", "name", "selected_model", "role", "created_at", "last_used"}
+    assert set(second) == {*told, *LIMITS}
     assert first["name"] == "first key"
     assert second["key"] == second["masked"] == made["api_key"][:11] + "…"
     assert second["last_used"] is None
     assert re.match(r"\d{4}-\d\d-\d\dT.*(Z|\+00:00)$", second["created_at"])
     assert made["api_key"][11:] not in response.text
+
+
+async def test_limits_are_made_changed_and_listed(client):
+    """What is given is kept, what is absent stays, null takes away; the key's requests know it at once."""
+    made = (await client.post("/auth/api-keys", json={"requests_per_minute": 5})).json()
+    assert [made[name] for name in LIMITS] == [5, None, None]
+    path = f"/auth/api-keys/{made['id']}"
+    changed = await client.patch(path, json={"tokens_per_minute": 100, "concurrent_requests": 0})
+    assert [changed.json()[name] for name in LIMITS] == [5, 100, 0]
+    await client.patch(path, json={"tokens_per_minute": None})
+    [_, item] = (await client.get("/auth/api-keys")).json()
+    assert [item[name] for name in LIMITS] == [5, None, 0]
+    principal = await client.state.keyring.principal(made["api_key"])
+    assert principal.rates == RateLimits(5, None, 0)
+
+
+@pytest.mark.parametrize("value", [-1, 2**31, 1.5, "5", True])
+@pytest.mark.parametrize("name", LIMITS)
+async def test_a_limit_is_a_whole_number(client, name, value):
+    """What is none is refused by its field, when a key is made and when it is changed."""
+    key_id = (await client.get("/auth/verify-key")).json()["id"]
+    for method, path in (("POST", "/auth/api-keys"), ("PATCH", f"/auth/api-keys/{key_id}")):
+        refused = await client.request(method, path, json={name: value})
+        assert refused.status_code == 422
+        assert refused.json()["detail"][0]["loc"] == ["body", name]
+
+
+async def test_a_change_of_limits_names_one(client):
+    """An empty change, an unknown field and an unknown key are refused."""
+    key_id = (await client.get("/auth/verify-key")).json()["id"]
+    assert (await client.patch(f"/auth/api-keys/{key_id}", json={})).status_code == 422
+    assert (await client.patch(f"/auth/api-keys/{key_id}", json={"burst": 1})).status_code == 422
+    assert (await client.patch("/auth/api-keys/x", json={LIMITS[0]: 1})).status_code == 404
+
+
+async def test_who_is_limited_lifts_no_limits(client):
+    """A limited key neither makes keys nor changes any; only the operator goes beyond the server's limits."""
+    made = (await client.post("/auth/api-keys", json={"requests_per_minute": 5})).json()
+    theirs = {"x-api-key": made["api_key"]}
+    for method, path in (("POST", "/auth/api-keys"), ("PATCH", f"/auth/api-keys/{made['id']}")):
+        refused = await client.request(method, path, json={LIMITS[0]: 100}, headers=theirs)
+        assert (refused.status_code, "has limits" in refused.json()["detail"]) == (403, True)
+    async with client.state.store.database.writing() as connection:
+        await connection.exec_driver_sql(
+            "INSERT INTO accounts VALUES ('other', 'other@localhost', '2026-01-01 00:00:00+00')"
+        )
+    other = {"x-api-key": (await client.state.store.create_key("other", None)).key}
+    for value, status in ((0, 403), (61, 403), (60, 200), (None, 200)):
+        answer = await client.post("/auth/api-keys", json={LIMITS[0]: value}, headers=other)
+        assert answer.status_code == status, value
+        assert (await client.post("/auth/api-keys", json={LIMITS[0]: value})).status_code == 200
 
 
 async def test_keys_of_other_accounts_are_out_of_reach(client):
@@ -158,6 +216,7 @@ async def test_balance_is_usage_to_the_last_request(client):
     [
         ("GET", "/auth/api-keys"),
         ("POST", "/auth/api-keys"),
+        ("PATCH", "/auth/api-keys/x"),
         ("DELETE", "/auth/api-keys/x"),
         ("POST", "/auth/api-keys/set-model"),
         ("GET", "/auth/api-keys/balance"),
@@ -205,6 +264,24 @@ def test_the_command_makes_lists_and_revokes(steersman):
     assert (item["key"], item["requests"]) == (key[:11] + "…", 0)
     status, _, err = steersman("revoke", key[:9])
     assert (status, "No key in force" in err) == (1, True)
+
+
+def test_the_command_limits(steersman):
+    """Limits are given when a key is made and changed by its id; what is not given stays."""
+    steersman("create", "--requests-per-minute", "60", "--concurrent-requests", "0")
+    [item] = json.loads(steersman("list", "--json")[1])
+    assert [item[name] for name in LIMITS] == [60, None, 0]
+    status, out, _ = steersman(
+        "limit", item["id"], "--tokens-per-minute", "100", "--requests-per-minute", "none"
+    )
+    assert (status, "100 tokens/min,any at once" in out) == (0, True)
+    [item] = json.loads(steersman("list", "--json")[1])
+    assert [item[name] for name in LIMITS] == [None, 100, 0]
+    assert "100 tokens/min,any at once" in steersman("list")[1]
+    assert steersman("limit", item["id"])[0] == 1
+    for wrong in ("-1", "1.5", "many", str(2**31)):
+        with pytest.raises(SystemExit):
+            steersman("limit", item["id"], f"--tokens-per-minute={wrong}")
 
 
 def test_a_key_is_revoked_by_its_id(steersman):

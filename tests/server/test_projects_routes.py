@@ -1,5 +1,6 @@
 """/projects, and the header that chooses one, behind the real authentication."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -14,6 +15,7 @@ from server.policies import Policies
 from server.projects import Projects
 from server.routes import keys, projects
 from server.served_models import ServedModels
+from server.settings import Settings
 from tests.server.apps import routes_alone
 
 
@@ -34,6 +36,7 @@ async def world(store):
     directory = Directory(models, Projects(store.database), Aliases(store.database))
     app = routes_alone(projects.router, keys.router)
     app.state.steersman = SimpleNamespace(
+        settings=Settings(Path("/nowhere"), ""),
         directory=directory,
         projects=directory.projects,
         keyring=keyring,

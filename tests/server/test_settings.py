@@ -26,6 +26,11 @@ FLAGS = {
     "embeddings_seconds": ("5", 5.0),
     "embeddings_at_once": ("3", 3),
     "metric_tenants": ("lab,shop lab", ("lab", "shop")),
+    "requests_per_minute": ("60", 60),
+    "tokens_per_minute": ("5000", 5000),
+    "concurrent_requests": ("4", 4),
+    "max_queue": ("32", 32),
+    "max_queue_seconds": ("2.5", 2.5),
 }
 VARIABLES = {
     "home": ("/variable", Path("/variable")),
@@ -45,6 +50,11 @@ VARIABLES = {
     "embeddings_seconds": ("6.5", 6.5),
     "embeddings_at_once": ("4", 4),
     "metric_tenants": ("lab", ("lab",)),
+    "requests_per_minute": ("61", 61),
+    "tokens_per_minute": ("5001", 5001),
+    "concurrent_requests": ("5", 5),
+    "max_queue": ("33", 33),
+    "max_queue_seconds": ("3.5", 3.5),
 }
 
 

@@ -9,17 +9,21 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
+from policies.steering import SteeringEntry
 from server.auth import Authentication, KeyRing
+from server.errors import NotFound
 from server.jobs import Jobs
+from server.residency import Residency
 from server.routes import steering_vectors
 from server.routes.steering_vectors import router
-from server.steering import SteeredModel
-from server.store import DEFAULT_ACCOUNT
+from server.steering import SteeredModel, Steering
+from server.store import DEFAULT_ACCOUNT, Store
 from server.vectors import NewVector, Vectors
 from steering import files
 from steering.files import Format, read_vector, write_vector
 from steering.vector import Layer, Probe, SteeringVector
 from tests.server.apps import routes_alone
+from tests.server.steering_world import Engine
 
 MODEL = SteeredModel("org/model", "f" * 64, layers=24, width=3, norms=np.arange(1, 25, dtype=np.float32))
 FLAT = {"11": [0.5, -1, 2], "12": [1, 0, 0]}
@@ -407,3 +411,35 @@ async def test_the_upload_is_documented(client):
     content = app.openapi()["paths"]["/steering/vectors"]["post"]["requestBody"]["content"]
     assert "vector" in content["application/json"]["schema"]["properties"]
     assert {"application/octet-stream", "application/gguf", "application/x-safetensors"} < set(content)
+
+
+async def test_a_vector_of_one_replica_is_usable_on_another(client, store, database_url):
+    """At once when it is new, though it was asked for in vain before; within 2 s when it is gone."""
+    second, now = Store(database_url), [100.0]
+    stored, engine = Vectors(second.database), Engine()
+    stored._recent._clock = lambda: now[0]
+    steering = Steering(engine, stored, None, Residency(engine, 64, 0.0), MODEL, safe_dose=9, max_dose=9)
+    other = routes_alone(router)
+    other.state.steersman = SimpleNamespace(vectors=stored, steered_model=MODEL, models=None)
+    ring = KeyRing(second.find_key, ttl=60)
+    transport = httpx.ASGITransport(Authentication(other, ring, lambda *_: None))
+
+    async def applied(vector_id):
+        entries = {"steering": SteeringEntry(vector_id=vector_id)}
+        (await steering.apply(entries, DEFAULT_ACCOUNT)).release()
+
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=dict(client.headers)
+    ) as replica:
+        with pytest.raises(NotFound):
+            await applied("made-here")
+        vector_id = (await upload(client))["id"]
+        assert (await replica.get(f"/steering/vectors/{vector_id}")).json()["id"] == vector_id
+        await applied(vector_id)
+        assert engine.resident
+        await client.delete(f"/steering/vectors/{vector_id}")
+        assert (await replica.get(f"/steering/vectors/{vector_id}")).status_code == 404
+        now[0] += 2
+        with pytest.raises(NotFound):
+            await applied(vector_id)
+    await second.close()

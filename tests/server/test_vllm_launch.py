@@ -22,10 +22,19 @@ def threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def completed(tmp_path, *flags):
+def completed(tmp_path, *flags, **settings):
     args = _parse(["model", *flags])
-    _complete(args, Settings(tmp_path, "sqlite://"))
+    _complete(args, Settings(tmp_path, "sqlite://", **settings))
     return args
+
+
+def test_the_queue_is_vllm_s_own(tmp_path):
+    """--max-queue is --max-num-queued-reqs, which stays as it is without; two numbers are refused."""
+    assert completed(tmp_path).max_num_queued_reqs is None
+    assert completed(tmp_path, max_queue=9).max_num_queued_reqs == 9
+    assert completed(tmp_path, "--max-num-queued-reqs", "5").max_num_queued_reqs == 5
+    with pytest.raises(SystemExit, match="give one of them"):
+        completed(tmp_path, "--max-num-queued-reqs", "5", max_queue=9)
 
 
 def test_drafts_are_scheduled_in_step_with_the_host(tmp_path):
