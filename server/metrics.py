@@ -63,6 +63,9 @@ INTERACTIONS_DROPPED = Counter(
     "Chat completions missing from the interaction log: stored unasked while it was full, or by a defect.",
     ["reason"],
 )
+DATABASE_FAILURES = Counter(
+    "steersman_database_failures", "Transactions that failed because the database did not answer."
+)
 BUILD_INFO = Gauge(
     "steersman_build_info", "1, labelled with what runs.", ["version", "vllm"], multiprocess_mode="max"
 )

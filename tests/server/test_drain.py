@@ -71,12 +71,13 @@ AXIONIC = {"detail": "the server is shutting down"}
     [("/v1/completions", {"error": OPENAI}), ("/generate", AXIONIC), ("/health", AXIONIC)],
 )
 async def test_new_requests_are_refused_meanwhile(path, body):
-    """503 in the shape of the path, with retry-after; /metrics still answers."""
+    """503 in the shape of the path, with retry-after and the router's mark; /metrics still answers."""
     drain, engine = Drain(), Engine()
     request = Request(drain)
     stopping = await request.outlasts(drain.before(engine.shutdown, request.cut), 30)
     refused = await request.client.post(path)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    assert refused.headers["x-steersman-draining"] == "1"
     assert refused.json() == body
     assert (await request.client.get("/metrics")).status_code == 200
     request.status.set_result(200)

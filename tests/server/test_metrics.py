@@ -49,6 +49,7 @@ OURS = (
     metrics.SANDBOX_IDLE,
     metrics.OBSERVED_DROPPED,
     metrics.INTERACTIONS_DROPPED,
+    metrics.DATABASE_FAILURES,
     metrics.BUILD_INFO,
 )
 
