@@ -115,6 +115,12 @@ OVERVIEW = Dashboard(
                 {"{{instance}}": f'process_resident_memory_bytes{{job="steersman",{OURS}}}'},
                 unit="bytes",
             ),
+            Panel(
+                "Transactions without a database",
+                {"{{instance}}": rate("steersman_database_failures_total", OURS, "instance")},
+                unit="ops",
+                description="The database did not answer; what was in use goes on for ten minutes.",
+            ),
         ],
     },
 )
