@@ -71,7 +71,7 @@ AXIONIC = {"detail": "the server is shutting down"}
     [("/v1/completions", {"error": OPENAI}), ("/generate", AXIONIC), ("/health", AXIONIC)],
 )
 async def test_new_requests_are_refused_meanwhile(path, body):
-    """503 in the shape of the path, with retry-after and the router's mark; /metrics still answers."""
+    """503 in the shape of the path, with retry-after; /metrics still answers."""
     drain, engine = Drain(), Engine()
     request = Request(drain)
     stopping = await request.outlasts(drain.before(engine.shutdown, request.cut), 30)

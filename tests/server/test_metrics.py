@@ -47,9 +47,9 @@ OURS = (
     metrics.SANDBOX_RUNS,
     metrics.SANDBOX_SECONDS,
     metrics.SANDBOX_IDLE,
+    metrics.DATABASE_FAILURES,
     metrics.OBSERVED_DROPPED,
     metrics.INTERACTIONS_DROPPED,
-    metrics.DATABASE_FAILURES,
     metrics.BUILD_INFO,
 )
 
