@@ -156,15 +156,15 @@ def autoencoder(server, client) -> str:
     return small_autoencoder(client, server.home)
 
 
-def small_autoencoder(client: httpx.Client, home: Path, *, pairs: int = 30, passes: int = 20) -> str:
+def small_autoencoder(client: httpx.Client, home: Path) -> str:
     """Its name; it lies under `home`, which is that of the server asked for its states."""
     model = client.get("/saes").json()["model"]
     layer, name = model["layers"] * 2 // 3, "tests"
-    texts = [pair[field] for pair in PAIRS[:pairs] for field in ("positive_answer", "negative_answer")]
+    texts = [pair[field] for pair in PAIRS[:30] for field in ("positive_answer", "negative_answer")]
     response = client.post("/sae/states", json={"texts": texts, "layer": layer}, timeout=240)
     assert response.status_code == 200, response.text
     rows = load(response.content)["states"]
-    options = train.Options(len(rows), latents=256, active=16, passes=passes)
+    options = train.Options(len(rows), latents=256, active=16, passes=20)
     ranked = train.fit(train.skipping(lambda: [rows]), options, f"blocks.{layer}.hook_resid_post")
     sae = train.with_threshold(ranked, rows)
     quality = measure(sae, [rows])

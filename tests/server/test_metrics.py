@@ -27,6 +27,7 @@ CONTRACT = {
     "steersman_sandbox_runs_total": ("counter", ["outcome"]),
     "steersman_sandbox_seconds": ("histogram", []),
     "steersman_sandbox_idle": ("gauge", []),
+    "steersman_database_failures_total": ("counter", []),
     "steersman_observed_dropped_total": ("counter", []),
     "steersman_interactions_dropped_total": ("counter", ["reason"]),
     "steersman_build_info": ("gauge", ["version", "vllm"]),
