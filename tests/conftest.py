@@ -156,7 +156,7 @@ def autoencoder(server, client) -> str:
     return small_autoencoder(client, server.home)
 
 
-def small_autoencoder(client: httpx.Client, home: Path) -> str:
+def small_autoencoder(client: httpx.Client, home: Path, *, passes: int = 20) -> str:
     """Its name; it lies under `home`, which is that of the server asked for its states."""
     model = client.get("/saes").json()["model"]
     layer, name = model["layers"] * 2 // 3, "tests"
@@ -164,7 +164,7 @@ def small_autoencoder(client: httpx.Client, home: Path) -> str:
     response = client.post("/sae/states", json={"texts": texts, "layer": layer}, timeout=240)
     assert response.status_code == 200, response.text
     rows = load(response.content)["states"]
-    options = train.Options(len(rows), latents=256, active=16, passes=20)
+    options = train.Options(len(rows), latents=256, active=16, passes=passes)
     ranked = train.fit(train.skipping(lambda: [rows]), options, f"blocks.{layer}.hook_resid_post")
     sae = train.with_threshold(ranked, rows)
     quality = measure(sae, [rows])

@@ -149,7 +149,7 @@ def test_what_is_made_on_one_replica_works_on_the_other(world):
     vector = upload(world.a, noise(1), name="shared")
     assert within(SEEN_SECONDS, lambda: chat(world.b, steering_vector_id=vector).is_success) < 2
 
-    small_autoencoder(world.a, world.replicas.servers[0].home)
+    small_autoencoder(world.a, world.replicas.servers[0].home, passes=6)
     asked = {"behavior_name": "shared", "steering_vector_id": vector, **pairs_body(16)}
     behaviour = world.a.post("/behaviors/create", json=asked)
     assert behaviour.is_success, behaviour.text
@@ -197,7 +197,7 @@ def used(client: httpx.Client) -> int:
     return int(client.get("/auth/api-keys/balance").json()["requests"])
 
 
-def test_a_stopped_replica_fails_no_request(world, record_property):
+def test_a_stopped_replica_fails_no_request(world):
     """SIGTERM under load, streams and sessions among it: each answer comes whole, from the one that drains
     or from the other; afterwards it takes its share again."""
     first = world.replicas.servers[0]
@@ -208,7 +208,7 @@ def test_a_stopped_replica_fails_no_request(world, record_property):
         assert first.process.wait(DRAIN_SECONDS + 15) == 0
         drained = time.monotonic() - began
         time.sleep(3)
-    record_property("drain_seconds", round(drained, 2))
+    print(f"drained in {drained:.1f} s beside {len(load.asked)} requests")
     assert load.problems() == []
     assert load.since(began + drained) > 0
     assert drained < DRAIN_SECONDS
@@ -217,7 +217,7 @@ def test_a_stopped_replica_fails_no_request(world, record_property):
     within(10, lambda: world.routed.get("/v1/models").is_success and answered(world.a) > before)
 
 
-def test_a_killed_replica_loses_no_request(world, record_property):
+def test_a_killed_replica_loses_no_request(world):
     """SIGKILL under load: OpenAI's client, as it comes, gets every answer that is not a stream; seconds
     later nothing fails any more."""
     second = world.replicas.servers[1]
@@ -226,10 +226,10 @@ def test_a_killed_replica_loses_no_request(world, record_property):
         stop_at_once(second)
         killed = time.monotonic()
         time.sleep(10)
-    record_property("failed_first", len(load.failed_first))
     late = [moment - killed for moment in load.failed_first]
     late += [each.ended - killed for each in load.asked if each.problem]
-    record_property("well_after_seconds", round(max(late, default=0.0), 2))
+    print(f"{len(load.failed_first)} answers of {len(load.asked)} failed first, {load.problems()} for good;")
+    print(f"all went well again after {max(late, default=0.0):.1f} s")
     assert load.problems(streamed=False) == []
     assert len(load.problems(streamed=True)) <= 4  # one for each client that streams: what it was reading
     assert max(late, default=0.0) < 4

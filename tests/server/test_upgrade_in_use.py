@@ -15,7 +15,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, MetaData, Table, types
+from sqlalchemy import Column, MetaData, Table, text, types
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from server.database import Database
@@ -139,6 +139,27 @@ async def _upgraded(engine: AsyncEngine, database: Database, revision: str) -> N
     await migrating
     await server.turn()
     assert server.turns >= 3
+
+
+async def test_a_migration_gives_way_to_a_long_transaction(postgres, caplog):
+    """While somebody reads for long what it is to change, it holds nobody up for longer than a moment, and
+    is done as soon as it can be."""
+    name = f"upgrade_{uuid.uuid4().hex}"
+    postgres.psql(f"CREATE DATABASE {name}")
+    database = Database(postgres.get_uri(database=name))
+    await asyncio.to_thread(database.alembic, lambda config: command.upgrade(config, "0010"))
+    async with database.reading() as reader:
+        await reader.execute(text("SELECT * FROM interactions"))
+        migrating = asyncio.create_task(asyncio.to_thread(database.migrate))
+        while "in use" not in caplog.text:
+            async with database.writing() as other, asyncio.timeout(2):
+                await other.execute(text("SELECT * FROM interactions"))
+            await asyncio.sleep(0.05)
+        assert not migrating.done()
+    await asyncio.wait_for(migrating, 10)
+    async with database.reading() as connection:
+        await connection.execute(text("SELECT stored_at FROM interactions"))
+    await database.close()
 
 
 def test_there_are_migrations_to_look_at():
