@@ -45,6 +45,24 @@ look() { # NAME UID
         ! command -v gcc && ! command -v make && command -v steersman && command -v bwrap"
 }
 
+answers() { # NAME: its server starts, completes a text for its first key, and stops well when told to
+    inside "$1" 'steersman serve --port 18099 --max-model-len 1024 --kv-cache-memory-bytes 134217728 >/tmp/log 2>&1 &
+        until grep -q "Steersman is ready" /tmp/log; do
+            kill -0 $! 2>/dev/null || { tail -50 /tmp/log >&2; exit 1; }
+            sleep 0.5
+        done
+        KEY=$(sed -n "s/^API key (shown once): //p" /tmp/log) python3 - <<PYTHON
+import json, os
+from urllib.request import Request, urlopen
+asked = {"prompt": "One, two, three,", "max_tokens": 4, "temperature": 0}
+headers = {"authorization": "Bearer " + os.environ["KEY"], "content-type": "application/json"}
+answer = urlopen(Request("http://127.0.0.1:18099/v1/completions", json.dumps(asked).encode(), headers))
+print("It answers:", json.load(answer)["choices"][0]["text"])
+PYTHON
+        kill -TERM $!
+        wait $!'
+}
+
 # Limits of open files and processes cannot be raised without the right to.
 printf '[containers]\ndefault_ulimits = ["nofile=20000:20000", "nproc=30000:30000"]\n' >"$CONTAINERS_CONF"
 cp -r deploy pyproject.toml README.md LICENSE server policies processors steering .dockerignore "$WORK/context/"
@@ -58,4 +76,6 @@ build cpu
 look cpu 10001
 # The whole program is there: it opens a database, and finds the embedded model without asking an index.
 inside cpu 'steersman --version && steersman keys create --name try >/dev/null && PIP_NO_INDEX=1 steersman model prepare'
+answers cpu
+store images --format '{{.Name}}:{{.Tag}} {{.Size}}'
 echo "Both images are built: $WORK"

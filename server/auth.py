@@ -18,9 +18,10 @@ from typing import Literal, NamedTuple
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import Forbidden, SteersmanError, Unauthenticated
+from server.errors import Forbidden, SteersmanError, Unauthenticated, Unavailable
 from server.limits import NO_LIMITS, RateLimits
 from server.operator_routes import is_operators
+from server.recent import OUTAGE_SECONDS, PATIENCE_SECONDS
 from server.refusal import refuse, route_path
 from server.roles import Role
 
@@ -103,7 +104,8 @@ class _Known:
 class KeyRing:
     """Keys seen in the last `ttl` seconds; a key revoked by another process lives that much longer here.
 
-    Only hits are kept, so that a key works as soon as it exists and guesses cannot fill the memory.
+    Only hits are kept, so that a key works as soon as it exists and guesses cannot fill the memory. While the
+    database does not answer, those in use go on for OUTAGE_SECONDS, unless this process revoked them.
     """
 
     def __init__(
@@ -120,11 +122,23 @@ class KeyRing:
 
     async def principal(self, key: str) -> Principal | None:
         """None for a key that is malformed, unknown or revoked. Raises Unavailable from the store."""
-        digest = key_digest(key)
+        digest, now = key_digest(key), self._clock()
         known = self._known.get(key_prefix(key))
-        if known is not None and known.expires > self._clock() and hmac.compare_digest(known.digest, digest):
+        if known is not None and not hmac.compare_digest(known.digest, digest):
+            known = None
+        if known is not None and now < known.expires:
             return known.principal
-        return await self._load(key, digest) if is_key(key) else None
+        if not is_key(key):
+            return None
+        if known is None or now >= known.expires + OUTAGE_SECONDS:
+            return await self._load(key, digest)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await self._load(key, digest)
+        except (Unavailable, TimeoutError) as error:
+            if self._known.get(key_prefix(key)) is known:
+                return known.principal
+            raise Unavailable("The database does not answer.", retry_after=1) from error
 
     def forget(self, key_id: str) -> None:
         """Ask the store again at the next use: call it after the key's record has changed."""
@@ -144,18 +158,32 @@ class KeyRing:
         task = self._loading.get(digest)
         if task is None:
             task = self._loading[digest] = asyncio.create_task(self._find_and_keep(key, digest))
+            task.add_done_callback(_heard)
         return await asyncio.shield(task)
 
     async def _find_and_keep(self, key: str, digest: str) -> Principal | None:
         expires = self._clock() + self._ttl
         try:
             principal = await self._find(key)
-            if principal is not None and self._loading.get(digest) is asyncio.current_task():
+            if principal is None:
+                self._lose(key_prefix(key), digest)
+            elif self._loading.get(digest) is asyncio.current_task():
                 self._known[key_prefix(key)] = _Known(digest, principal, expires)
             return principal
         finally:
             if self._loading.get(digest) is asyncio.current_task():
                 del self._loading[digest]
+
+    def _lose(self, prefix: str, digest: str) -> None:
+        known = self._known.get(prefix)
+        if known is not None and hmac.compare_digest(known.digest, digest):
+            del self._known[prefix]
+
+
+def _heard(task: asyncio.Task[Principal | None]) -> None:
+    """Its failure is nobody's where all who waited have left; asyncio would complain of it."""
+    if not task.cancelled():
+        task.exception()
 
 
 _OPEN_PATHS = frozenset(

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.errors import InvalidRequest, Unavailable
+from server.metrics import DATABASE_FAILURES
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
+_LOCKED_OUT = frozenset({"55P03", "40P01"})  # lock_not_available, deadlock_detected
+_MIGRATION_TRIES, _PAUSE_SECONDS = 60, 1.0
+_CONNECT_SECONDS = 5.0  # a host that is gone does not refuse, it is silent
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any constant does; PostgreSQL's advisory locks are numbers that the applications of a database agree on.
 _ADVISORY_LOCK = text("SELECT pg_advisory_xact_lock(7305219461)")
@@ -67,7 +72,11 @@ class Database:
     def __init__(self, written: str) -> None:
         self.url = database_url(written)
         # A server may close a connection that waits in the pool, a file does not.
-        self._engine = _engine(self.url, pool_pre_ping=not self._is_sqlite)
+        self._engine = (
+            _engine(self.url)
+            if self._is_sqlite
+            else _engine(self.url, pool_pre_ping=True, connect_args={"timeout": _CONNECT_SECONDS})
+        )
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -114,10 +123,19 @@ class Database:
         return Migrated(*told)
 
     def alembic(self, action: Callable[[Config], None]) -> None:
-        """Run an Alembic command in one transaction, alone."""
+        """Run an Alembic command in one transaction, alone; again where servers held what it changes."""
         # SQLite's own lock is waited for ten seconds at most, and not at all while the journal mode changes.
         with _translated(), _file_lock(self.url) if self._is_sqlite else nullcontext():
-            asyncio.run(self._alembic(action))
+            for left in reversed(range(_MIGRATION_TRIES)):
+                try:
+                    asyncio.run(self._alembic(action))
+                except DBAPIError as error:
+                    if not left or _state(error) not in _LOCKED_OUT:
+                        raise
+                    logger.warning("The tables that are to be changed are in use; trying again")
+                    time.sleep(_PAUSE_SECONDS)
+                else:
+                    return
 
     @property
     def _is_sqlite(self) -> bool:
@@ -139,6 +157,7 @@ class Database:
         try:
             async with engine.execution_options(write=True).begin() as connection:
                 await _lock(connection)
+                await _yield_to_servers(connection)
                 await connection.run_sync(act)
         finally:
             await engine.dispose()
@@ -188,6 +207,13 @@ async def _lock(connection: AsyncConnection) -> None:
         await connection.execute(_ADVISORY_LOCK)
 
 
+async def _yield_to_servers(connection: AsyncConnection) -> None:
+    """Give up a table that servers use before PostgreSQL looks for deadlocks, a second later, and ends one of
+    their transactions; and before all that come after it have queued for long."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+
+
 @contextmanager
 def _file_lock(url: URL) -> Iterator[None]:
     path = Path(f"{url.database}.lock")
@@ -208,6 +234,7 @@ def _translated() -> Iterator[None]:
             raise InvalidRequest(
                 "The database cannot hold this text: it is too long or not UTF-8."
             ) from error
+        DATABASE_FAILURES.inc()
         # Clients are not told which host refused what; the operator is.
         logger.warning("The database does not answer: %s", error)
         raise Unavailable("The database does not answer.", retry_after=1) from error
@@ -215,5 +242,9 @@ def _translated() -> Iterator[None]:
 
 def _is_data_error(error: Exception) -> bool:
     """Class 22 of the SQL standard's states, which asyncpg's errors carry; SQLite holds any text."""
-    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
-    return state is not None and state.startswith("22")
+    return isinstance(error, DBAPIError) and (_state(error) or "").startswith("22")
+
+
+def _state(error: DBAPIError) -> str | None:
+    """PostgreSQL's code of what went wrong."""
+    return getattr(error.orig, "sqlstate", None)

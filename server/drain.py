@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,6 +14,8 @@ from server.refusal import refuse, route_path
 
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 5
+# Nothing was done for the request: a router may give it to another replica, whatever it asks.
+_REFUSED = MappingProxyType({"x-steersman-draining": "1"})
 # Of the limit, at most this is kept for telling clients that their requests were cut.
 _LAST_SECONDS = 2.0
 # What watches the server is answered to the end: a drain must not look like a death.
@@ -74,7 +77,7 @@ class Draining:
             await self.app(scope, receive, send)
         elif self.drain.stopping:
             error = Unavailable("the server is shutting down", retry_after=_RETRY_SECONDS)
-            await refuse(scope, receive, send, error, close=True)
+            await refuse(scope, receive, send, error, close=True, headers=_REFUSED)
         else:
             self.drain.open += 1
             try:

@@ -99,6 +99,9 @@ SANDBOX_SECONDS = Histogram(
     buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 SANDBOX_IDLE = Gauge("steersman_sandbox_idle", "Sandboxes that wait for code.", multiprocess_mode="livesum")
+DATABASE_FAILURES = Counter(
+    "steersman_database_failures", "Transactions that failed because the database did not answer."
+)
 OBSERVED_DROPPED = Counter(
     "steersman_observed_dropped", "Calls that /observability/requests lacks, since too many came at once."
 )

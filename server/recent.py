@@ -1,9 +1,17 @@
-"""What was read from the database a moment ago."""
+"""What was read from the database a moment ago, or before it went away."""
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+
+from server.errors import NotFound, Unavailable
+
+# While the database is away, or does not answer in time, what was read before holds for so long: a restart or
+# a failover of it stops no request whose key, vectors and names were in use.
+OUTAGE_SECONDS = 600.0
+PATIENCE_SECONDS = 1.0
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -12,7 +20,8 @@ Value = TypeVar("Value")
 class Recent(Generic[Key, Value]):
     """Values read in the last `seconds`: what another process changes is seen that much later.
 
-    Only hits are kept, so that what was just made is found at once, and the latest `limit` of them.
+    Only hits are kept, so that what was just made is found at once, and the latest `limit` of them. They hold
+    for OUTAGE_SECONDS more where the database does not answer.
     """
 
     def __init__(
@@ -23,14 +32,29 @@ class Recent(Generic[Key, Value]):
         self._changes = 0
 
     async def get(self, key: Key, read: Callable[[], Awaitable[Value | None]]) -> Value | None:
-        expires, value = self._known.get(key, (0.0, None))
+        """Raises what `read` does; Unavailable only where nothing is known."""
+        expires, known = self._known.get(key, (0.0, None))
         now = self._clock()
-        if value is not None and now < expires:
-            return value
+        if known is not None and now < expires:
+            return known
         changes = self._changes
-        value = await read()
+        holds = known is not None and now < expires + OUTAGE_SECONDS
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS if holds else None):
+                value = await read()
+        except (Unavailable, TimeoutError) as error:
+            if holds and changes == self._changes:
+                return known
+            if holds and isinstance(error, TimeoutError):
+                raise Unavailable("The database does not answer.", retry_after=1) from error
+            raise
+        except NotFound:
+            self._known.pop(key, None)
+            raise
+        if value is None:
+            self._known.pop(key, None)
         # A read that began before a change may have seen what was there before it.
-        if value is not None and changes == self._changes:
+        elif changes == self._changes:
             self._known[key] = now + self._seconds, value
             self._known.move_to_end(key)
             if len(self._known) > self._limit:

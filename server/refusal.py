@@ -1,5 +1,8 @@
 """An error as a response: for the app's exception handlers, and for middlewares that answer in its place."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -21,14 +24,24 @@ def refusal(scope: Scope, error: SteersmanError) -> JSONResponse:
     return JSONResponse(rendered.body, rendered.status, headers=rendered.headers)
 
 
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
 async def refuse(
-    scope: Scope, receive: Receive, send: Send, error: SteersmanError, *, close: bool = False
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    error: SteersmanError,
+    *,
+    close: bool = False,
+    headers: Mapping[str, str] = _NONE,
 ) -> None:
-    """Answer with `error`; `close` has the client not use the connection again."""
+    """Answer with `error`, and `headers`; `close` has the client not use the connection again."""
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": error.message})
         return
     response = refusal(scope, error)
+    response.headers.update(headers)
     if close:
         response.headers["connection"] = "close"
     await response(scope, receive, send)

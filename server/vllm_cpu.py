@@ -1,6 +1,7 @@
 """vLLM on a CPU: the defaults it needs there, and one process where vLLM would run two."""
 
 import os
+import shutil
 import sys
 from argparse import Namespace
 
@@ -29,6 +30,13 @@ def complete(args: Namespace) -> None:
     """What follows from the flags on a CPU."""
     if args.enable_chunked_prefill:
         sys.exit("--enable-chunked-prefill: on a CPU, vLLM's engine dies of a seeded request's second chunk")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        if args.steersman_compile:
+            sys.exit(f"--compile: no C++ compiler is here; {compiler} (or what CXX names) is needed")
+        # In eager mode too vLLM has torch compile parts of its sampler, and its engine dies of the first
+        # request for log-probabilities where that cannot be.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if not args.steersman_compile:
         args.enforce_eager = True
     if args.dtype == "auto" and torch.backends.cpu.get_cpu_capability() == _WITHOUT_BFLOAT16:

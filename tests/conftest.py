@@ -33,6 +33,7 @@ OWN_SERVERS = (
     "test_accounts.py",
     "test_media.py",
     "test_embeddings.py",
+    "test_replicas.py",
 )  # files of tests/live that start servers themselves
 
 # How long an example takes says what else the machine does.
@@ -62,10 +63,14 @@ def free_port() -> int:
 
 
 def start_server(
-    home: Path, *flags: str, environ: dict[str, str] | None = None, database_url: str | None = None
+    home: Path,
+    *flags: str,
+    environ: dict[str, str] | None = None,
+    database_url: str | None = None,
+    port: int | None = None,
 ) -> LiveServer:
     """Run `steersman serve` with its data under `home` and wait until it is ready."""
-    port, log = free_port(), home / "server.log"
+    port, log = port or free_port(), home / "server.log"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "server", "serve", *flags]
     command += ["--port", str(port), "--host", "127.0.0.1"]
@@ -157,13 +162,18 @@ def client(server: LiveServer) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def autoencoder(server, client) -> str:
     """The name of a small one, trained on the server's own states of some answers."""
+    return small_autoencoder(client, server.home)
+
+
+def small_autoencoder(client: httpx.Client, home: Path, *, passes: int = 20) -> str:
+    """Its name; it lies under `home`, which is that of the server asked for its states."""
     model = client.get("/saes").json()["model"]
     layer, name = model["layers"] * 2 // 3, "tests"
     texts = [pair[field] for pair in PAIRS[:30] for field in ("positive_answer", "negative_answer")]
     response = client.post("/sae/states", json={"texts": texts, "layer": layer}, timeout=240)
     assert response.status_code == 200, response.text
     rows = load(response.content)["states"]
-    options = train.Options(len(rows), latents=256, active=16, passes=20)
+    options = train.Options(len(rows), latents=256, active=16, passes=passes)
     ranked = train.fit(train.skipping(lambda: [rows]), options, f"blocks.{layer}.hook_resid_post")
     sae = train.with_threshold(ranked, rows)
     quality = measure(sae, [rows])
@@ -183,5 +193,5 @@ def autoencoder(server, client) -> str:
         approximated=True,
         created_at="2026-01-01T00:00:00+00:00",
     )
-    write(server.home / "saes", StoredSae(card, sae, quality.density))
+    write(home / "saes", StoredSae(card, sae, quality.density))
     return name

@@ -125,6 +125,12 @@ OVERVIEW = Dashboard(
                 unit="bytes",
                 description="Not told where one server has several API processes.",
             ),
+            Panel(
+                "Transactions without a database",
+                {"{{instance}}": rate("steersman_database_failures_total", OURS, "instance")},
+                unit="ops",
+                description="The database did not answer; what was in use goes on for ten minutes.",
+            ),
         ],
         "Replicas": [
             Panel(

@@ -58,13 +58,16 @@ static_resources:
                             timeout: 0s
                             hash_policy: [{header: {header_name: {{ .Values.router.sessionHeader }}}}]
                             retry_policy: &retry
-                              retry_on: connect-failure,refused-stream
+                              # Only what no replica has begun: it cannot be reached, or says that it drains.
+                              retry_on: connect-failure,refused-stream,retriable-headers
+                              retriable_headers: [{name: x-steersman-draining, present_match: true}]
                               num_retries: 2
                               retry_host_predicate:
                                 - name: envoy.retry_host_predicates.previous_hosts
                                   typed_config:
                                     "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-                              host_selection_retry_max_attempts: 5
+                              # Of a session's ring the next ones are often the same host's again.
+                              host_selection_retry_max_attempts: 50
                         - match: {prefix: "/"}
                           route: {cluster: spread, timeout: 0s, retry_policy: *retry}
                 local_reply_config: # Envoy's own errors, in OpenAI's form

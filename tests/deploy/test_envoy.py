@@ -1,8 +1,5 @@
 """The chart's Envoy: its configuration as Envoy reads it, and two replicas behind a real one."""
 
-import json
-import socket
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -10,16 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-import yaml
 
 from tests.deploy.chart import only
-from tests.deploy.tools import run, tool
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.deploy.envoy import routing, wait
+from tests.deploy.tools import run
 
 
 class Replica:
@@ -28,6 +19,7 @@ class Replica:
     def __init__(self, name: str) -> None:
         replica = self
         self.name, self.draining, self.limited, self.failing, self.seen = name, False, False, False, 0
+        self.refusing = False
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -48,6 +40,8 @@ class Replica:
                 self.send_response(status)
                 self.send_header("x-replica", replica.name)
                 self.send_header("x-got", self.headers.get("x-request-id", ""))
+                if replica.refusing:
+                    self.send_header("x-steersman-draining", "1")
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -71,7 +65,7 @@ class Replica:
 
     @property
     def status(self) -> int:
-        if self.draining:
+        if self.draining or self.refusing:
             return 503
         return 429 if self.limited else 500 if self.failing else 200
 
@@ -80,69 +74,17 @@ class Replica:
         self.server.server_close()
 
 
-def configuration(*replicas: Replica) -> tuple[dict, int, int]:
-    """The rendered configuration with its own ports, and the replicas where DNS would name pods."""
-    config = yaml.safe_load(only("envoy", "ConfigMap", "t-steersman-router")["data"]["envoy.yaml"])
-    ports = {8080: free_port(), 9901: free_port(), 9902: free_port()}
-    text = json.dumps(config)
-    for old, new in ports.items():
-        text = text.replace(f'"port_value": {old}', f'"port_value": {new}')
-    config = json.loads(text.replace('"0.0.0.0"', '"127.0.0.1"'))
-    if replicas:
-        for cluster in config["static_resources"]["clusters"][:2]:
-            assert cluster["type"] == "STRICT_DNS"
-            cluster["type"] = "STATIC"
-            del cluster["dns_lookup_family"]
-            addresses = [{"address": "127.0.0.1", "port_value": each.port} for each in replicas]
-            cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
-                {"endpoint": {"address": {"socket_address": each}}} for each in addresses
-            ]
-    return config, ports[8080], ports[9902]
-
-
 @pytest.fixture
 def routed(tmp_path):
     """Two replicas and a client of the Envoy before them."""
-    program = tool("envoy")
     replicas = [Replica("a"), Replica("b")]
-    config, port, stats = configuration(*replicas)
-    (tmp_path / "envoy.yaml").write_text(yaml.safe_dump(config))
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                program,
-                "--config-path",
-                tmp_path / "envoy.yaml",
-                "--disable-hot-restart",
-                "--concurrency",
-                "2",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        try:
-            wait(lambda: httpx.get(f"http://127.0.0.1:{stats}/ready").status_code == 200)
+    with routing(tmp_path, *(each.port for each in replicas)) as router:
+        with httpx.Client(base_url=router.url, timeout=30) as client:
             wait(lambda: client.get("/health").status_code == 200)
-            client.headers["x-stats"] = str(stats)
+            client.headers["x-stats"] = router.stats
             yield client, *replicas
-        finally:
-            process.terminate()
-            process.wait()
-            for each in replicas:
-                each.stop()
-
-
-def wait(true, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if true():
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("not within the time")
+        for each in replicas:
+            each.stop()
 
 
 def ask(client, session=None, **headers):
@@ -203,6 +145,15 @@ def test_a_killed_replica_costs_no_request(routed):
     assert answers == [200] * 20
 
 
+def test_what_a_stopping_replica_refuses_the_other_answers(routed):
+    """From its first refusal on, before any health check has seen it, however sessions lie on the ring."""
+    client, first, _ = routed
+    first.refusing = True
+    answers = [ask(client, session=session) for session in (None, *map(str, range(100)))]
+    assert {(answer.status_code, answer.headers["x-replica"]) for answer in answers} == {(200, "b")}
+    assert first.seen > 0
+
+
 def test_errors_of_clients_take_no_replica_out(routed):
     """Answers of 500 and 429 pass once, unrepeated, and their replica stays."""
     client, first, second = routed
@@ -240,6 +191,6 @@ def test_without_a_replica_the_error_is_one_that_clients_read(routed):
 def test_prometheus_can_scrape_it(routed):
     """Its own metrics have a port of their own, which leads to nothing else of the admin interface."""
     client, *_ = routed
-    stats = f"http://127.0.0.1:{client.headers['x-stats']}"
+    stats = client.headers["x-stats"]
     assert "envoy_cluster_upstream_rq_total" in httpx.get(f"{stats}/stats/prometheus").text
     assert httpx.get(f"{stats}/config_dump").status_code == 404

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
+from server import auth
 from server.auth import OPERATOR, Authentication, KeyRing, Principal, current_principal
 from server.errors import Unauthenticated, Unavailable
 from server.roles import Role
@@ -31,6 +32,8 @@ class World:
         self.keys: dict[str, Principal] = {KEY: ME, OTHER: YOU}
         self.lookups: list[str] = []
         self.now = 0.0
+        self.failure: Exception | None = None
+        self.hangs: asyncio.Event | None = None
         self.counts: Counter[tuple[str, str]] = Counter()
         self.keyring = KeyRing(self.find, ttl=2.0, clock=lambda: self.now)
         routes = [
@@ -42,6 +45,10 @@ class World:
     async def find(self, key: str) -> Principal | None:
         self.lookups.append(key)
         await asyncio.sleep(0)
+        if self.hangs is not None:
+            await self.hangs.wait()
+        if self.failure is not None:
+            raise self.failure
         return self.keys.get(key)
 
     def count(self, method: str, outcome: str) -> None:
@@ -264,6 +271,45 @@ async def test_a_revoked_key_works_no_longer_than_the_ttl(world):
     assert (await world.get(x_api_key=KEY)).status_code == 200
     world.now = 2.0
     assert (await world.get(x_api_key=KEY)).status_code == 401
+
+
+async def test_known_keys_go_on_while_the_store_is_away(world):
+    """For ten minutes after they were looked up; then, or unknown here, they are 503; back, it is asked."""
+    assert (await world.get(x_api_key=KEY)).status_code == 200
+    world.failure = Unavailable("The database does not answer.", retry_after=1)
+    world.now = 2.0 + 599
+    assert (await world.get(x_api_key=KEY)).status_code == 200
+    assert (await world.get(x_api_key=OTHER)).status_code == 503
+    assert (await world.get(x_api_key=KEY[:11] + "0" * 40)).status_code == 503  # the same prefix
+    world.now = 2.0 + 600
+    assert (await world.get(x_api_key=KEY)).status_code == 503
+    world.failure = None
+    assert (await world.get(x_api_key=KEY)).status_code == 200
+
+
+async def test_a_revoked_key_stays_so_while_the_store_is_away(world):
+    """Whether this process revoked it, or had heard of it."""
+    for key in (KEY, OTHER):
+        await world.keyring.principal(key)
+    world.now = 2.0
+    del world.keys[KEY]
+    assert (await world.get(x_api_key=KEY)).status_code == 401
+    world.keyring.forget("k2")
+    world.failure = Unavailable("The database does not answer.", retry_after=1)
+    assert {(await world.get(x_api_key=key)).status_code for key in (KEY, OTHER)} == {503}
+
+
+async def test_a_store_that_hangs_holds_no_known_key_up(world, monkeypatch):
+    """It is waited for a moment only, but by those whose key nobody knows."""
+    monkeypatch.setattr(auth, "PATIENCE_SECONDS", 0.05)
+    await world.keyring.principal(KEY)
+    world.now, world.hangs = 2.0, asyncio.Event()
+    assert (await world.get(x_api_key=KEY)).status_code == 200
+    unknown = asyncio.create_task(world.get(x_api_key=OTHER))
+    await asyncio.sleep(0.1)
+    assert not unknown.done()
+    world.hangs.set()
+    assert (await unknown).status_code == 200
 
 
 async def test_a_forgotten_key_is_looked_up_at_once(world):

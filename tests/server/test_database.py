@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from server import (  # noqa: F401  # their tables
     behaviors,
     campaigns,
     comparisons,
+    database,
     feedback,
     interactions,
     jobs,
@@ -37,6 +39,7 @@ from server.completion_rows import prompt_hash
 from server.database import Database
 from server.database import database_url as parse_url
 from server.errors import InvalidRequest, Unavailable
+from server.metrics import DATABASE_FAILURES
 from server.store import Store, Table
 
 ROOT = Path(__file__).parents[2]
@@ -389,6 +392,19 @@ async def test_a_database_that_does_not_answer_is_unavailable(caplog):
     assert "127.0.0.1" in caplog.text
     assert "secret" not in caplog.text
     await store.close()
+
+
+async def test_a_database_that_is_silent_is_unavailable(monkeypatch):
+    """A host that takes the connection and says nothing is given up after seconds, and counted."""
+    monkeypatch.setattr(database, "_CONNECT_SECONDS", 0.2)
+    before = DATABASE_FAILURES._value.get()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        store = Store(f"postgresql://user@127.0.0.1:{port}/steersman?sslmode=disable")
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(store.usage("x"), 3)
+        await store.close()
+    assert DATABASE_FAILURES._value.get() == before + 1
 
 
 async def test_connections_that_the_server_dropped_are_replaced(postgres):

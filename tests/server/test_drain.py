@@ -81,6 +81,7 @@ async def test_new_requests_are_refused_meanwhile(path, body):
     stopping = await request.outlasts(drain.before(engine.shutdown, request.cut), 30)
     refused = await request.client.post(path)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    assert refused.headers["x-steersman-draining"] == "1"
     assert refused.json() == body
     assert [(await request.client.get(each)).status_code for each in OPEN] == [200] * 4
     assert REGISTRY.get_sample_value("steersman_draining") == 1

@@ -28,6 +28,7 @@ CONTRACT = {
     "steersman_sandbox_runs_total": ("counter", ["outcome"]),
     "steersman_sandbox_seconds": ("histogram", []),
     "steersman_sandbox_idle": ("gauge", []),
+    "steersman_database_failures_total": ("counter", []),
     "steersman_observed_dropped_total": ("counter", []),
     "steersman_interactions_dropped_total": ("counter", ["reason"]),
     "steersman_constraint_compile_duration_seconds": ("histogram", ["type"]),
@@ -42,6 +43,7 @@ CONTRACT = {
     "steersman_verifier_score_ratio": ("histogram", []),
     "steersman_tenant_requests_total": ("counter", ["tenant", "outcome"]),
     "steersman_tenant_tokens_total": ("counter", ["tenant", "type"]),
+    "steersman_rate_limited_total": ("counter", ["limit"]),
     "steersman_draining": ("gauge", []),
     "steersman_config_info": (
         "gauge",

@@ -12,7 +12,7 @@ from server.vllm_launch import _complete, _parse
 @pytest.fixture
 def machine(monkeypatch):
     """Says how many cores, of two CPUs each, and memory nodes there are. Nothing is set already."""
-    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"):
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "CXX"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -50,6 +50,19 @@ def executor(completed):
 def test_a_cpu_without_bfloat16_computes_in_float32(completed, monkeypatch, capability, flags, dtype):
     monkeypatch.setattr(vllm_cpu.torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert completed(*flags).dtype == dtype
+
+
+def test_nothing_is_compiled_where_no_compiler_is(completed, monkeypatch):
+    """vLLM's engine would die of it at the first log-probabilities; --compile says what it lacks."""
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "")
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE")
+    completed("--compile")
+    assert "TORCH_COMPILE_DISABLE" not in vllm_cpu.os.environ
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    completed()
+    assert vllm_cpu.os.environ["TORCH_COMPILE_DISABLE"] == "1"
+    with pytest.raises(SystemExit, match=r"--compile.*no-such-compiler"):
+        completed("--compile")
 
 
 def test_one_worker_runs_in_the_engines_process(executor):

@@ -127,8 +127,9 @@ def _widen_interactions() -> None:
     op.execute("UPDATE interactions SET source = 'LIVE', stored_at = created_at")
     with op.batch_alter_table("interactions") as batch:
         batch.drop_index("ix_interactions_created_at")
-        batch.alter_column("source", existing_type=sa.String(10), nullable=False)
-        batch.alter_column("stored_at", existing_type=_MOMENT, nullable=False)
+        # The defaults are for servers of the release before, which go on while replicas are upgraded.
+        batch.alter_column("source", existing_type=sa.String(10), nullable=False, server_default="LIVE")
+        batch.alter_column("stored_at", existing_type=_MOMENT, nullable=False, server_default=sa.func.now())
         batch.create_index("ix_interactions_stored_at", ["stored_at"])
 
 
@@ -143,8 +144,18 @@ def _widen_feedback() -> None:
     )
     with op.batch_alter_table("feedback") as batch:
         batch.alter_column("account_id", existing_type=sa.String(36), nullable=False)
-        batch.alter_column("choice", existing_type=sa.Integer(), nullable=False)
+        batch.alter_column("choice", existing_type=sa.Integer(), nullable=False, server_default="0")
         batch.create_index("ix_feedback_account_id_metric", ["account_id", "metric"])
+    if op.get_bind().dialect.name == "postgresql":  # with SQLite there is no server beside this one
+        op.execute(
+            "CREATE FUNCTION feedback_owner() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " NEW.account_id = coalesce(NEW.account_id,"
+            " (SELECT account_id FROM interactions WHERE number = NEW.number)); RETURN NEW; END $$"
+        )
+        op.execute(
+            "CREATE TRIGGER feedback_owner BEFORE INSERT ON feedback"
+            " FOR EACH ROW EXECUTE FUNCTION feedback_owner()"
+        )
 
 
 def _table(name: str, *columns: str) -> Any:
@@ -229,6 +240,9 @@ def _metric(account_id: str, key: str, created_at: datetime) -> dict[str, Any]:
 
 def downgrade() -> None:
     """Scores of other choices than the first go: they would be taken for its."""
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP TRIGGER feedback_owner ON feedback")
+        op.execute("DROP FUNCTION feedback_owner()")
     op.execute("DELETE FROM feedback WHERE choice <> 0")
     with op.batch_alter_table("feedback") as batch:
         batch.drop_index("ix_feedback_account_id_metric")
