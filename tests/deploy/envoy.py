@@ -1,7 +1,6 @@
 """A real Envoy with the chart's own configuration, before replicas on this machine."""
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.conftest import free_port
 from tests.deploy.chart import only
 from tests.deploy.tools import tool
 
@@ -23,12 +23,6 @@ class Router:
 
     url: str
     stats: str
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configuration(*replicas: int) -> tuple[Mapping[str, Any], Router]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import yaml
 
-from tests.deploy.test_envoy import free_port
+from tests.conftest import free_port
 from tests.deploy.tools import ROOT, tool
 
 

@@ -11,8 +11,9 @@ import uvicorn
 from fastapi import Request
 
 from server.router_fields import ADDED
+from tests.conftest import free_port
 from tests.deploy.chart import container, pods
-from tests.deploy.test_envoy import free_port, wait
+from tests.deploy.envoy import wait
 from tests.deploy.tools import run, tool
 from tests.server.test_router_fields import LEAST, UNKNOWN, strict_routes
 
