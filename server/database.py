@@ -115,6 +115,7 @@ class Database:
 
         def upgrade(config: Config) -> None:
             revision = MigrationContext.configure(config.attributes["connection"]).get_current_revision
+            told.clear()  # it may be tried again
             told.append(revision())
             command.upgrade(config, "head")
             told.append(revision())
