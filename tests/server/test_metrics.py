@@ -16,6 +16,7 @@ CONTRACT = {
     "steersman_sampling_requests_total": ("counter", ["method"]),
     "steersman_constraint_requests_total": ("counter", ["type", "outcome"]),
     "steersman_auth_attempts_total": ("counter", ["method", "outcome"]),
+    "steersman_rate_limited_total": ("counter", ["limit"]),
     "steersman_http_request_duration_seconds": ("histogram", ["method", "route", "status"]),
     "steersman_steering_requests_total": ("counter", ["operation"]),
     "steersman_steered_tokens_total": ("counter", ["phase"]),
