@@ -114,7 +114,6 @@ class Database:
         told: list[str | None] = []
 
         def upgrade(config: Config) -> None:
-            told.clear()  # it may be called again
             revision = MigrationContext.configure(config.attributes["connection"]).get_current_revision
             told.clear()  # it may be tried again
             told.append(revision())

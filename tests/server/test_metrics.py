@@ -44,7 +44,6 @@ CONTRACT = {
     "steersman_verifier_score_ratio": ("histogram", []),
     "steersman_tenant_requests_total": ("counter", ["tenant", "outcome"]),
     "steersman_tenant_tokens_total": ("counter", ["tenant", "type"]),
-    "steersman_rate_limited_total": ("counter", ["limit"]),
     "steersman_draining": ("gauge", []),
     "steersman_config_info": (
         "gauge",
