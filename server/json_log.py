@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from server.tracing import trace_id
+
 PATH = Path(__file__).with_suffix(".json")
 CONFIG_VARIABLE = "VLLM_LOGGING_CONFIG_PATH"
 LEVEL = os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper()  # json_log.json names it
@@ -51,8 +53,8 @@ def configured(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 
 class Lines(logging.Formatter):
-    """A record as JSON: time (RFC 3339, UTC), level, logger, message, process; the request's id, the record's
-    `fields` and its exception where it has them."""
+    """A record as JSON: time (RFC 3339, UTC), level, logger, message, process; the ids of the request
+    and of its trace, the record's `fields` and its exception where it has them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _line(
@@ -86,6 +88,7 @@ def _line(level: str, logger: str, message: str, *, created: float | None = None
         "logger": logger,
         "message": message,
         "request_id": request_id.get(),
+        "trace_id": trace_id(),
         **fields,
     }
     return json.dumps({name: value for name, value in told.items() if value is not None}, default=str)

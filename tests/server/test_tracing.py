@@ -1,6 +1,8 @@
 """Spans of a request: one tree from the client's own span down, of names, counts and ids alone."""
 
 import asyncio
+import json
+import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from starlette.responses import StreamingResponse
 from policies.policy import RuntimePolicy
 from server import tracing
 from server.edge import Edge
+from server.json_log import Lines
 from server.otel import OtelSpan, Traced
 from server.tracing import begun, current_span, ending_with, spanned, trace_id
 from server.vllm_meter import within_beam
@@ -264,6 +267,11 @@ async def test_a_stream_s_span_lasts_as_long(kept, root):
     with pytest.raises(LookupError), begun("failed", {}):
         raise LookupError
     assert kept.spans()["failed"].attributes["error.type"] == "LookupError"
+
+
+def test_log_lines_name_the_trace(root):
+    record = logging.LogRecord("server", logging.INFO, __file__, 1, "said", (), None)
+    assert json.loads(Lines().format(record))["trace_id"] == root.trace_id
 
 
 def test_whoever_does_not_trace_does_not_import_it():
