@@ -73,7 +73,8 @@ def text(
         if first_key
         else "API key: as made before; `steersman keys create` makes another"
     )
-    told = "\n".join([shown, f"Data: {settings.home}", *more])
+    pages = [] if uds else [f"Console: {url}/console"]
+    told = "\n".join([*pages, shown, f"Data: {settings.home}", *more])
     return f"""
 Steersman is ready: {place}
 {told}

@@ -59,7 +59,7 @@ class Database:
     def __init__(self, written: str) -> None:
         self.url = database_url(written)
         # A server may close a connection that waits in the pool, a file does not.
-        self._engine = _engine(self.url, pool_pre_ping=not self._is_sqlite)
+        self._engine = _engine(self.url, pool_pre_ping=not self.is_sqlite)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -87,11 +87,11 @@ class Database:
     def alembic(self, action: Callable[[Config], None]) -> None:
         """Run an Alembic command in one transaction, alone."""
         # SQLite's own lock is waited for ten seconds at most, and not at all while the journal mode changes.
-        with _translated(), _file_lock(self.url) if self._is_sqlite else nullcontext():
+        with _translated(), _file_lock(self.url) if self.is_sqlite else nullcontext():
             asyncio.run(self._alembic(action))
 
     @property
-    def _is_sqlite(self) -> bool:
+    def is_sqlite(self) -> bool:
         return self.url.get_backend_name() == "sqlite"
 
     async def _alembic(self, action: Callable[[Config], None]) -> None:
@@ -104,7 +104,7 @@ class Database:
 
         # Connections belong to the event loop that opened them, so the pool is not for this one.
         engine = _engine(self.url, poolclass=NullPool)
-        if self._is_sqlite:
+        if self.is_sqlite:
             # Batch mode drops the table that it has copied, which would delete the rows that refer to it.
             event.listen(engine.sync_engine, "connect", _ignore_foreign_keys)
         try:
