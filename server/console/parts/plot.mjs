@@ -36,7 +36,7 @@ export function Plot({ data, series, x, y, y2, summary, height = 220, marks = []
       plot = new UPlot(options(UPlot, { series, x, y, y2, height, marks, range, width: place.current.clientWidth }), data, place.current);
     };
     draw();
-    const resized = new ResizeObserver(() => plot?.setSize({ width: place.current.clientWidth, height }));
+    const resized = new ResizeObserver(() => place.current && plot?.setSize({ width: place.current.clientWidth, height }));
     resized.observe(place.current);
     const scheme = matchMedia("(prefers-color-scheme: dark)");
     scheme.addEventListener("change", draw);
@@ -87,6 +87,7 @@ function drawMark(plot, { at, label, colour: name }) {
   ctx.moveTo(left, bbox.top);
   ctx.lineTo(left, bbox.top + bbox.height);
   ctx.stroke();
+  ctx.textAlign = "left";
   ctx.font = `${11 * devicePixelRatio}px system-ui`;
   ctx.fillText(label, left + 4, bbox.top + 12 * devicePixelRatio);
   ctx.restore();

@@ -66,7 +66,7 @@ export function PlaygroundPage({ facts }) {
   };
 
   const known = things ?? NOTHING;
-  const next = [...history(turns, shown), ...(draft.text ? [{ role: "user", ...draft }] : [])];
+  const next = draft.text ? [...history(turns, shown), { role: "user", ...draft }] : lastAsked(turns, shown);
   return html`<div class=${`playground${twofold ? " twofold" : ""}`}>
     <aside class="side" aria-label="Configuration">
       <div class="side-head">
@@ -90,14 +90,17 @@ export function PlaygroundPage({ facts }) {
         onClear=${turns.length && !busy ? () => setTurns([]) : null} />
       <details class="program">
         <summary>This configuration as a program${twofold ? ` (${NAMES[shown]})` : ""}</summary>
-        <${SnippetPanel} configuration=${configurations[shown]} turns=${next.length ? next : lastAsked(turns)} />
+        <${SnippetPanel} configuration=${configurations[shown]} turns=${next} />
       </details>
     </section>
   </div>`;
 }
 
 /** With nothing typed, the program asks what was asked last. */
-const lastAsked = (turns) => turns.slice(-1).map(({ text, image }) => ({ role: "user", text, image }));
+function lastAsked(turns, index) {
+  const asked = turns.slice(-1).map(({ text, image }) => ({ role: "user", text, image }));
+  return [...history(turns.slice(0, -1), index), ...asked];
+}
 
 function Turn({ turn, configurations }) {
   const twofold = configurations.length > 1;
