@@ -12,6 +12,11 @@ export function roc(peaks, without) {
   return [{ alarms: 0, hits: 0 }, ...points];
 }
 
+/** By trapezoids: ties count half. */
+export function area(points) {
+  return points.slice(1).reduce((sum, { alarms, hits }, index) => sum + ((alarms - points[index].alarms) * (hits + points[index].hits)) / 2, 0);
+}
+
 export function Calibration({ behaviour }) {
   const evidence = behaviour.sae_baseline?.evidence;
   if (!evidence) return null;
@@ -29,9 +34,10 @@ function Curve({ peaks, without, evidence }) {
   // uPlot wants x to rise; the curve's steps are kept by their order.
   const data = [points.map(({ alarms }) => alarms), points.map(({ hits }) => hits)];
   const marks = [{ at: evidence.false_positive_rate, label: "threshold", colour: "bar-warn" }];
+  const words = `Area under the curve ${fixed(area(points))}, of ${peaks.length} texts with it and ${without.length} without, neutral prose among them.`;
   return html`<${Plot} data=${data} x="false alarms" y="found" series=${[{ label: "ROC", colour: "accent", stepped: true }]} height=${190} range=${{ x: [-0.02, 1.02], y: [0, 1.03] }} marks=${marks}
-    summary=${`ROC curve: area ${fixed(evidence.peak_auroc ?? evidence.auroc)}; at the threshold ${percent(evidence.true_positive_rate)} are found and ${percent(evidence.false_positive_rate)} are false alarms`} />
-    <p class="hint">Area under the curve ${fixed(evidence.peak_auroc ?? evidence.auroc)}, of ${peaks.length} texts with it and ${without.length} without.</p>`;
+    summary=${`ROC curve. ${words} At the threshold ${percent(evidence.true_positive_rate)} are found and ${percent(evidence.false_positive_rate)} are false alarms.`} />
+    <p class="hint">${words} Between the pairs alone it is ${fixed(evidence.peak_auroc ?? evidence.auroc)}.</p>`;
 }
 
 const BINS = 16;
@@ -47,7 +53,7 @@ function Peaks({ peaks, without, threshold }) {
   const top = Math.max(...peaks, ...without, threshold) * 1.05;
   const middles = Array.from({ length: BINS }, (_, index) => ((index + 0.5) * top) / BINS);
   const data = [middles, binned(peaks, top), binned(without, top)];
-  return html`<${Plot} data=${data} x="highest drift of a text" y="texts" height=${190}
+  return html`<${Plot} data=${data} x="highest drift of a text" y="texts" height=${190} range=${{ x: [0, top] }}
     series=${[{ label: "with it", colour: "accent", bars: true }, { label: "without it", colour: "second", bars: true }]}
     marks=${[{ at: threshold, label: "threshold", colour: "bar-warn" }]} summary=${`Highest drift of texts with and without the behaviour; the threshold is ${fixed(threshold)}`} />`;
 }

@@ -23,7 +23,7 @@ export function RecentDrift({ behaviour }) {
   const middles = Array.from({ length: BINS }, (_, index) => ((index + 0.5) * top) / BINS);
   return html`<div class="pairs">
     <h3>Recent answers</h3>
-    <${Plot} data=${[middles, binned(drifts, top, BINS)]} x="highest drift" y="answers" height=${170} series=${[{ label: "answers", colour: "accent", bars: true }]}
+    <${Plot} data=${[middles, binned(drifts, top, BINS)]} x="highest drift" y="answers" height=${170} range=${{ x: [0, top] }} series=${[{ label: "answers", colour: "accent", bars: true }]}
       marks=${[{ at: behaviour.threshold, label: "threshold", colour: "bar-warn" }]} summary=${`Highest drift of ${plural(told.length, "recent answer")}`} />
     <p class="hint">${drifted} of ${plural(told.length, "answer")} drifted, the furthest to ${fixed(Math.max(...drifts))}.</p>
   </div>`;

@@ -87,8 +87,9 @@ function drawMark(plot, { at, label, colour: name }) {
   ctx.moveTo(left, bbox.top);
   ctx.lineTo(left, bbox.top + bbox.height);
   ctx.stroke();
-  ctx.textAlign = "left";
   ctx.font = `${11 * devicePixelRatio}px system-ui`;
-  ctx.fillText(label, left + 4, bbox.top + 12 * devicePixelRatio);
+  const right = left > bbox.left + bbox.width * 0.85;
+  ctx.textAlign = right ? "right" : "left";
+  ctx.fillText(label, left + (right ? -4 : 4), bbox.top + 12 * devicePixelRatio);
   ctx.restore();
 }

@@ -52,7 +52,7 @@ function Trials({ trials, axes, best }) {
   const numbers = trials.map((_, index) => index + 1);
   const rates = trials.map((trial) => trial.success_rate);
   return html`<div class="pairs">
-    <${Plot} data=${[numbers, trials.map((trial) => trial.avg_score), trials.map((trial) => trial.avg_latency_ms / 1000)]} x="trial" y="score" y2="seconds" range=${{ x: [0.5, Math.max(2, trials.length) + 0.5], y: [0, 1.05] }}
+    <${Plot} data=${[numbers, trials.map((trial) => trial.avg_score), trials.map((trial) => trial.avg_latency_ms / 1000)]} x="trial" y="score" y2="seconds" range=${{ x: [0.5, Math.max(2, trials.length) + 0.5], y: [Math.min(0, ...trials.map((trial) => trial.avg_score)), 1.05] }}
       series=${[{ label: "score", colour: "accent", bars: true }, { label: "seconds", colour: "second", axis: "y2", points: true }]}
       summary=${`Scores of ${trials.length} trials, from ${fixed(Math.min(...trials.map((trial) => trial.avg_score)))} to ${fixed(Math.max(...trials.map((trial) => trial.avg_score)))}`} />
     <ol class="trace">${trials.map(
