@@ -30,6 +30,10 @@ class ConsoleFile:
     content: bytes
     digest: str
 
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "ConsoleFile":
+        return cls(name, content, hashlib.sha256(content).hexdigest()[:32])
+
     @property
     def media_type(self) -> str:
         return MEDIA_TYPES[Path(self.name).suffix]
@@ -39,29 +43,31 @@ class ConsoleFile:
         return _compressed(self.content) if len(self.content) >= _LEAST_COMPRESSED else None
 
 
-def names() -> frozenset[str]:
-    """What is served, by its path within the folder: nothing else can be asked for."""
-    paths = (path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES)
-    return frozenset(path.relative_to(FOLDER).as_posix() for path in paths)
+@dataclass(frozen=True, slots=True)
+class Console:
+    """`files` by their paths: nothing else can be asked for. `version` is of all together; it stands in their
+    addresses, so that what is cached can never be stale. `page` names the files of this version."""
+
+    files: Mapping[str, ConsoleFile]
+    version: str
+    page: ConsoleFile
+
+    @classmethod
+    def read(cls) -> "Console":
+        """Anew once a file has changed."""
+        paths = sorted(path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES)
+        return _read(tuple((path, path.stat().st_mtime_ns) for path in paths))
 
 
-def read(name: str) -> ConsoleFile | None:
-    """None for what is not served."""
-    return _read(name) if name in names() else None
-
-
-def version() -> str:
-    """Of all files together. It stands in their addresses, so that what is cached can never be stale."""
-    told = hashlib.sha256()
-    for name in sorted(names()):
-        told.update(name.encode() + b"\0" + (FOLDER / name).read_bytes())
-    return told.hexdigest()[:16]
-
-
-def index() -> ConsoleFile:
-    """The page, which names the files of this version."""
-    page = (FOLDER / INDEX).read_text().replace("{version}", version())
-    return _file(INDEX, page.encode())
+@lru_cache(maxsize=1)
+def _read(paths: tuple[tuple[Path, int], ...]) -> Console:
+    files = {
+        (name := path.relative_to(FOLDER).as_posix()): ConsoleFile.of(name, path.read_bytes())
+        for path, _ in paths
+    }
+    version = hashlib.sha256("".join(each.digest for each in files.values()).encode()).hexdigest()[:16]
+    page = files[INDEX].content.decode().replace("{version}", version)
+    return Console(files, version, ConsoleFile.of(INDEX, page.encode()))
 
 
 def content_security_policy(page: str) -> str:
@@ -81,14 +87,6 @@ def content_security_policy(page: str) -> str:
             "require-trusted-types-for 'script'",
         )
     )
-
-
-def _read(name: str) -> ConsoleFile:
-    return _file(name, (FOLDER / name).read_bytes())
-
-
-def _file(name: str, content: bytes) -> ConsoleFile:
-    return ConsoleFile(name, content, hashlib.sha256(content).hexdigest()[:32])
 
 
 @lru_cache(maxsize=256)

@@ -1,25 +1,20 @@
 // What stands around every page: sign-in, navigation, and word of a server that is gone.
 
-import { ActivityPage } from "./activity/page.mjs";
 import { get, onAnswer } from "./api.mjs";
-import { BehavioursPage } from "./behaviours/page.mjs";
 import { html, useEffect, useState } from "./html.mjs";
 import { forgetKey, storedKey } from "./key.mjs";
-import { KeysPage } from "./keys/page.mjs";
 import { Notice } from "./parts/notice.mjs";
 import { address, usePlace } from "./place.mjs";
-import { PlaygroundPage } from "./playground/page.mjs";
-import { PoliciesPage } from "./policies/page.mjs";
 import { SignIn } from "./signin.mjs";
-import { VectorsPage } from "./vectors/page.mjs";
 
+// Each page is fetched when it is first opened.
 const PAGES = [
-  ["playground", "Playground", PlaygroundPage],
-  ["vectors", "Vectors", VectorsPage],
-  ["policies", "Policies", PoliciesPage],
-  ["behaviours", "Behaviours", BehavioursPage],
-  ["activity", "Activity", ActivityPage],
-  ["keys", "Keys and usage", KeysPage],
+  ["playground", "Playground", async () => (await import("./playground/page.mjs")).PlaygroundPage],
+  ["vectors", "Vectors", async () => (await import("./vectors/page.mjs")).VectorsPage],
+  ["policies", "Policies", async () => (await import("./policies/page.mjs")).PoliciesPage],
+  ["behaviours", "Behaviours", async () => (await import("./behaviours/page.mjs")).BehavioursPage],
+  ["activity", "Activity", async () => (await import("./activity/page.mjs")).ActivityPage],
+  ["keys", "Keys and usage", async () => (await import("./keys/page.mjs")).KeysPage],
 ];
 const ASK_AGAIN = 2000; // milliseconds
 
@@ -64,7 +59,8 @@ export function Frame() {
 
 function Pages({ facts, gone, onSignOut }) {
   const { page, id } = usePlace();
-  const [name, title, Page] = PAGES.find(([known]) => known === page) ?? PAGES[0];
+  const [name, title, load] = PAGES.find(([known]) => known === page) ?? PAGES[0];
+  const [Page, problem] = useFetched(name, load);
   useEffect(() => {
     document.title = `${title} · Steersman`;
   }, [title]);
@@ -88,9 +84,27 @@ function Pages({ facts, gone, onSignOut }) {
     </header>
     <main id="content" tabindex="-1">
       ${gone && html`<${Notice} kind="bad">The server does not answer. What you see may be old; asking again…<//>`}
-      <${Page} facts=${facts} id=${id} key=${name} />
+      ${problem && html`<${Notice} kind="bad">This page could not be fetched; reload it once the server answers.<//>`}
+      ${Page && html`<${Page} facts=${facts} id=${id} key=${name} />`}
     </main>
   `;
+}
+
+const fetched = new Map();
+
+/** `[component, problem]` of a page; the component is null until it is there. */
+function useFetched(name, load) {
+  const [problem, setProblem] = useState(null);
+  const [, setCount] = useState(0);
+  useEffect(() => {
+    setProblem(null);
+    if (fetched.has(name)) return;
+    load().then((Page) => {
+      fetched.set(name, Page);
+      setCount((before) => before + 1);
+    }, setProblem);
+  }, [name]);
+  return [fetched.get(name) ?? null, problem];
 }
 
 /** Whether the last answer failed to come; while it is so, health is asked for. */

@@ -1,5 +1,5 @@
 import { get } from "./api.mjs";
-import { html, useRef, useState } from "./html.mjs";
+import { html, useEffect, useRef, useState } from "./html.mjs";
 import { storeKey } from "./key.mjs";
 import { useAction } from "./loading.mjs";
 import { Notice } from "./parts/notice.mjs";
@@ -13,6 +13,8 @@ export function SignIn({ problem, onDone }) {
     storeKey(key);
     onDone(facts);
   });
+  // While the key is being pasted, what comes next is on its way.
+  useEffect(() => void import("./playground/page.mjs").catch(() => {}), []);
   const told = error?.message ?? (touched ? null : problem);
   return html`<main class="signin">
     <form

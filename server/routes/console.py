@@ -1,10 +1,9 @@
-"""GET /console: the pages to see and steer by, for a browser. They ask the other routes as any client does."""
+"""GET /console: the pages to see and steer by, in a browser. They ask the other routes as any client does."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from server import console_files
-from server.console_files import ConsoleFile, content_security_policy
+from server.console_files import INDEX, Console, ConsoleFile, content_security_policy
 from server.errors import NoRoute
 
 _YEAR = 365 * 24 * 3600
@@ -19,22 +18,22 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/console")
-def console() -> Response:
+def to_the_page() -> Response:
     return RedirectResponse("console/", status_code=307)
 
 
 @router.get("/console/{file:path}")
 def console_file(file: str, request: Request) -> Response:
     """The page itself at the empty path; everything else below the version of the files."""
+    console = Console.read()
     if file == "":
-        page = console_files.index()
-        policy = content_security_policy(page.content.decode())
-        return _answer(page, request, "no-cache", {"content-security-policy": policy})
+        policy = content_security_policy(console.page.content.decode())
+        return _answer(console.page, request, "no-cache", {"content-security-policy": policy})
     version, _, name = file.partition("/")
-    found = console_files.read(name) if name != console_files.INDEX else None
-    if found is None:
+    found = console.files.get(name)
+    if found is None or name == INDEX:
         raise NoRoute(f"no route GET {request.url.path}")
-    current = version == console_files.version()
+    current = version == console.version
     return _answer(found, request, f"public, max-age={_YEAR}, immutable" if current else "no-cache", {})
 
 

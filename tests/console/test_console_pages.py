@@ -188,7 +188,11 @@ async def test_a_fast_stream_is_shown_as_it_comes(browser, world, record_propert
             """() => {
                 window.gaps = [];
                 let before = performance.now();
-                const frame = (now) => { gaps.push(now - before); before = now; requestAnimationFrame(frame); };
+                const frame = (now) => {
+                    gaps.push(now - before);
+                    before = now;
+                    requestAnimationFrame(frame);
+                };
                 requestAnimationFrame(frame);
             }"""
         )
@@ -208,7 +212,7 @@ async def test_a_fast_stream_is_shown_as_it_comes(browser, world, record_propert
 
 # Bytes over the wire, headers included, and when the first content was painted.
 LOADED = """() => {
-    const found = [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')];
+    const found = ['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind));
     const bytes = found.reduce((sum, each) => sum + each.transferSize, 0);
     return [found.length, bytes, performance.getEntriesByName('first-contentful-paint')[0].startTime];
 }"""

@@ -83,7 +83,7 @@ class World:
         # Signals are pytest's.
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
         self._task = asyncio.create_task(self._server.serve())
-        while not self._server.started:
+        while not self._server.started:  # noqa: ASYNC110  # uvicorn tells it by nothing else
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
