@@ -163,6 +163,31 @@ async def test_a_narrow_screen_scrolls_down_and_not_sideways(browser, world):
             await picture(page, f"narrow-{name.split()[0].lower()}")
 
 
+async def test_limits_are_shown_and_set_where_the_server_has_some(browser, world):
+    """Keys without them have no columns; with them, empty stands for the default and 0 for none."""
+    key = {"id": "k", "masked": "ax_12345678…", "name": "laptop", "role": "member", "last_used": None}
+    world.lists["auth/api-keys"] = [key]
+    async with tab(browser, world.url) as page:
+        await sign_in(page, KEY)
+        await visit(page, "Keys and usage")
+        await page.get_by_text("laptop").wait_for()
+        assert await page.get_by_text("Requests/min").count() == 0
+        limits = {"requests_per_minute": 5, "tokens_per_minute": None, "concurrent_requests": 0}
+        world.lists["auth/api-keys"] = [key | limits]
+        await visit(page, "Activity")
+        await visit(page, "Keys and usage")
+        row = page.locator("tbody tr")
+        await row.get_by_text("laptop").wait_for()
+        assert await row.locator(".number").all_inner_texts() == ["5", "default", "none"]
+        await page.get_by_role("button", name="Limits of laptop").click()
+        form = page.get_by_role("form", name="Limits of laptop")
+        await form.get_by_label("Requests/min").fill("7")
+        async with page.expect_request("**/auth/api-keys/k") as sent:
+            await form.get_by_role("button", name="Set the limits").click()
+        request = await sent.value
+        assert (request.method, request.post_data_json) == ("PATCH", limits | {"requests_per_minute": 7})
+
+
 async def test_an_image_goes_with_the_question(browser, world, tmp_path):
     """Where the model sees, a chosen file is shown, and sent as a data URL."""
     dot = tmp_path / "dot.gif"

@@ -6,6 +6,7 @@ import { Empty, Notice, Problem } from "../parts/notice.mjs";
 import { Table } from "../parts/table.mjs";
 import { go } from "../place.mjs";
 import { count, duration, time } from "../words.mjs";
+import { AbTests } from "./abtests.mjs";
 import { CallView } from "./call.mjs";
 import { StoredAnswers } from "./stored.mjs";
 
@@ -66,5 +67,6 @@ export function ActivityPage({ facts, id }) {
       </div>`}
     </section>
     <${StoredAnswers} />
+    <${AbTests} />
   </div>`;
 }

@@ -1,7 +1,7 @@
 // The column of controls of one configuration.
 
 import { post } from "../api.mjs";
-import { Fragment, html } from "../html.mjs";
+import { Fragment, html, useState } from "../html.mjs";
 import { Check, Choice, NumberField, Slider, TextField } from "../parts/field.mjs";
 import { JsonEditor } from "../parts/jsoneditor.mjs";
 import { Notice } from "../parts/notice.mjs";
@@ -50,8 +50,10 @@ export function Controls({ configuration, onChange, things, facts, name }) {
   </div>`;
 }
 
+/** Open at first where something in it is set. */
 function Section({ title, badge, open = false, children }) {
-  return html`<details open=${open}>
+  const [first] = useState(open || Boolean(badge));
+  return html`<details open=${first}>
     <summary>${title}${badge ? html` <span class="badge">${badge}</span>` : null}</summary>
     <div class="inside">${children}</div>
   </details>`;
