@@ -299,6 +299,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "DELETE /policies/{policy_id}": _GONE,
     "POST /steering/generate": CALLER,
     "POST /steering/run": naming(PROMPT, *STEERING, bad=422),
+    "POST /steering/dose": naming({}, *STEERING, bad=422),
     "GET /steering/presets": (listing("preset_vector_id"),),
     "POST /steering/presets/{preset}": CALLER,
     "GET /steering/vectors": (

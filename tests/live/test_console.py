@@ -119,16 +119,24 @@ async def test_from_the_first_visit_to_a_steered_answer(page, trained, ask):
     assert await faults(page) == []
 
 
-async def test_a_dose_is_shown_before_it_breaks_the_model(page, trained):
-    """The meter is green, then amber, then red as the strength grows, and says where the server refuses."""
+async def test_a_dose_is_shown_before_it_breaks_the_model(page, trained, ask):
+    """The meter is green, then amber, then red as the strength grows, and says where the server refuses. It
+    is the dose that an answer has."""
     await steer(page, trained, "0.05")
-    meter = page.locator(".dose")
-    seen = []
-    for strength in ("0.05", "1", "3"):
-        await page.locator(".steer input[type=range]").fill(strength)
-        seen.append((await meter.get_attribute("class")).split()[-1])
-    assert seen[0] == "good"
-    assert seen[-1] == "bad"
+    slider, meter = page.locator(".steer input[type=range]"), page.locator(".dose")
+    for strength, level in (("0.05", "good"), ("0.25", "warn"), ("1", "bad"), ("3", "bad")):
+        await slider.fill(strength)
+        await page.locator(f".dose.{level} b").wait_for()
+        if strength == "1":
+            shown = await meter.locator("b").inner_text()
+    await meter.get_by_text("refused: ").wait_for()
+    steering = [{"vector_id": trained, "strength": 1}]
+    told = ask.ok("/steering/dose", steering=steering)
+    assert told == {"dose": ask.chat(steering=steering)["steersman"]["steering"]["dose"], "warning": None}
+    assert f"{told['dose']:.2f}" == shown
+    refused = ask.post("/steering/dose", steering=[{"vector_id": trained, "strength": 9}])
+    assert refused.status_code == 422
+    assert ask.post("/steering/dose").status_code == 422
 
 
 async def test_two_configurations_answer_side_by_side(page, trained):

@@ -1,5 +1,6 @@
 // What the playground's controls say, and the request that it comes to.
 
+import { entryOf } from "./entry.mjs";
 import { formatFields } from "./formats.mjs";
 import { methodOf, parametersOf } from "./methods.mjs";
 
@@ -67,7 +68,7 @@ function chat(configuration, turns) {
   if (method) body.sampling_method = method;
   Object.assign(body, parameters(configuration), formatFields(format));
   if (tools.trim()) Object.assign(body, { tools: JSON.parse(tools), tool_choice: toolChoice });
-  if (steering.length) body.steering = steering.map(entry);
+  if (steering.length) body.steering = steering.map(entryOf);
   if (configuration.behaviours.length)
     Object.assign(body, { behavior_names: configuration.behaviours, behavior_mode: configuration.behaviourMode });
   if (policy) Object.assign(body, { policy_id: policy, include_trace: true });
@@ -90,11 +91,6 @@ function watched(configuration, turns) {
 
 function parameters({ method, parameters: given }) {
   return Object.fromEntries(methodOf(method).fields.map(({ name, value }) => [name, given[name] ?? value]));
-}
-
-function entry({ kind, id, strength, tokens }) {
-  const named = kind === "preset" ? { preset: id } : { vector_id: id };
-  return { ...named, strength, ...(tokens === "all" ? {} : { tokens }) };
 }
 
 function message({ role, text, image }) {

@@ -1,7 +1,9 @@
 // How strong steering is, and from where on it costs the model its language.
 
-import { html } from "../html.mjs";
+import { post } from "../api.mjs";
+import { html, useEffect, useState } from "../html.mjs";
 import { fixed } from "../words.mjs";
+import { entryOf } from "./entry.mjs";
 
 export const AMBER_COST = 0.25; // nats per token that neutral text loses: what presets are calibrated to
 export const RED_COST = 0.6;
@@ -12,7 +14,7 @@ const measured = new Map(); // vector id → [{dose, cost}], of this tab
 
 export const remember = (id, points) => measured.set(id, points);
 
-/** The largest relative dose of a vector's layers at strength 1; null where the server does not know it. */
+/** The largest relative dose of a vector's single layers at strength 1; null where the server does not know it. */
 export const unitDose = (record) => {
   const doses = Object.values(record?.doses ?? {});
   return doses.length ? Math.max(...doses) : null;
@@ -46,22 +48,32 @@ function doseAt(points, cost) {
   return USUAL.red;
 }
 
-/** `{dose, share, level}`: shares of 1 are where amber begins; `level` good, warn or bad. */
-export function doseOf(steering, records) {
-  let [dose, share, redShare, unknown] = [0, 0, 0, false];
-  for (const { id, strength } of steering) {
-    const unit = unitDose(records.get(id));
-    if (unit === null) {
-      unknown = true;
-      continue;
-    }
-    const { amber, red } = bounds(records.get(id));
-    const own = Math.abs(strength) * unit;
-    dose += own;
-    share += own / amber;
-    redShare += own / red;
+/** What the server would dose entries at: `{dose, refusal}`, of which one is null. Raises ApiError for other reasons. */
+export async function exactDose(steering, signal) {
+  try {
+    const { dose } = await post("/steering/dose", { steering: steering.map(entryOf) }, { signal });
+    return { dose, refusal: null };
+  } catch (error) {
+    if (error.status !== 422) throw error;
+    return { dose: null, refusal: error.message };
   }
-  return { dose, share, unknown, level: redShare >= 1 ? "bad" : share > 1.001 ? "warn" : "good" };
+}
+
+const SMALL = 0.05; // a strength at which hardly any vector is refused
+
+/** The dose of a vector at strength 1, all its layers together: strength and dose are proportional. */
+export async function doseAtOne(entry, signal) {
+  const { dose } = await exactDose([{ ...entry, strength: SMALL }], signal);
+  return dose === null ? null : dose / SMALL;
+}
+
+/** `{share, level}` of a dose: shares of 1 are where amber begins, weighted by what each vector adds. */
+export function levelOf(dose, steering, records) {
+  const weights = steering.map(({ id, strength }) => Math.abs(strength) * (unitDose(records.get(id)) ?? 0.15) + 1e-9);
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  const limit = (name) => 1 / steering.reduce((sum, { id }, index) => sum + weights[index] / total / bounds(records.get(id))[name], 0);
+  const share = dose / limit("amber");
+  return { share, level: dose >= limit("red") ? "bad" : share > 1.001 ? "warn" : "good" };
 }
 
 const WORDS = {
@@ -70,16 +82,36 @@ const WORDS = {
   bad: "quality breaks here",
 };
 
-export function DoseMeter({ steering, records, limit }) {
-  const { dose, share, unknown, level } = doseOf(steering, records);
-  const refused = dose > limit;
-  const words = refused ? `above ${limit}, the server refuses` : WORDS[level];
-  return html`<div class=${`dose ${refused ? "bad" : level}`}>
-    <div class="dose-head"><span>Dose</span><b>${fixed(dose)}</b><span>${words}</span></div>
-    <div class="bar" role="meter" aria-label="Dose" aria-valuemin="0" aria-valuemax="2.5" aria-valuenow=${fixed(Math.min(2.5, share))}
-      aria-valuetext=${`${fixed(dose)}: ${words}`}>
-      <div style=${{ width: `${Math.min(100, share * 40)}%` }}></div>
-    </div>
-    ${unknown && html`<p class="hint">A preset that was never used is made first, in a minute or two; its dose is known then.</p>`}
+const PAUSE = 120; // milliseconds that a slider rests before the server is asked
+
+/** The server's own dose; presets that were never used have none yet, since they would be made for it. */
+export function DoseMeter({ steering, records }) {
+  const [told, setTold] = useState(null);
+  const known = steering.filter((entry) => entry.kind === "vector" || records.has(entry.id));
+  const asked = JSON.stringify(known);
+  useEffect(() => {
+    if (!known.length) {
+      setTold(null);
+      return undefined;
+    }
+    const abort = new AbortController();
+    const later = setTimeout(() => {
+      exactDose(known, abort.signal).then(setTold, (error) => error.name === "AbortError" || setTold({ dose: null, refusal: error.message }));
+    }, PAUSE);
+    return () => {
+      clearTimeout(later);
+      abort.abort();
+    };
+  }, [asked]);
+  const { share, level } = told?.dose == null ? { share: 2.5, level: "bad" } : levelOf(told.dose, known, records);
+  const words = told?.refusal ? `refused: ${told.refusal}` : WORDS[level];
+  return html`<div class=${`dose ${told ? level : "unknown"}`}>
+    ${told &&
+    html`<div class="dose-head"><span>Dose</span><b>${fixed(told.dose)}</b><span>${words}</span></div>
+      <div class="bar" role="meter" aria-label="Dose" aria-valuemin="0" aria-valuemax="2.5" aria-valuenow=${fixed(Math.min(2.5, share))}
+        aria-valuetext=${`${fixed(told.dose)}: ${words}`}>
+        <div style=${{ width: `${Math.min(100, share * 40)}%` }}></div>
+      </div>`}
+    ${known.length < steering.length && html`<p class="hint">A preset that was never used is made first, in a minute or two; its dose is known then.</p>`}
   </div>`;
 }

@@ -42,7 +42,7 @@ export function SteeringControls({ steering, onChange, things, facts }) {
       </div>`;
     })}
     <${Choice} label="Add" value="" options=${options} onChange=${add} key=${steering.length} />
-    ${steering.length > 0 && html`<${DoseMeter} steering=${steering} records=${things.records} limit=${facts.steering.max_dose} />`}
+    ${steering.length > 0 && html`<${DoseMeter} steering=${steering} records=${things.records} />`}
     ${!things.vectors.length && html`<p class="hint">Presets come with the server; <a href="#/vectors">make your own vector</a> from pairs of answers.</p>`}
   <//>`;
 }

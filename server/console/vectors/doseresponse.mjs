@@ -7,26 +7,26 @@ import { FileButton } from "../parts/field.mjs";
 import { Problem } from "../parts/notice.mjs";
 import { asBodies, complete, EXAMPLE, readPairs } from "../parts/pairs.mjs";
 import { Plot } from "../parts/plot.mjs";
-import { AMBER_COST, bounds, remember, unitDose } from "../playground/dose.mjs";
+import { AMBER_COST, bounds, remember } from "../playground/dose.mjs";
 import { fixed, plural } from "../words.mjs";
 import { heldOut, keepHeldOut } from "./heldout.mjs";
 
 const DOSES = [-0.3, -0.15, 0, 0.075, 0.15, 0.3, 0.45];
 const USUAL_STRENGTHS = [-2, -1, 0, 0.5, 1, 2, 3];
 
-function strengthsOf(vector) {
-  const unit = unitDose(vector);
+function strengthsOf(unit) {
   return unit ? DOSES.map((dose) => Number((dose / unit).toPrecision(3))) : USUAL_STRENGTHS;
 }
 
-export function DoseResponse({ vector }) {
+/** `unit` is the vector's dose at strength 1. */
+export function DoseResponse({ vector, unit }) {
   const [pairs, setPairs] = useState(heldOut(vector.id));
   const [points, setPoints] = useState(null);
   const [measure, busy, error] = useAction(async (signal, given) => {
     const used = complete(given).slice(0, 64);
     setPairs(used);
     keepHeldOut(vector.id, used);
-    const body = { steering_vector_id: vector.id, pairs: asBodies(used), strengths: strengthsOf(vector), neutral: true };
+    const body = { steering_vector_id: vector.id, pairs: asBodies(used), strengths: strengthsOf(unit), neutral: true };
     const { results } = await post("/steering/evaluate/margins", body, { signal });
     const zero = results.find(({ strength }) => strength === 0);
     const found = results.map((each) => ({ ...each, shift: each.mean - zero.mean, cost: each.neutral - zero.neutral }));
@@ -43,13 +43,12 @@ export function DoseResponse({ vector }) {
       <${FileButton} label="Pairs from a file" accept=".jsonl,.json,.tsv,.txt" onFile=${read} disabled=${busy} />
     </div>
     <${Problem} error=${error} />
-    ${points ? html`<${Curve} vector=${vector} points=${points} />` : html`<p class="hint">How far each strength moves the model towards the positive answers, on pairs that did not train it, and what neutral text loses.</p>`}
+    ${points ? html`<${Curve} vector=${vector} unit=${unit} points=${points} />` : html`<p class="hint">How far each strength moves the model towards the positive answers, on pairs that did not train it, and what neutral text loses.</p>`}
   </div>`;
 }
 
-function Curve({ vector, points }) {
+function Curve({ vector, unit, points }) {
   const strengths = points.map(({ strength }) => strength);
-  const unit = unitDose(vector);
   const { amber, red } = bounds(vector);
   const marks = unit
     ? [{ at: amber / unit, label: "costs", colour: "bar-warn" }, { at: red / unit, label: "breaks", colour: "bar-bad" }].filter(({ at }) => at < strengths.at(-1))

@@ -14,7 +14,7 @@ const COLUMNS = [
   { name: "Name", cell: (vector) => vector.name ?? vector.label ?? vector.id.slice(0, 8) },
   { name: "Made by", cell: (vector) => (vector.preset ? `preset` : vector.method) },
   { name: "Layers", cell: (vector) => layersOf(vector.layers) },
-  { name: "Dose at 1", number: true, cell: (vector) => fixed(unitDose(vector)) },
+  { name: "Dose of a layer", number: true, cell: (vector) => fixed(unitDose(vector)) },
   { name: "Made", cell: (vector) => time(vector.created_at) },
 ];
 

@@ -5,18 +5,21 @@ import { saveFile } from "../parts/copy.mjs";
 import { TextField } from "../parts/field.mjs";
 import { Problem } from "../parts/notice.mjs";
 import { Plot } from "../parts/plot.mjs";
-import { unitDose } from "../playground/dose.mjs";
+import { doseAtOne } from "../playground/dose.mjs";
 import { handOver } from "../playground/handover.mjs";
 import { fixed, time } from "../words.mjs";
 import { DoseResponse } from "./doseresponse.mjs";
 
 export function VectorView({ id, facts, onGone }) {
-  const { value: vector, error, reload } = useLoaded((signal) => get(`/steering/vectors/${id}`, { signal }), [id]);
+  const { value, error, reload } = useLoaded(async (signal) => {
+    const vector = await get(`/steering/vectors/${id}`, { signal });
+    return { vector, unit: await doseAtOne({ kind: "vector", id }, signal) };
+  }, [id]);
   if (error) return html`<section class="card"><${Problem} error=${error} /></section>`;
-  if (!vector) return html`<section class="card"><p role="status">Looking it up…</p></section>`;
+  if (!value) return html`<section class="card"><p role="status">Looking it up…</p></section>`;
+  const { vector, unit } = value;
   const name = vector.name ?? vector.label ?? vector.id.slice(0, 8);
   const entry = vector.preset ? { kind: "preset", id: vector.preset } : { kind: "vector", id };
-  const unit = unitDose(vector);
   // Measured presets are scaled to strength 1; of others a dose that language bears is a good start.
   const strength = vector.preset || !unit ? 1 : Math.min(3, Math.max(0.05, Math.round((0.15 / unit) * 20) / 20));
   const tryIt = () => handOver("Tell me about your weekend.", { steering: [{ ...entry, name, strength, tokens: "all" }] });
@@ -30,11 +33,11 @@ export function VectorView({ id, facts, onGone }) {
       <dt>Id</dt><dd><code>${vector.id}</code></dd>
       <dt>Model</dt><dd>${vector.model_name}</dd>
       <dt>Method</dt><dd>${vector.method}${vector.preset ? ` (preset ${vector.preset})` : ""}</dd>
-      <dt>Dose at 1</dt><dd>${fixed(unit, 3)} of the states' own length</dd>
+      <dt>Dose at 1</dt><dd>${fixed(unit, 3)} of the states' own length, all layers together</dd>
       <dt>Made</dt><dd>${time(vector.created_at)}</dd>
     </dl>
     <${LayerNorms} vector=${vector} />
-    <${DoseResponse} vector=${vector} facts=${facts} />
+    <${DoseResponse} vector=${vector} unit=${unit} />
     <${Keeping} vector=${vector} onChanged=${reload} onGone=${onGone} />
   </section>`;
 }
