@@ -1,6 +1,7 @@
 """The console in a browser before the running server: from the first visit to a steered answer, and the main
 path of each page."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from tests.live.conftest import BEHAVIOUR
 
 pytestmark = pytest.mark.engine
 
-TOKENS = "24"
+TOKENS = "16"
 QUESTION = "Tell me about your weekend."
 # What of OpenAI's client for Node its snippet uses.
 STAND_IN = """
@@ -163,9 +164,8 @@ async def test_every_program_gives_the_same_answer(page, trained, server, tmp_pa
     assert "mechanex sends no seed" in drawn.pop("mechanex")
     if shutil.which("node") is None:
         drawn.pop("openai (TypeScript)")
-    assert {client: run(client, each, server, tmp_path) for client, each in drawn.items()} == dict.fromkeys(
-        drawn, said
-    )
+    runs = [asyncio.to_thread(run, client, each, server, tmp_path) for client, each in drawn.items()]
+    assert await asyncio.gather(*runs) == [said] * len(drawn)
     await page.get_by_role("button", name="New conversation").click()
     await page.get_by_label("Method", exact=True).select_option("greedy")
     said = await answer(page)

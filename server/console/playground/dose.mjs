@@ -67,6 +67,9 @@ export async function doseAtOne(entry, signal) {
   return dose === null ? null : dose / SMALL;
 }
 
+/** To begin with: a dose that language bears. Presets are scaled so that it is strength 1. */
+export const gentleStrength = (unit) => (unit ? Math.min(3, Math.max(0.05, Math.round((USUAL.amber / unit) * 20) / 20)) : 1);
+
 /** `{share, level}` of a dose: shares of 1 are where amber begins, weighted by what each vector adds. */
 export function levelOf(dose, steering, records) {
   const weights = steering.map(({ id, strength }) => Math.abs(strength) * (unitDose(records.get(id)) ?? 0.15) + 1e-9);

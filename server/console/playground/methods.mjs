@@ -9,7 +9,7 @@ const N = number("n", "Answers", "Siblings generated together, each aware of the
 
 /** `hint` says in one line what the method does; `name` empty: the model's own defaults. */
 export const METHODS = [
-  { name: "", label: "Model's default", hint: "Plain sampling, with the model's own settings.", fields: [TEMPERATURE] },
+  { name: "", label: "Plain sampling", hint: "Draws from all tokens, but for what the model itself cuts off.", fields: [TEMPERATURE] },
   { name: "greedy", label: "Greedy", hint: "Always the likeliest token; the same answer each time.", fields: [] },
   { name: "top-k", label: "Top-k", hint: "Draws from a fixed number of likely tokens.", fields: [TEMPERATURE, TOP_K] },
   { name: "top-p", label: "Top-p", hint: "Draws from as many tokens as make up a share of the probability.", fields: [TEMPERATURE, TOP_P] },

@@ -3,7 +3,7 @@
 import { Fragment, html } from "../html.mjs";
 import { Choice, Slider } from "../parts/field.mjs";
 import { Notice } from "../parts/notice.mjs";
-import { DoseMeter } from "./dose.mjs";
+import { doseAtOne, DoseMeter, gentleStrength } from "./dose.mjs";
 
 const LEAST_STRENGTH = -3;
 const MOST_STRENGTH = 3;
@@ -16,11 +16,13 @@ const TOKENS = [
 export function SteeringControls({ steering, onChange, things, facts }) {
   if (!facts.steering) return html`<${Notice}>${facts.unsteerable}<//>`;
   const change = (index, changes) => onChange(steering.map((entry, at) => (at === index ? { ...entry, ...changes } : entry)));
-  const add = (chosen) => {
+  const add = async (chosen) => {
     const [kind, id] = [chosen.slice(0, chosen.indexOf(":")), chosen.slice(chosen.indexOf(":") + 1)];
     const preset = things.presets.find(({ name }) => kind === "preset" && name === id);
     const name = preset ? preset.name : (things.vectors.find((vector) => vector.id === id)?.name ?? id.slice(0, 8));
-    if (id) onChange([...steering, { kind, id, name, strength: 1, tokens: "all" }]);
+    if (!id) return;
+    const strength = preset ? 1 : gentleStrength(await doseAtOne({ kind, id }).catch(() => null));
+    onChange([...steering, { kind, id, name, strength, tokens: "all" }]);
   };
   const options = [
     ["", "Add a vector or preset…"],

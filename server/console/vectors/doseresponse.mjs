@@ -11,8 +11,8 @@ import { AMBER_COST, bounds, remember } from "../playground/dose.mjs";
 import { fixed, plural } from "../words.mjs";
 import { heldOut, keepHeldOut } from "./heldout.mjs";
 
-const DOSES = [-0.3, -0.15, 0, 0.075, 0.15, 0.3, 0.45];
-const USUAL_STRENGTHS = [-2, -1, 0, 0.5, 1, 2, 3];
+const DOSES = [-0.2, 0, 0.1, 0.2, 0.35];
+const USUAL_STRENGTHS = [-1, 0, 0.5, 1, 2];
 
 function strengthsOf(unit) {
   return unit ? DOSES.map((dose) => Number((dose / unit).toPrecision(3))) : USUAL_STRENGTHS;

@@ -5,7 +5,7 @@ import { saveFile } from "../parts/copy.mjs";
 import { TextField } from "../parts/field.mjs";
 import { Problem } from "../parts/notice.mjs";
 import { Plot } from "../parts/plot.mjs";
-import { doseAtOne } from "../playground/dose.mjs";
+import { doseAtOne, gentleStrength } from "../playground/dose.mjs";
 import { handOver } from "../playground/handover.mjs";
 import { fixed, time } from "../words.mjs";
 import { DoseResponse } from "./doseresponse.mjs";
@@ -20,8 +20,7 @@ export function VectorView({ id, facts, onGone }) {
   const { vector, unit } = value;
   const name = vector.name ?? vector.label ?? vector.id.slice(0, 8);
   const entry = vector.preset ? { kind: "preset", id: vector.preset } : { kind: "vector", id };
-  // Measured presets are scaled to strength 1; of others a dose that language bears is a good start.
-  const strength = vector.preset || !unit ? 1 : Math.min(3, Math.max(0.05, Math.round((0.15 / unit) * 20) / 20));
+  const strength = vector.preset ? 1 : gentleStrength(unit);
   const tryIt = () => handOver("Tell me about your weekend.", { steering: [{ ...entry, name, strength, tokens: "all" }] });
   return html`<section class="card" aria-label=${`Vector ${name}`}>
     <div class="card-head">
@@ -53,7 +52,7 @@ function LayerNorms({ vector }) {
     series.push({ label: "relative dose", colour: "second", axis: "y2" });
   }
   return html`<div><h3>Length by layer</h3>
-    <${Plot} data=${data} series=${series} x="layer" y="length" y2=${doses && "relative dose"} height=${190}
+    <${Plot} data=${data} series=${series} x="layer" y="length" y2=${doses && "relative dose"} height=${190} range=${{ x: [layers[0] - 0.7, layers.at(-1) + 0.7], y: [0, Math.max(...data[1]) * 1.05] }}
       summary=${`Length of the vector at layers ${layers[0]} to ${layers.at(-1)}`} /></div>`;
 }
 
