@@ -149,6 +149,10 @@ async def test_two_configurations_answer_side_by_side(page, trained):
     assert await page.locator(".token.differs").count() > 2
     await page.locator(".token").nth(3).hover()
     await page.get_by_text("log-probability").wait_for()
+    await page.mouse.move(0, 0)
+    await page.locator(".tokens").nth(1).focus()
+    await page.keyboard.press("ArrowRight")
+    await page.get_by_text("log-probability").wait_for()
     await picture(page, "side-by-side")
     assert await faults(page) == []
 
@@ -244,20 +248,23 @@ async def test_a_policy_is_written_run_and_searched(page):
     await page.get_by_role("button", name="Save", exact=True).wait_for()
 
 
-async def test_a_behaviour_is_seen_in_each_token(page, behaviour):
-    """Its calibration is drawn, watching for it colours the answer, and what drifted is counted."""
+async def test_a_behaviour_is_seen_in_each_token(page, behaviour, server, tmp_path):
+    """Its calibration is drawn, watching for it colours the answer, which the programs get too, and what
+    drifted is counted."""
     await visit(page, "Behaviours")
     await page.get_by_role("button", name=BEHAVIOUR).click()
     await page.get_by_label("ROC curve.").wait_for()
     assert await faults(page) == []
     await page.get_by_role("button", name="Watch for it").click()
     await page.get_by_label("Longest answer").fill(TOKENS)
-    await answer(page)
+    said = await answer(page)
     await page.get_by_text(f"{BEHAVIOUR}: ").wait_for()
     assert await page.locator("[class*=drift-]").count() >= int(TOKENS) - 2
     await page.locator("[class*=drift-]").nth(2).hover()
     await page.get_by_text(f"of {behaviour['threshold']:.2f}").wait_for()
     await picture(page, "drift")
+    for client, program in (await programs(page, "curl", "openai (Python)")).items():
+        assert await asyncio.to_thread(run, client, program, server, tmp_path) == said
     await page.wait_for_timeout(1500)  # what was observed is written once a second
     await visit(page, "Behaviours")
     await page.get_by_role("button", name=BEHAVIOUR).click()

@@ -10,7 +10,7 @@ import { EXAMPLE_PROMPTS, Prompts, promptsOf } from "./prompts.mjs";
 
 const SPACE = '{\n  "sampling.temperature": [0.2, 0.7, 1.2],\n  "optimization.best_of_n": [1, 2]\n}';
 
-export function Autotune({ policy }) {
+export function Autotune({ policy, tokens }) {
   const [text, setText] = useState(EXAMPLE_PROMPTS);
   const [space, setSpace] = useState(SPACE);
   const [trials, setTrials] = useState([]);
@@ -20,7 +20,7 @@ export function Autotune({ policy }) {
   const [search, busy, error] = useAction(async (signal) => {
     setTrials([]);
     setResult(null);
-    const body = { base_policy: policy, prompts, search_space: parsed.value ?? {}, max_new_tokens: 48, seed: 7, stream: true };
+    const body = { base_policy: policy, prompts, search_space: parsed.value ?? {}, max_new_tokens: tokens, seed: 7, stream: true };
     for await (const event of events("/policies/autotune", body, { signal })) {
       if (event.status === "processing") {
         setOf(event.progress.of);

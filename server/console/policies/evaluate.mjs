@@ -6,11 +6,11 @@ import { Table } from "../parts/table.mjs";
 import { duration, fixed, percent } from "../words.mjs";
 import { EXAMPLE_PROMPTS, Prompts, promptsOf } from "./prompts.mjs";
 
-export function Evaluate({ policy }) {
+export function Evaluate({ policy, tokens }) {
   const [text, setText] = useState(EXAMPLE_PROMPTS);
   const [found, setFound] = useState(null);
   const prompts = promptsOf(text);
-  const [evaluate, busy, error] = useAction(async (signal) => setFound({ prompts, ...(await post("/policies/evaluate", { policy, prompts, max_new_tokens: 64, seed: 7 }, { signal })) }));
+  const [evaluate, busy, error] = useAction(async (signal) => setFound({ prompts, ...(await post("/policies/evaluate", { policy, prompts, max_new_tokens: tokens, seed: 7 }, { signal })) }));
   return html`<form class="pairs" onSubmit=${(event) => {
     event.preventDefault();
     evaluate();

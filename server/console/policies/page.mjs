@@ -1,6 +1,7 @@
 import { get, post, remove } from "../api.mjs";
 import { html, useState } from "../html.mjs";
 import { useAction, useLoaded } from "../loading.mjs";
+import { NumberField } from "../parts/field.mjs";
 import { parse } from "../parts/jsoneditor.mjs";
 import { Problem } from "../parts/notice.mjs";
 import { go } from "../place.mjs";
@@ -30,6 +31,7 @@ export function PoliciesPage({ facts, id }) {
   const { value: stored, error, reload } = useLoaded((signal) => Promise.all([get("/policies", { signal }), get("/policies/presets", { signal })]));
   const [text, setText] = useState(written(START));
   const [tab, setTab] = useState("run");
+  const [tokens, setTokens] = useState(64);
   const [policies, presets] = stored ?? [[], []];
   const { value: opened, error: missing, reload: again } = useLoaded(
     async (signal) => {
@@ -89,7 +91,8 @@ export function PoliciesPage({ facts, id }) {
         <div class="tabs" role="group" aria-label="What to do">
           ${TABS.map(([name, label]) => html`<button class="tab" aria-pressed=${name === tab} onClick=${() => setTab(name)}>${label}</button>`)}
         </div>
-        ${policy ? html`<${Tab} policy=${policy} policies=${policies} presets=${presets} facts=${facts} />` : html`<p class="hint">The policy is no JSON at the moment.</p>`}
+        <${NumberField} label="Longest answer" hint="tokens" value=${tokens} min=${1} max=${facts.max_model_len} onChange=${(value) => setTokens(value ?? 1)} />
+        ${policy ? html`<${Tab} tokens=${tokens} policy=${policy} policies=${policies} presets=${presets} />` : html`<p class="hint">The policy is no JSON at the moment.</p>`}
       </section>
     </div>
   </div>`;

@@ -1,14 +1,13 @@
 import { post } from "../api.mjs";
 import { html, useState } from "../html.mjs";
 import { useAction } from "../loading.mjs";
-import { NumberField, TextField } from "../parts/field.mjs";
+import { TextField } from "../parts/field.mjs";
 import { Problem } from "../parts/notice.mjs";
 import { duration, fixed, plural } from "../words.mjs";
 import { Trace } from "./trace.mjs";
 
-export function Run({ policy }) {
+export function Run({ policy, tokens }) {
   const [prompt, setPrompt] = useState("Name a fruit, as JSON.");
-  const [tokens, setTokens] = useState(96);
   const [outcome, setOutcome] = useState(null);
   const [run, busy, error] = useAction(async (signal) => setOutcome(await post("/policies/run", { policy, prompt, max_new_tokens: tokens, seed: 7 }, { signal })));
   return html`<form class="pairs" onSubmit=${(event) => {
@@ -16,7 +15,6 @@ export function Run({ policy }) {
     run();
   }}>
     <${TextField} label="Prompt" rows=${2} value=${prompt} onChange=${setPrompt} />
-    <${NumberField} label="Longest answer" value=${tokens} min=${1} onChange=${(value) => setTokens(value ?? 1)} />
     <div class="row"><button class="primary" disabled=${busy || !prompt.trim()}>${busy ? "Running…" : "Run"}</button></div>
     <${Problem} error=${error} />
     ${outcome && html`<${Outcome} outcome=${outcome} />`}
