@@ -203,6 +203,9 @@ _OPEN_PATHS = frozenset(
     }
 )
 
+# The console's page and files, none of which is anyone's; no segment that begins with a dot.
+_CONSOLE = re.compile(r"/console(?:/(?:[\w-][\w.-]*/)*(?:[\w-][\w.-]*)?)?", re.ASCII)
+
 
 # What a read-only member may send beside GET: they change nothing and generate nothing. Mutations over
 # GraphQL ask for a role of their own.
@@ -217,7 +220,8 @@ class _Credential(NamedTuple):
 
 
 class Authentication:
-    """Pure ASGI middleware: every HTTP route and WebSocket needs a key, but for `_OPEN_PATHS` and preflights.
+    """Pure ASGI middleware: every HTTP route and WebSocket needs a key, but for `_OPEN_PATHS`, the console's
+    files and preflights.
 
     Sets `scope["state"]["principal"]` and `current_principal`. `count(method, outcome)` is called once for
     each attempt that the store could decide. `session`, where there are accounts, finds who an access token
@@ -321,7 +325,8 @@ def _is_token(text: str) -> bool:
 
 
 def _is_open(scope: Scope) -> bool:
-    if route_path(scope) in _OPEN_PATHS:
+    path = route_path(scope)
+    if path in _OPEN_PATHS or (scope["type"] == "http" and _CONSOLE.fullmatch(path)):
         return True
     if scope["type"] != "http" or scope["method"] != "OPTIONS":
         return False

@@ -29,7 +29,7 @@ def _wait_and_print(args: Namespace, settings: Settings, first_key: str | None, 
         time.sleep(_POLL_SECONDS)
     if settings.log_format == "json":
         logger.info("Steersman is ready: %s", args.uds or _url(args))
-        for line in _told(settings, first_key, more):
+        for line in _told(settings, first_key, more, None if args.uds else _url(args)):
             logger.info("%s", line)
         return
     print(text(_url(args), settings, first_key, uds=args.uds, more=more), file=sys.stdout, flush=True)
@@ -76,7 +76,7 @@ def text(
     a port, `more` are lines of what was chosen for the model."""
     curl, place = (f"curl --unix-socket {uds}", uds) if uds else ("curl", url)
     key = first_key or "$STEERSMAN_KEY"
-    told = "\n".join(_told(settings, first_key, more))
+    told = "\n".join(_told(settings, first_key, more, None if uds else url))
     return f"""
 Steersman is ready: {place}
 {told}
@@ -88,10 +88,11 @@ Steersman is ready: {place}
 """
 
 
-def _told(settings: Settings, first_key: str | None, more: Sequence[str]) -> list[str]:
+def _told(settings: Settings, first_key: str | None, more: Sequence[str], url: str | None) -> list[str]:
     shown = (
         f"API key (shown once): {first_key}"
         if first_key
         else "API key: as made before; `steersman keys create` makes another"
     )
-    return [shown, f"Data: {settings.home}", *more]
+    pages = [] if url is None else [f"Console: {url}/console"]
+    return [*pages, shown, f"Data: {settings.home}", *more]

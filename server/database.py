@@ -74,7 +74,7 @@ class Database:
         # A server may close a connection that waits in the pool, a file does not.
         self._engine = (
             _engine(self.url)
-            if self._is_sqlite
+            if self.is_sqlite
             else _engine(self.url, pool_pre_ping=True, connect_args={"timeout": _CONNECT_SECONDS})
         )
 
@@ -98,7 +98,7 @@ class Database:
     async def at_once(self) -> AsyncIterator[AsyncConnection]:
         """For one statement that writes: it commits by itself, in one round trip."""
         # SQLite's connections commit by themselves unless a transaction was begun.
-        options = {} if self._is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        options = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         with _translated():
             async with self._engine.execution_options(**options).connect() as connection:
                 yield connection
@@ -126,7 +126,7 @@ class Database:
     def alembic(self, action: Callable[[Config], None]) -> None:
         """Run an Alembic command in one transaction, alone; again where servers held what it changes."""
         # SQLite's own lock is waited for ten seconds at most, and not at all while the journal mode changes.
-        with _translated(), _file_lock(self.url) if self._is_sqlite else nullcontext():
+        with _translated(), _file_lock(self.url) if self.is_sqlite else nullcontext():
             for left in reversed(range(_MIGRATION_TRIES)):
                 try:
                     asyncio.run(self._alembic(action))
@@ -139,7 +139,7 @@ class Database:
                     return
 
     @property
-    def _is_sqlite(self) -> bool:
+    def is_sqlite(self) -> bool:
         return self.url.get_backend_name() == "sqlite"
 
     async def _alembic(self, action: Callable[[Config], None]) -> None:
@@ -152,7 +152,7 @@ class Database:
 
         # Connections belong to the event loop that opened them, so the pool is not for this one.
         engine = _engine(self.url, poolclass=NullPool)
-        if self._is_sqlite:
+        if self.is_sqlite:
             # Batch mode drops the table that it has copied, which would delete the rows that refer to it.
             event.listen(engine.sync_engine, "connect", _ignore_foreign_keys)
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -16,9 +16,11 @@ from sqlalchemy import (
     Integer,
     String,
     Text,
+    case,
     delete,
     func,
     insert,
+    literal_column,
     select,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -96,6 +98,17 @@ class ObservedPage:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What an account's kept calls of one day (UTC) came to."""
+
+    day: date
+    requests: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class ObservedRequests:
     """Every method is one transaction and raises Unavailable when the database does not answer."""
 
@@ -140,6 +153,37 @@ class ObservedRequests:
             total = count.scalar_one()
             rows = (await connection.execute(query)).all()
         return ObservedPage([_request(row) for row in rows], total)
+
+    async def days(self, account_id: str) -> Sequence[Day]:
+        """Each day that has calls, oldest first."""
+        row = ObservedRequestRow
+        # SQLite keeps no zone, and has no function for one.
+        utc = func.timezone(literal_column("'UTC'"), row.created_at)
+        day = func.date(row.created_at if self._database.is_sqlite else utc)
+        query = (
+            select(
+                day.label("day"),
+                func.count().label("requests"),
+                func.sum(case((row.status >= 400, 1), else_=0)).label("failed"),
+                func.sum(row.prompt_tokens).label("prompt_tokens"),
+                func.sum(row.completion_tokens).label("completion_tokens"),
+            )
+            .where(row.account_id == account_id)
+            .group_by(day)
+            .order_by(day)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            Day(
+                day=date.fromisoformat(str(found.day)),
+                requests=int(found.requests),
+                failed=int(found.failed),
+                prompt_tokens=int(found.prompt_tokens),
+                completion_tokens=int(found.completion_tokens),
+            )
+            for found in rows
+        ]
 
     async def get(self, account_id: str, request_id: str) -> ObservedRequest:
         """The latest of that id. Raises NotFound."""

@@ -1,11 +1,13 @@
 """Recent calls as /observability/requests writes them."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date, datetime
 from typing import Any, Self
 
 from pydantic import BaseModel
 
-from server.observed import ObservedPage, ObservedRequest
+from server.observed import Day, ObservedPage, ObservedRequest
 
 
 class ObservedItem(BaseModel):
@@ -58,3 +60,21 @@ class ObservedItems(BaseModel):
     def of(cls, page: ObservedPage, limit: int, offset: int) -> Self:
         items = [ObservedItem.of(each) for each in page.requests]
         return cls(requests=items, total=page.total, limit=limit, offset=offset)
+
+
+class UsageDay(BaseModel):
+    """`failed` are the calls of status 400 and above; days are UTC's."""
+
+    day: date
+    requests: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class UsageDays(BaseModel):
+    days: list[UsageDay]
+
+    @classmethod
+    def of(cls, days: Sequence[Day]) -> Self:
+        return cls(days=[UsageDay(**asdict(each)) for each in days])

@@ -70,6 +70,9 @@ from server.routes import (
     accounts,
     adaptive,
     adaptive_interactions,
+    capabilities,
+    console,
+    constraints,
     embeddings,
     feedback,
     graphql,
@@ -152,9 +155,10 @@ class SteersmanPlugin:
         )
         app.title, app.description = "Steersman", "Serve language models that people can steer."
         activations = (steering, steering_vectors, steering_trials, saes, behavior_routes, watched)
-        axionic = (native, policies, saved_policies, *activations, keys, accounts)
+        axionic = (native, constraints, policies, saved_policies, *activations, keys, accounts)
         dialects = (openai, embeddings, oxen, adaptive, adaptive_interactions, graphql)
-        for routes in (*dialects, projects, feedback, stored_completions, *axionic, observability, health):
+        seen = (observability, capabilities, console, health)
+        for routes in (*dialects, projects, feedback, stored_completions, *axionic, *seen):
             app.include_router(routes.router)
         # The last one added is the first one met; vLLM's CORS follows and so covers our 401s too.
         app.add_middleware(Limiting, limiter=limiter)

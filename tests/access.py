@@ -155,6 +155,8 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "GET /openapi.json": OPEN,
     "GET /docs": OPEN,
     "GET /docs/oauth2-redirect": OPEN,
+    "GET /console": OPEN,
+    "GET /console/{file:path}": OPEN,
     "GET /redoc": SHARED,
     "GET /load": SHARED,
     "GET /ping": SHARED,
@@ -277,6 +279,8 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "POST /generate": naming(PROMPT, *STEERING, *MODELS, bad=422),
     "POST /sampling/generate": naming(NATIVE, *STEERING, POLICY, INLINE, *MODELS, bad=422),
     "GET /models": SHARED,
+    "GET /capabilities": CALLER,
+    "POST /constraints/check": SHARED,
     "GET /graph": SHARED,
     "POST /policies/run": naming(NATIVE, POLICY, INLINE, *({"policy": {}, **each} for each in MODELS)),
     "POST /policies/compare": naming({**NATIVE, "model": "{model}"}, {"policies": [STEERED]}),
@@ -296,6 +300,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
     "DELETE /policies/{policy_id}": _GONE,
     "POST /steering/generate": CALLER,
     "POST /steering/run": naming(PROMPT, *STEERING, bad=422),
+    "POST /steering/dose": naming({}, *STEERING, bad=422),
     "GET /steering/presets": (listing("preset_vector_id"),),
     "POST /steering/presets/{preset}": CALLER,
     "GET /steering/vectors": (
@@ -396,6 +401,7 @@ _TABLE: dict[str, Access | tuple[Ask, ...]] = {
         listing("request_id", "/observability/requests?search={mark}&limit=200"),
     ),
     "GET /observability/requests/{request_id:path}": (Ask(shows="mark"),),
+    "GET /observability/usage": CALLER,
 }
 
 ROUTES: Mapping[str, Access | tuple[Ask, ...]] = {
@@ -425,6 +431,8 @@ def spellings(path: str) -> list[str]:
         f"/metrics/..{path}",
         f"/metrics{path}",
         f"/docs/..%2f{path[1:]}",
+        f"/console/..{path}",
+        f"/console/%2e%2e{path}",
         f"/%{ord(first):02x}{path[2:]}",
         f"/%25{ord(first):02x}{path[2:]}",
         f"/{path[1:].replace('/', '%2f')}",

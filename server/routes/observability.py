@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from server.auth import Principal, caller
 from server.errors import NotSupported
 from server.observed import ObservedRequests, Wanted
-from server.observed_wire import ObservedItem, ObservedItems
+from server.observed_wire import ObservedItem, ObservedItems, UsageDays
 from server.settings import Settings
 from server.wire import INT32_MAX
 
@@ -60,6 +60,12 @@ async def list_requests(
     wanted = Wanted(search=search, watched=sae_only, status=status, route=route)
     page = await kept.list(principal.account_id, wanted, limit=limit, offset=offset)
     return ObservedItems.of(page, limit, offset)
+
+
+@router.get("/observability/usage")
+async def list_usage(principal: Caller, kept: Kept) -> UsageDays:
+    """What the account's kept calls came to, day by day."""
+    return UsageDays.of(await kept.days(principal.account_id))
 
 
 # An id is what a client sent as x-request-id, slashes included.

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from policies.steering import (
     OWN_EXAMPLES,
@@ -26,7 +26,7 @@ from server.streams import sse
 from server.training import TrainRequest
 from server.vector_wire import VectorDetail
 from server.vllm_serving import guarded
-from server.wire import GenerateRequest
+from server.wire import GenerateRequest, SteeringFields, Strict
 from server.workshop import failure
 
 _POLL_SECONDS = 0.25
@@ -123,6 +123,27 @@ def _times(multiplier: float, entry: SteeringEntry) -> SteeringEntry:
             f"the strength of {entry.preset} is at least {least:g}, not {strength:g}", param="multiplier"
         )
     return entry.model_copy(update={"strength": strength})
+
+
+class Asked(Strict, SteeringFields):
+    """POST /steering/dose: how a request would be steered."""
+
+
+class Dose(BaseModel):
+    """The largest of all layers, and of what adds up over them; nothing is loaded or generated for it."""
+
+    dose: float
+    warning: str | None
+
+
+@router.post("/steering/dose")
+async def tell_dose(request: Asked, principal: Caller, studio: Open) -> Dose:
+    """Refuses what a request that is steered so would be refused for, a dose above the limit included."""
+    entries = request.steering_entries()
+    if not entries:
+        raise InvalidRequest("name a vector to steer by", param="steering_vector_id")
+    checked = await studio.steering.check(entries, principal.account_id)
+    return Dose(dose=round(checked.dose, 4), warning=checked.warning)
 
 
 @router.get("/steering/presets")

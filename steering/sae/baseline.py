@@ -23,6 +23,7 @@ Rows = NDArray[np.floating[Any]]
 # Of these latents, `[tokens, latents]` of each text: first the positive ones, then the negative, the neutral.
 TokenLatents = Callable[[Sequence[int]], Sequence[Rows]]
 
+_PEAKS = 200
 _VERSION: Final = 2
 
 
@@ -71,7 +72,9 @@ class Evidence:
     drift. The two rates are of peaks above thresholds chosen without the text in question:
     `false_positive_rate` of negative and neutral texts, `true_positive_rate` of positive ones. `target` is
     the rate that was asked for; with few texts, no threshold can promise a small one. A peak is higher the
-    longer a text: the rates hold for texts about as long as these.
+    longer a text: the rates hold for texts about as long as these. `peaks` and `peaks_without` are those
+    peaks themselves, ascending, of texts with and without the behaviour: at most `_PEAKS` of each, evenly
+    chosen, and none of behaviours that older versions made.
     """
 
     auroc: float | None
@@ -82,6 +85,8 @@ class Evidence:
     positive: int
     negative: int
     neutral: int
+    peaks: tuple[float, ...] = ()
+    peaks_without: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ class Baseline:
                 threshold=float(data["threshold"]),
                 differences=tuple(float(difference) for difference in data["differences"]),
                 scoring=Scoring(data["scoring"]),
-                evidence=Evidence(**data["evidence"]),
+                evidence=_evidence(data["evidence"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, BaselineError):
@@ -184,8 +189,20 @@ def calibrate(
             positive=len(positive),
             negative=len(negative),
             neutral=len(neutral),
+            peaks=_ascending(np.concatenate([fold.positive for fold in held])),
+            peaks_without=_ascending(np.concatenate([fold.without for fold in held])),
         ),
     )
+
+
+def _ascending(peaks: Wide) -> tuple[float, ...]:
+    chosen = np.linspace(0, len(peaks) - 1, min(len(peaks), _PEAKS)).round().astype(int)
+    return tuple(float(round(peak, 4)) for peak in np.sort(peaks)[chosen])
+
+
+def _evidence(data: Mapping[str, Any]) -> Evidence:
+    peaks = {name: tuple(map(float, data.get(name, ()))) for name in ("peaks", "peaks_without")}
+    return Evidence(**{**data, **peaks})
 
 
 def threshold_for(scores: Rows, false_positives: float) -> float:

@@ -127,6 +127,7 @@ def test_urls(changes, url):
 def test_the_first_key():
     """A fresh key is shown, said to be shown once, and stands in the example."""
     shown = banner.text("http://h:1", SETTINGS, KEY)
+    assert "http://h:1/console\n" in shown
     assert f"API key (shown once): {KEY}\n" in shown
     assert f"Authorization: Bearer {KEY}" in shown
     assert "Data: /data/steersman\n" in shown

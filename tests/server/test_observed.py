@@ -168,3 +168,16 @@ async def test_an_accounts_calls_go_with_it(observed, store):
     async with store.database.writing() as connection:
         await connection.execute(text("DELETE FROM accounts WHERE id = 'other'"))
     assert await ids(observed, "other") == []
+
+
+async def test_days_are_those_of_utc(observed):
+    """Calls and tokens are added up by day, the oldest first, for one account alone; failed are those of
+    status 400 and above."""
+    late = replace(CALL, id="late", created_at=NOW.replace(hour=23, minute=59), status=503)
+    next_day = replace(CALL, id="next", created_at=NOW.replace(day=2, hour=0, minute=1))
+    await observed.keep([CALL, late, next_day], most=10, since=LONG_AGO)
+    first, second = await observed.days(DEFAULT_ACCOUNT)
+    assert (str(first.day), first.requests, first.failed) == ("2026-03-01", 2, 1)
+    assert (first.prompt_tokens, first.completion_tokens) == (14, 4)
+    assert (str(second.day), second.requests, second.failed) == ("2026-03-02", 1, 0)
+    assert await observed.days("another") == []

@@ -82,7 +82,8 @@ def test_every_route_says_whose_things_it_shows(app):
 def test_open_is_what_the_table_says(app):
     """No other paths are let through without a key."""
     opened = {plain_path(route) for route, access in ROUTES.items() if access is Access.OPEN}
-    assert opened == {path.rstrip("/") for path in _OPEN_PATHS}
+    console = {"/console", "/console/{file}"}
+    assert opened == {path.rstrip("/") for path in _OPEN_PATHS} | console
 
 
 @pytest.mark.parametrize("route", guarded())
@@ -113,7 +114,8 @@ async def test_a_socket_is_closed_without_a_key(app, route):
 
 async def test_what_is_no_route_asks_for_a_key_too(app):
     """Below an open path as anywhere: nobody learns without a key what there is."""
-    for path in ("/", "/nothing", "/docs/x", "/health/x", "/metrics/x", "/openapi.json/x", "/auth/login/x"):
+    below = ("/docs/x", "/health/x", "/metrics/x", "/openapi.json/x", "/auth/login/x", "/console/.x")
+    for path in ("/", "/nothing", "/consoles", *below):
         assert await status(app, "GET", path) == 401, path
 
 

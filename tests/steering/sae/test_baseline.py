@@ -85,6 +85,11 @@ def test_evidence_is_what_new_texts_show(made):
     assert evidence.false_positive_rate == pytest.approx((below > made.threshold).mean(), abs=0.04)
     assert evidence.true_positive_rate == pytest.approx((above > made.threshold).mean(), abs=0.1)
     assert (evidence.positive, evidence.negative, evidence.neutral) == (300, 300, 0)
+    for told in (evidence.peaks, evidence.peaks_without):  # a curve's worth of the 300
+        assert len(told) == 200
+        assert list(told) == sorted(told)
+    drawn = np.mean(np.array(evidence.peaks)[:, None] > np.array(evidence.peaks_without)[None, :])
+    assert drawn == pytest.approx(evidence.peak_auroc, abs=0.02)
 
 
 def test_the_threshold_is_of_peaks_and_not_of_means():
@@ -171,6 +176,17 @@ def test_a_threshold_keeps_its_share(target):
     lower = scores[scores < threshold].max()
     assert (scores > lower).mean() > target
     assert threshold_for(np.array([3.0]), 0.9) == 3.0
+
+
+def test_one_of_an_older_version_has_no_peaks(made):
+    """And is read all the same."""
+    older = made.encode()
+    older["evidence"] = {
+        name: value for name, value in older["evidence"].items() if not name.startswith("peaks")
+    }
+    read = Baseline.decode(older)
+    assert (read.evidence.peaks, read.evidence.peaks_without) == ((), ())
+    assert read.threshold == made.threshold
 
 
 def test_it_survives_json(made):
