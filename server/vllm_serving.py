@@ -35,9 +35,10 @@ from server.served_models import ServedModels
 from server.steering import Steering, field_of
 from server.tracing import note
 from server.vllm_errors import placing, translated
+from server.vllm_planned import Seat
 from server.vllm_steering import during
 from server.vllm_tools import HERMES, ToolRules
-from server.vllm_wire import ChatRequest, CompletionRequest, Seat
+from server.vllm_wire import ChatRequest, CompletionRequest
 from server.wire import NativeSampling
 
 Decodable = ChatRequest | CompletionRequest

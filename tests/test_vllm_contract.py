@@ -222,7 +222,7 @@ def test_the_logits_processor_interface_is_the_one_we_implement(name):
 
 def test_sampling_parameters_are_made_where_we_add_ours():
     """Both requests make their parameters by methods with the signatures that ours override."""
-    from server.vllm_wire import Planned
+    from server.vllm_planned import Planned
 
     for dotted in list(FIELDS)[:2]:
         theirs = found(dotted)

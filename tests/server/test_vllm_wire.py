@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from policies.sampling import Ads, EngineFacts, Method, Plan
 from processors.args import ProcessorArgs
 from server.errors import InvalidRequest, NotSupported
+from server.vllm_planned import Seat
 from server.vllm_serving import Serving
-from server.vllm_wire import ChatRequest, CompletionRequest, Seat
+from server.vllm_wire import ChatRequest, CompletionRequest
 
 TERMS = ("kill", "Straße", '"quoted"')
 GREEDY = Plan(method_used=Method.GREEDY, temperature=0.0)
