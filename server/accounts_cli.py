@@ -1,6 +1,5 @@
 """`steersman accounts`: the accounts that log in, as their operator makes and ends them."""
 
-import asyncio
 import getpass
 import json
 import sys
@@ -8,12 +7,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from server.errors import NotFound, SteersmanError
+from server.errors import NotFound
 from server.logins import Login, Logins, email_address
 from server.passwords import MAX_LENGTH, MIN_LENGTH, Passwords
 from server.sessions import Sessions
 from server.settings import Settings
 from server.store import Store
+from server.store_command import add_place, run_on_store
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParser:
     """Add `accounts` to the command line; its namespace goes to `run`."""
     parser = subparsers.add_parser("accounts", help="accounts that log in to a server with --accounts")
-    parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
-    parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
+    add_place(parser)
     commands = parser.add_subparsers(dest="accounts_command", required=True)
     asks = "the password is asked for, or read as the first line of standard input"
     add = commands.add_parser("add", help="make an account", description=f"Make an account; {asks}.")
@@ -43,34 +42,24 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
 
 def run(args: Namespace) -> int:
     """Exit status: 0 done, 1 not possible and standard error says why."""
-    try:
-        settings = Settings.read(args)
-        store = Store(settings.database_url)
-        store.migrate()
-        asyncio.run(_act(store, settings, args))
-    except (SteersmanError, ValueError) as error:
-        sys.stderr.write(f"steersman accounts: {error}\n")
-        return 1
-    return 0
+    return run_on_store("accounts", args, _act)
 
 
-async def _act(store: Store, settings: Settings, args: Namespace) -> None:
-    logins, sessions = Logins(store.database), Sessions(store.database, settings.key_cache_seconds)
-    try:
-        match args.accounts_command:
-            case "add":
-                await _add(logins, email_address(args.email))
-            case "list":
-                found = await logins.list()
-                sys.stdout.write(_as_json(found) if args.json else _as_table(found))
-            case "password":
-                await _set_password(logins, sessions, await _find(logins, args.email))
-            case "delete":
-                login = await _find(logins, args.email)
-                await logins.delete(login.account.id)
-                sys.stdout.write(f"Deleted {login.account.email}, with its keys and all that it owned.\n")
-    finally:
-        await store.close()
+async def _act(store: Store, args: Namespace) -> None:
+    logins = Logins(store.database)
+    sessions = Sessions(store.database, Settings.read(args).key_cache_seconds)
+    match args.accounts_command:
+        case "add":
+            await _add(logins, email_address(args.email))
+        case "list":
+            found = await logins.list()
+            sys.stdout.write(_as_json(found) if args.json else _as_table(found))
+        case "password":
+            await _set_password(logins, sessions, await _find(logins, args.email))
+        case "delete":
+            login = await _find(logins, args.email)
+            await logins.delete(login.account.id)
+            sys.stdout.write(f"Deleted {login.account.email}, with its keys and all that it owned.\n")
 
 
 async def _add(logins: Logins, email: str) -> None:

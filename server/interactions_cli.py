@@ -1,6 +1,5 @@
 """`steersman interactions`: stored chat completions as files, from the database of the settings."""
 
-import asyncio
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from server.comparisons import Comparisons
-from server.database import Database
-from server.errors import SteersmanError
 from server.feedback import FeedbackStore
 from server.interaction_export import Pairing, Ranking, line, record, write_parquet
 from server.interactions import Interaction, Interactions, Sought
 from server.project_metrics import ProjectMetrics
-from server.settings import Settings
+from server.store import Store
+from server.store_command import add_place, run_on_store
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -27,8 +25,7 @@ _PAGE = 500
 def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParser:
     """Add `interactions` to the command line; its namespace goes to `run`."""
     parser = subparsers.add_parser("interactions", help="stored chat completions")
-    parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
-    parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
+    add_place(parser)
     commands = parser.add_subparsers(dest="interactions_command", required=True)
     exporting = commands.add_parser(
         "export",
@@ -54,15 +51,7 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
 
 def run(args: Namespace) -> int:
     """Exit status: 0 done, 1 not possible and standard error says why."""
-    try:
-        _check(args)
-        database = Database(Settings.read(args).database_url)
-        database.migrate()
-        asyncio.run(_act(database, args))
-    except (SteersmanError, ValueError, OSError) as error:
-        sys.stderr.write(f"steersman interactions: {error}\n")
-        return 1
-    return 0
+    return run_on_store("interactions", args, _act)
 
 
 def _check(args: Namespace) -> None:
@@ -80,31 +69,30 @@ def _check(args: Namespace) -> None:
         raise ValueError("--format parquet needs a file: --output FILE")
 
 
-async def _act(database: Database, args: Namespace) -> None:
+async def _act(store: Store, args: Namespace) -> None:
+    _check(args)
+    database = store.database
     sought = Sought(args.account, args.model, dict(args.metadata), args.since)
-    try:
-        found = _all(Interactions(database), sought)
-        feedback = await FeedbackStore(database).by_interaction(args.account)
-        compared = await Comparisons(database).by_interaction(args.account)
-        records = (
-            record(each, feedback.get(key, ()), compared.get(key, ()))
-            async for each in found
-            for key in [(each.account_id, each.id)]
-        )
-        match args.format:
-            case "jsonl":
-                written = await _write_lines(records, args.output)
-                sys.stderr.write(f"Exported {written} interactions.\n")
-            case "parquet":
-                written = await write_parquet(records, Path(args.output))
-                sys.stderr.write(f"Exported {written} interactions.\n")
-            case "pairs" if args.metric is not None:
-                lower = await ProjectMetrics(database).lower(args.metric)
-                await _write_pairs(found, Ranking.of(feedback, args.metric, lower), args.output)
-            case "pairs":
-                await _write_pairs(found, Pairing(args.positive, args.negative), args.output)
-    finally:
-        await database.close()
+    found = _all(Interactions(database), sought)
+    feedback = await FeedbackStore(database).by_interaction(args.account)
+    compared = await Comparisons(database).by_interaction(args.account)
+    records = (
+        record(each, feedback.get(key, ()), compared.get(key, ()))
+        async for each in found
+        for key in [(each.account_id, each.id)]
+    )
+    match args.format:
+        case "jsonl":
+            written = await _write_lines(records, args.output)
+            sys.stderr.write(f"Exported {written} interactions.\n")
+        case "parquet":
+            written = await write_parquet(records, Path(args.output))
+            sys.stderr.write(f"Exported {written} interactions.\n")
+        case "pairs" if args.metric is not None:
+            lower = await ProjectMetrics(database).lower(args.metric)
+            await _write_pairs(found, Ranking.of(feedback, args.metric, lower), args.output)
+        case "pairs":
+            await _write_pairs(found, Pairing(args.positive, args.negative), args.output)
 
 
 async def _all(interactions: Interactions, sought: Sought) -> AsyncIterator[Interaction]:

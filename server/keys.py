@@ -1,6 +1,5 @@
 """`steersman keys`: make, list and revoke API keys in the database that the settings name."""
 
-import asyncio
 import json
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
@@ -10,12 +9,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from server.columns import columns
-from server.errors import SteersmanError
 from server.limits import MAX_LIMIT, RateLimits
 from server.projects import Projects
 from server.roles import Role
-from server.settings import Settings
 from server.store import KeyRecord, Store
+from server.store_command import add_place, run_on_store
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -31,8 +29,7 @@ _LIMITS = {  # option → field of `RateLimits`
 def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParser:
     """Add `keys` to the command line; its namespace goes to `run`."""
     parser = subparsers.add_parser("keys", help="make, list and revoke API keys")
-    parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
-    parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
+    add_place(parser)
     commands = parser.add_subparsers(dest="keys_command", required=True)
     create = commands.add_parser("create", help="make a key and print it, once")
     create.add_argument("--name", help="what the key is for")
@@ -79,31 +76,21 @@ def _limited(args: Namespace, rates: RateLimits) -> RateLimits:
 
 def run(args: Namespace) -> int:
     """Exit status: 0 done, 1 not possible and standard error says why."""
-    try:
-        store = Store(Settings.read(args).database_url)
-        store.migrate()
-        asyncio.run(_act(store, args))
-    except (SteersmanError, ValueError) as error:
-        sys.stderr.write(f"steersman keys: {error}\n")
-        return 1
-    return 0
+    return run_on_store("keys", args, _act)
 
 
 async def _act(store: Store, args: Namespace) -> None:
-    try:
-        match args.keys_command:
-            case "create":
-                rates = _limited(args, RateLimits())
-                await _create(store, args.name, args.project, Role(args.role), rates)
-            case "list":
-                records = await store.list_keys(None)
-                sys.stdout.write(_as_json(records) if args.json else _as_table(records))
-            case "limit":
-                await _change(store, args)
-            case "revoke":
-                await _revoke(store, args.key)
-    finally:
-        await store.close()
+    match args.keys_command:
+        case "create":
+            rates = _limited(args, RateLimits())
+            await _create(store, args.name, args.project, Role(args.role), rates)
+        case "list":
+            records = await store.list_keys(None)
+            sys.stdout.write(_as_json(records) if args.json else _as_table(records))
+        case "limit":
+            await _change(store, args)
+        case "revoke":
+            await _revoke(store, args.key)
 
 
 async def _create(store: Store, name: str | None, project: str | None, role: Role, rates: RateLimits) -> None:

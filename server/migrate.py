@@ -11,6 +11,7 @@ from server import json_log
 from server.database import Database
 from server.errors import SteersmanError, Unavailable
 from server.settings import Settings
+from server.store_command import add_place
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -26,8 +27,7 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
         description="Safe to repeat, and to run in several places at once. Exit status: 0 the schema is the "
         "newest, 1 it cannot be made so, 75 the database does not answer (try again).",
     )
-    parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
-    parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
+    add_place(parser)
     return parser
 
 

@@ -1,18 +1,16 @@
 """`steersman projects`: projects and their members, as the operator makes and ends them."""
 
-import asyncio
 import json
 import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from server.columns import columns
-from server.errors import SteersmanError
 from server.logins import Logins
 from server.projects import Projects
 from server.roles import Role
-from server.settings import Settings
 from server.store import DEFAULT_ACCOUNT, DEFAULT_EMAIL, Store
+from server.store_command import add_place, run_on_store
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -23,8 +21,7 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
     parser = subparsers.add_parser(
         "projects", help="projects, whose things are kept apart, and their members"
     )
-    parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
-    parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
+    add_place(parser)
     commands = parser.add_subparsers(dest="projects_command", required=True)
     add = commands.add_parser(
         "add", help="make a project; `steersman keys create --project KEY` makes its keys"
@@ -45,34 +42,24 @@ def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParse
 
 def run(args: Namespace) -> int:
     """Exit status: 0 done, 1 not possible and standard error says why."""
-    try:
-        store = Store(Settings.read(args).database_url)
-        store.migrate()
-        asyncio.run(_act(store, args))
-    except (SteersmanError, ValueError) as error:
-        sys.stderr.write(f"steersman projects: {error}\n")
-        return 1
-    return 0
+    return run_on_store("projects", args, _act)
 
 
 async def _act(store: Store, args: Namespace) -> None:
     projects = Projects(store.database)
-    try:
-        match args.projects_command:
-            case "add":
-                owner = await _account(store, args.owner)
-                made = await projects.create(owner, key=args.key, name=args.name or args.key)
-                # The id alone on standard output, so that `ID=$(steersman projects add KEY)` works.
-                sys.stdout.write(f"{made.id}\n")
-            case "list":
-                sys.stdout.write(await _listed(projects, as_json=args.json))
-            case "member":
-                await _set_member(store, projects, args)
-            case "delete":
-                await projects.delete((await projects.named(args.key)).id)
-                sys.stdout.write(f"Deleted {args.key}, with its keys and all that belonged to it.\n")
-    finally:
-        await store.close()
+    match args.projects_command:
+        case "add":
+            owner = await _account(store, args.owner)
+            made = await projects.create(owner, key=args.key, name=args.name or args.key)
+            # The id alone on standard output, so that `ID=$(steersman projects add KEY)` works.
+            sys.stdout.write(f"{made.id}\n")
+        case "list":
+            sys.stdout.write(await _listed(projects, as_json=args.json))
+        case "member":
+            await _set_member(store, projects, args)
+        case "delete":
+            await projects.delete((await projects.named(args.key)).id)
+            sys.stdout.write(f"Deleted {args.key}, with its keys and all that belonged to it.\n")
 
 
 async def _account(store: Store, email: str) -> str:

@@ -3,7 +3,6 @@
 The commands that need a running server are in `vectors_remote`.
 """
 
-import asyncio
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING
 
 from server import vectors_remote
 from server.columns import columns
-from server.database import Database
-from server.errors import SteersmanError
-from server.settings import Settings
-from server.store import DEFAULT_ACCOUNT
+from server.store import DEFAULT_ACCOUNT, Store
+from server.store_command import add_place, run_on_store
 from server.vector_wire import FileMetadata, VectorDetail
 from server.vectors import VectorRecord, Vectors
 from steering import files
@@ -30,8 +27,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: "_SubParsersAction[ArgumentParser]") -> ArgumentParser:
     """Add `vectors` to the command line; its namespace goes to `run`."""
     parser = subparsers.add_parser("vectors", help="steering vectors: stored ones, and how well they work")
-    parser.add_argument("--steersman-home", metavar="DIR", help="folder of the database")
-    parser.add_argument("--steersman-database-url", metavar="URL", help="SQLite or PostgreSQL")
+    add_place(parser)
     commands = parser.add_subparsers(dest="vectors_command", required=True)
     listing = commands.add_parser("list", help="all vectors")
     listing.add_argument("--json", action="store_true", help="as a JSON list")
@@ -65,31 +61,21 @@ def run(args: Namespace) -> int:
     """Exit status: 0 done, 1 not possible and standard error says why."""
     if args.vectors_command in vectors_remote.COMMANDS:
         return vectors_remote.run(args)
-    try:
-        database = Database(Settings.read(args).database_url)
-        database.migrate()
-        asyncio.run(_act(database, args))
-    except (SteersmanError, ValueError, OSError) as error:
-        sys.stderr.write(f"steersman vectors: {error}\n")
-        return 1
-    return 0
+    return run_on_store("vectors", args, _act)
 
 
-async def _act(database: Database, args: Namespace) -> None:
-    vectors = Vectors(database)
-    try:
-        match args.vectors_command:
-            case "list":
-                records = await vectors.list(None)
-                sys.stdout.write(_as_json(records) if args.json else _as_table(records))
-            case "import":
-                await _import(vectors, args)
-            case "export":
-                await _export(vectors, args)
-            case "delete":
-                await _delete(vectors, args.ids)
-    finally:
-        await database.close()
+async def _act(store: Store, args: Namespace) -> None:
+    vectors = Vectors(store.database)
+    match args.vectors_command:
+        case "list":
+            records = await vectors.list(None)
+            sys.stdout.write(_as_json(records) if args.json else _as_table(records))
+        case "import":
+            await _import(vectors, args)
+        case "export":
+            await _export(vectors, args)
+        case "delete":
+            await _delete(vectors, args.ids)
 
 
 async def _import(vectors: Vectors, args: Namespace) -> None:
