@@ -105,6 +105,7 @@ if importlib.util.find_spec(sys.argv[1]): importlib.import_module(sys.argv[1])' 
 # A venv cannot be moved, and vLLM for CPU and for GPU overwrite each other's files: then it is made anew.
 make_venv() { # ACCELERATOR
     local python made_for="$PWD $1"
+    if [[ -L .venv ]]; then die ".venv is a link, and would be cleared where it leads: remove it"; fi
     if [[ -f .venv/made-for && $(<.venv/made-for) == "$made_for" ]] && .venv/bin/python -m pip --version >/dev/null 2>&1
     then return; fi
     python=$(find_python)

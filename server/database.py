@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, NullPool, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -60,10 +61,11 @@ def database_url(written: str) -> URL:
 
 
 class Migrated(NamedTuple):
-    """Revisions of the schema; None: no tables yet."""
+    """Revisions of the schema; None: no tables yet. `newer`: of a version that this code does not know."""
 
     before: str | None
     after: str | None
+    newer: bool
 
 
 class Database:
@@ -109,19 +111,23 @@ class Database:
     def migrate(self) -> Migrated:
         """Bring the schema to the newest revision. Call it outside of any event loop; processes may race.
 
-        Raises CommandError where the schema is of a revision that this code does not know.
+        A schema of a newer version is left as it is, with a warning: migrations leave the release before them
+        at work, which may have to start anew beside the new one, or in its place.
         """
-        told: list[str | None] = []
+        told: list[Migrated] = []  # the last of as many tries as it takes
 
         def upgrade(config: Config) -> None:
             revision = MigrationContext.configure(config.attributes["connection"]).get_current_revision
-            told.clear()  # it may be tried again
-            told.append(revision())
-            command.upgrade(config, "head")
-            told.append(revision())
+            before = revision()
+            newer = before is not None and not _knows(config, before)
+            if newer:
+                logger.warning("The schema, %s, is of a newer version of Steersman: left as it is", before)
+            else:
+                command.upgrade(config, "head")
+            told.append(Migrated(before, revision(), newer))
 
         self.alembic(upgrade)
-        return Migrated(*told)
+        return told[-1]
 
     def alembic(self, action: Callable[[Config], None]) -> None:
         """Run an Alembic command in one transaction, alone; again where servers held what it changes."""
@@ -201,6 +207,11 @@ def _begin_sqlite(connection: Connection) -> None:
     # A statement that only reads needs no transaction, which costs a third of its time.
     if connection.get_execution_options().get("write", False):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _knows(config: Config, revision: str) -> bool:
+    known = ScriptDirectory.from_config(config).walk_revisions()
+    return revision in {each.revision for each in known}
 
 
 async def _lock(connection: AsyncConnection) -> None:

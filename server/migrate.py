@@ -4,7 +4,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from server import json_log
@@ -40,13 +39,13 @@ def run(args: Namespace) -> int:
         schema = Database(settings.database_url).migrate()
     except Unavailable as error:
         return _ended(AWAY, str(error))
-    except CommandError as error:
-        return _ended(IMPOSSIBLE, f"{error} Was the database made by a newer version of Steersman?")
     except DBAPIError as error:
         return _ended(IMPOSSIBLE, f"the database refuses: {error.orig}")
     except (SteersmanError, ValueError) as error:
         return _ended(IMPOSSIBLE, str(error))
-    if schema.before == schema.after:
+    if schema.newer:
+        sys.stdout.write(f"The schema is of a newer version, and left as it is: {schema.after}.\n")
+    elif schema.before == schema.after:
         sys.stdout.write(f"The schema is up to date already: {schema.after}.\n")
     else:
         sys.stdout.write(f"The schema is up to date: {schema.before or 'nothing'} to {schema.after}.\n")
