@@ -23,8 +23,9 @@ async def chromium() -> AsyncIterator[Any]:
     if path is None:
         pytest.skip(INSTALL)
     async with playwright.async_playwright() as started:
-        # CI runs as root, where chromium has no sandbox of its own.
-        browser = await started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # CI runs as root, where chromium has no sandbox, and maybe in a container with little shared memory.
+        args = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = await started.chromium.launch(executable_path=path, args=args)
         yield browser
         await browser.close()
 

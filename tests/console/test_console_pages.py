@@ -1,5 +1,6 @@
 """The console in a browser, before a server that says what it is told: no engine."""
 
+import ast
 import json
 
 import pytest
@@ -233,6 +234,44 @@ async def test_a_fast_stream_is_shown_as_it_comes(browser, world, record_propert
     assert "word199" not in early
     assert shown.split() == [f"word{index}" for index in range(200)]
     assert figure["median"] < 100
+
+
+CALCULATED = """async () => {
+    const from = (name) => import(document.querySelector('script[src]').src.replace('app.mjs', name));
+    const { difference } = await from('playground/difference.mjs');
+    const { literal } = await from('playground/snippets.mjs');
+    const { roc, area, binned } = await from('behaviours/calibration.mjs');
+    const { readPairs } = await from('parts/pairs.mjs');
+    const { withValue } = await from('policies/editor.mjs');
+    const pairs = ['[{"prompt": "p", "positive_answer": "a", "negative_answer": "b"}]', 'p\\ta\\tb',
+        '{"positive": "a", "negative": "b", "prompt": "p"}'].map((text) => readPairs(text)[0]);
+    let wrong = '';
+    try { readPairs('one\\ttwo'); } catch (error) { wrong = error.message; }
+    return {
+        difference: difference(['a', 'b', 'c'], ['a', 'x', 'c', 'd']).map((each) => [...each]),
+        literal: literal({ a: [true, null, 1.5, "it's"], b: {} }),
+        area: [area(roc([3, 4], [1, 2])), area(roc([1, 2], [1, 2]))],
+        binned: binned([0, 0.5, 1, 9], 1, 2),
+        pairs: pairs.map(({ prompt, positive, negative }) => prompt + positive + negative),
+        wrong,
+        policy: [withValue({ a: { b: 1 } }, 'a.b', undefined), withValue({}, 'a.b', [2])],
+    };
+}"""
+
+
+async def test_what_the_page_works_out_is_right(browser, world):
+    """Differences of tokens, Python's literals, the area under a ROC with its ties, bins, pairs in each of
+    their forms, and parts of a policy."""
+    async with tab(browser, world.url) as page:
+        await page.get_by_label("API key").wait_for()
+        found = await page.evaluate(CALCULATED)
+    assert found["difference"] == [[1], [1, 3]]
+    assert ast.literal_eval(found["literal"]) == {"a": [True, None, 1.5, "it's"], "b": {}}
+    assert found["area"] == [1, 0.5]
+    assert found["binned"] == [1, 3]
+    assert found["pairs"] == ["pab"] * 3
+    assert "Line 1 is neither" in found["wrong"]
+    assert found["policy"] == [{}, {"a": {"b": [2]}}]
 
 
 # Bytes over the wire, headers included, and when the first content was painted.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import tomllib
 
 import httpx
 import pytest
@@ -130,6 +131,14 @@ def test_what_is_not_ours_is_pinned():
         assert hashlib.sha256((FOLDER / "vendor" / pin["file"]).read_bytes()).hexdigest() == pin["sha256"]
         assert f"{pin['package']}@{pin['version']}" in pin["source"]
         assert (FOLDER / "vendor" / pin["licence_file"]).stat().st_size > 500
+
+
+def test_an_install_has_all_files():
+    """Every file of the folder is among the package's data: licences and pins too."""
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["server"]
+    installed = {path for pattern in patterns for path in FOLDER.parent.glob(pattern)}
+    assert {path for path in FOLDER.rglob("*") if path.is_file()} <= installed
 
 
 def test_no_module_is_long():

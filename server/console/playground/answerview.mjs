@@ -2,6 +2,7 @@
 
 import { html, useMemo } from "../html.mjs";
 import { Notice, Problem } from "../parts/notice.mjs";
+import { Trace } from "../policies/trace.mjs";
 import { duration, fixed, plural } from "../words.mjs";
 import { textOf } from "./answer.mjs";
 import { difference } from "./difference.mjs";
@@ -27,6 +28,7 @@ export function Answer({ answer, other, name }) {
     ${answer.notes.map((note) => html`<${Notice} kind="warn">${note}<//>`)}
     <${Problem} error=${answer.error} />
     ${answer.done && html`<${Evidence} answer=${answer} />`}
+    ${answer.steersman?.policy?.trace && html`<details><summary>How the policy came to it</summary><div class="inside"><${Trace} trace=${answer.steersman.policy.trace} /></div></details>`}
   </div>`;
 }
 

@@ -66,7 +66,9 @@ function chat(configuration, turns) {
   const body = { model, messages, max_tokens: maxTokens };
   if (seed !== null) body.seed = seed;
   if (method) body.sampling_method = method;
-  Object.assign(body, parameters(configuration), formatFields(format));
+  // What a request says wins over its policy: without a method, the policy samples.
+  if (method || !policy) Object.assign(body, parameters(configuration));
+  Object.assign(body, formatFields(format));
   if (tools.trim()) Object.assign(body, { tools: JSON.parse(tools), tool_choice: toolChoice });
   if (steering.length) body.steering = steering.map(entryOf);
   if (configuration.behaviours.length)

@@ -65,7 +65,8 @@ function Method({ configuration, onChange }) {
   return html`<${Fragment}>
     <${Choice} label="Method" hint=${method.hint} value=${configuration.method} options=${METHODS.map(({ name, label }) => [name, label])}
       onChange=${(name) => onChange(withMethod(configuration, name))} />
-    ${method.fields.map(
+    ${configuration.policy && !method.name && html`<p class="hint">The policy samples as it says; a method chosen here overrules it.</p>`}
+    ${(configuration.policy && !method.name ? [] : method.fields).map(
       ({ name, label, hint, min, max, step }) => html`<${Slider} key=${name} label=${label} hint=${hint} min=${min} max=${max} step=${step}
         value=${configuration.parameters[name]} onChange=${(value) => set(name, value)} />`,
     )}
