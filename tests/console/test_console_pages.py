@@ -287,9 +287,11 @@ async def test_the_first_load_is_small_and_quick(browser, world, record_property
     a figure, told with the test."""
     async with tab(browser, world.url) as page:
         await page.get_by_label("API key").wait_for()
+        await page.wait_for_load_state("networkidle")
         count, sent, painted = await page.evaluate(LOADED)
         await page.goto(f"{world.url}/console")
         await page.get_by_label("API key").wait_for()
+        await page.wait_for_load_state("networkidle")
         _, again, _ = await page.evaluate(LOADED)
     record_property("first_load", {"bytes": sent, "ms": painted})
     print(f"first load: {count} files, {sent} bytes, painted after {painted:.0f} ms; again {again} bytes")
