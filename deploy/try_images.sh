@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds both images without a daemon and without a registry, on Debian in place of their bases, and looks inside.
+# Builds both images without a daemon and without a registry, on Debian in place of their bases, looks inside, and has
+# the CPU image's server complete a text.
 # As root, with buildah and debootstrap; 30 GB under $1 (default: a new folder under /tmp), half an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."

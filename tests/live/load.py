@@ -68,7 +68,6 @@ def _ask(load: Load, url: str, key: str, number: int, retries: int) -> None:
         if response.status_code >= 500:
             load.failed_first.append(time.monotonic())
 
-    # Each request has a connection to the router of its own choice, as those of many clients would.
     with httpx.Client(event_hooks={"response": [seen]}, timeout=60) as http:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, http_client=http, max_retries=retries)
         while not load.stopping.is_set():
