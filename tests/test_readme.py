@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,16 @@ def test_the_steersman_flags_exist() -> None:
     assert lines
     for command, *rest in lines:
         help_flag = "--help=all" if command == "serve" else "--help"
-        words = [command, *(rest[:1] if command in ("keys", "interactions") else []), help_flag]
-        done = subprocess.run(
-            [sys.executable, "-m", "server", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        shown = helped(command, *(rest[:1] if command in ("keys", "interactions") else []), help_flag)
         for flag in (word for word in rest if word.startswith("--") and not word.startswith("--help")):
-            assert flag in done.stdout
+            assert flag in shown
+
+
+@cache
+def helped(*words: str) -> str:
+    """What a command says of itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "server", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -69,13 +69,17 @@ async def picture(page: Any, name: str, *, whole: bool = False) -> None:
 
 
 async def faults(page: Any) -> list[str]:
-    """What axe-core finds that is serious or worse, by rule and place."""
-    source = (files("axe_playwright_python") / "axe.min.js").read_text()
-    await page.evaluate(source)
-    found = await page.evaluate("axe.run({resultTypes: ['violations']})")
-    return [
-        f"{each['id']}: {node['target'][0]}"
-        for each in found["violations"]
-        if each["impact"] in ("serious", "critical")
-        for node in each["nodes"]
-    ]
+    """What axe-core finds that is serious or worse, in light and dark, by rule and place."""
+    if not await page.evaluate("'axe' in window"):
+        await page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
+    found = []
+    for scheme in ("dark", "light"):
+        await page.emulate_media(color_scheme=scheme)
+        told = await page.evaluate("axe.run({resultTypes: ['violations']})")
+        found += [
+            f"{scheme}, {each['id']}: {node['target'][0]}"
+            for each in told["violations"]
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        ]
+    return found

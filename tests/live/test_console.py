@@ -222,7 +222,7 @@ async def test_a_policy_is_written_run_and_searched(page):
     policy = json.loads(await page.get_by_label("JSON", exact=True).input_value())
     assert policy["constraints"] == {"forbidden_terms": ["banana", "apple"]}
     policy["optimization"]["retry_on_failure"] = 0
-    await page.get_by_label("JSON", exact=True).fill(json.dumps(policy))
+    await page.get_by_label("JSON", exact=True).fill(json.dumps(policy, indent=2))
     assert await page.get_by_label("Retries").input_value() == "0"
     await page.get_by_label("Longest answer").fill("12")
     await page.get_by_role("button", name="Run", exact=True).last.click()

@@ -57,8 +57,13 @@ def named(expression):
     return {selector.name for selector in promql.selectors(expression)}
 
 
-def traffic(ask, server, behaviour, turn):
-    """Something of every kind that a panel shows."""
+def ask_as(server, key):
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    return httpx.post(f"{server.url}{CHAT}", json=body, headers={"x-api-key": key}, timeout=60)
+
+
+def traffic(ask, server, behaviour, limited, turn):
+    """Something of every kind that a panel shows; `limited` is a key of one request a minute."""
     ask.chat()
     ask.chat(steering_vector=noise(1), steering_strength=0.5)
     ask.chat(regex_pattern=f"[ab]{{{turn + 1}}}")  # known already the second time
@@ -77,17 +82,27 @@ def traffic(ask, server, behaviour, turn):
     }
     for status, fields in refusals.items():
         assert ask.post(CHAT, messages=messages, **fields).status_code == status
+    assert {ask_as(server, limited).status_code for _ in range(3)} == {200, 429}
     assert ask.post("/v1/embeddings", model="m", input="x").status_code == 501
     assert httpx.get(f"{server.url}/v1/models", headers={"x-api-key": "ax_bad"}).status_code == 401
 
 
 @pytest.fixture(scope="module")
-def prometheus(server, ask, behaviour, tmp_path_factory):
+def limited(client):
+    """A key for each turn of the traffic."""
+    made = [client.post("/auth/api-keys", json={"requests_per_minute": 1}).json() for _ in range(2)]
+    yield [each["api_key"] for each in made]
+    for each in made:
+        client.delete(f"/auth/api-keys/{each['id']}")
+
+
+@pytest.fixture(scope="module")
+def prometheus(server, ask, behaviour, limited, tmp_path_factory):
     """One that has read the page before, during and after some traffic."""
     with scraping(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://")) as address:
         assert asked(address, 'up{job="steersman"}') == [1]
         for turn in (1, 2):  # a counter that begins at 1 has not risen
-            traffic(ask, server, behaviour, turn)
+            traffic(ask, server, behaviour, limited[turn - 1], turn)
             time.sleep(3)  # scrapes, and tenants that get their names
         yield address
 
