@@ -231,6 +231,13 @@ async def test_a_policy_is_written_run_and_searched(page):
     await page.get_by_text("chosen").wait_for()
     await picture(page, "policies")
     assert await faults(page) == []
+    await page.get_by_role("button", name="Compare", exact=True).first.click()
+    others = page.get_by_role("group", name="Beside the policy at hand")
+    await others.get_by_role("checkbox", checked=True).uncheck()
+    await others.get_by_label("preset: Diverse chat").check()
+    await page.get_by_role("button", name="Compare", exact=True).last.click()
+    await page.get_by_role("heading", name="preset: Diverse chat").wait_for()
+    assert await page.locator(".trace li").count() == 2 + 3  # of both policies
     await page.get_by_role("button", name="Evaluate", exact=True).click()
     await page.get_by_label("Prompts").fill("Name a river.")
     await page.get_by_role("button", name="Evaluate on 1").click()
