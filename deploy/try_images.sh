@@ -46,17 +46,21 @@ look() { # NAME UID
         ! command -v gcc && ! command -v make && command -v steersman && command -v bwrap"
 }
 
-answers() { # NAME: its server starts, completes a text for its first key, and stops well when told to
+answers() { # NAME: its server starts, completes a text, and stops well when told to
     inside "$1" 'steersman serve --port 18099 --max-model-len 1024 --kv-cache-memory-bytes 134217728 >/tmp/log 2>&1 &
-        until grep -q "Steersman is ready" /tmp/log; do
-            kill -0 $! 2>/dev/null || { tail -50 /tmp/log >&2; exit 1; }
-            sleep 0.5
-        done
-        KEY=$(sed -n "s/^API key (shown once): //p" /tmp/log) python3 - <<PYTHON
-import json, os
+        trap "kill $! 2>/dev/null || true" EXIT
+        KEY=$(steersman keys create --name try) python3 - $! <<PYTHON || { tail -50 /tmp/log >&2; exit 1; }
+import json, os, sys, time
 from urllib.request import Request, urlopen
-asked = {"prompt": "One, two, three,", "max_tokens": 4, "temperature": 0}
+asked = {"prompt": "One, two, three,", "max_tokens": 4, "temperature": 0, "logprobs": 1}
 headers = {"authorization": "Bearer " + os.environ["KEY"], "content-type": "application/json"}
+while True:
+    os.kill(int(sys.argv[1]), 0)  # it lives
+    try:
+        urlopen("http://127.0.0.1:18099/readyz")
+        break
+    except OSError:
+        time.sleep(0.5)
 answer = urlopen(Request("http://127.0.0.1:18099/v1/completions", json.dumps(asked).encode(), headers))
 print("It answers:", json.load(answer)["choices"][0]["text"])
 PYTHON
