@@ -15,6 +15,7 @@ from typing import Any
 SNIPPET = 200  # characters that are kept of a text
 NOTED = 4 * SNIPPET  # what is noted, so that what is to be redacted is not cut in two and missed
 CLIENT_LEFT = 499  # nginx's status for a client that left before the end of its answer
+_RUNS = 8  # of policies that are kept of a call
 _LOOKED_AT = 64  # messages, or parts of one
 
 
@@ -42,6 +43,7 @@ class Observation:
     stream: bool = False
     left: bool = False
     told: Told | None = None
+    policies: list[Mapping[str, Any]] = field(default_factory=list)
     error: str | None = None
     latency_ms: float = 0.0
     _resolved: bool = False
@@ -77,6 +79,11 @@ class Observation:
     def tells(self, told: Told) -> None:
         """Called after the end. The last one counts: of an answer generated again, its last attempt."""
         self.told = told
+
+    def judges(self, run: Mapping[str, Any]) -> None:
+        """A policy's run has ended; an evaluation or a search has many, of which the first ones are kept."""
+        if len(self.policies) < _RUNS:
+            self.policies.append(run)
 
     def fails(self, message: str) -> None:
         self.error = message

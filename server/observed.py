@@ -53,6 +53,7 @@ class ObservedRequestRow(Table):
     stream: Mapped[bool] = mapped_column(Boolean)
     steering: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     behaviors: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    policies: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None] = mapped_column(Text)
     # SQLite ignores the case of ASCII alone, so Python folds what is searched.
     searched: Mapped[str] = mapped_column(Text)
@@ -61,7 +62,8 @@ class ObservedRequestRow(Table):
 @dataclass(frozen=True, slots=True)
 class ObservedRequest:
     """One call. `prompt` and `output` are the beginnings of texts; `steering` and `behaviors` are what the
-    answer said of them; a `status` of 499 is a client that left before the end."""
+    answer said of them, `policies` what the first runs of policies within it came to; a `status` of 499 is a
+    client that left before the end."""
 
     id: str
     account_id: str
@@ -77,6 +79,7 @@ class ObservedRequest:
     stream: bool
     steering: Mapping[str, Any] | None
     behaviors: Sequence[Mapping[str, Any]] | None
+    policies: Sequence[Mapping[str, Any]] | None
     error: str | None
 
 

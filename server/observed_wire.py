@@ -11,7 +11,10 @@ from server.observed import Day, ObservedPage, ObservedRequest
 
 
 class ObservedItem(BaseModel):
-    """Snippets are the first 200 characters; `steering` and `behaviors` are what the answer said of them."""
+    """Snippets are the first 200 characters; `steering` and `behaviors` are what the answer said of them.
+
+    Each of `policies` is a run of one: its outcome, and the candidates with the verifiers that failed them.
+    """
 
     id: str
     created_at: datetime
@@ -26,6 +29,7 @@ class ObservedItem(BaseModel):
     completion_tokens: int
     steering: dict[str, Any] | None
     behaviors: list[dict[str, Any]] | None
+    policies: list[dict[str, Any]] | None
     error: str | None
 
     @classmethod
@@ -44,6 +48,7 @@ class ObservedItem(BaseModel):
             completion_tokens=request.completion_tokens,
             steering=None if request.steering is None else dict(request.steering),
             behaviors=None if request.behaviors is None else [dict(each) for each in request.behaviors],
+            policies=None if request.policies is None else [dict(each) for each in request.policies],
             error=request.error,
         )
 

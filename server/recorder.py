@@ -100,6 +100,7 @@ def _settled(seen: Observation, redaction: Redaction) -> ObservedRequest:
         stream=seen.stream,
         steering=told.get("steering"),
         behaviors=told.get("behaviors"),
+        policies=seen.policies or None,
         error=_cut(redaction.text(seen.error), MAX_ERROR),
     )
 

@@ -102,6 +102,7 @@ INTERACTIONS = {"interactions", "interaction_labels", "feedback"}
 @pytest.mark.parametrize(
     ("above", "below", "gone"),
     [
+        ("0013", "0012", set()),
         ("0012", "0011", QUOTAS),
         ("0011", "0010", SCORES),
         ("0010", "0009", CAMPAIGNS),

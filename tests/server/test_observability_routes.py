@@ -12,7 +12,7 @@ from server.observed import ObservedRequests
 from server.routes.observability import router
 from server.settings import Settings
 from tests.server.apps import routes_alone
-from tests.server.test_observed import BARE, BEHAVIORS, CALL, LONG_AGO, STEERING
+from tests.server.test_observed import BARE, BEHAVIORS, CALL, LONG_AGO, POLICIES, STEERING
 
 PATH = "/observability/requests"
 
@@ -61,6 +61,7 @@ async def test_calls_are_listed_and_looked_up(client):
         "completion_tokens": 2,
         "steering": STEERING,
         "behaviors": BEHAVIORS,
+        "policies": POLICIES,
         "error": None,
     }
     assert (bare["id"], bare["steering"], bare["behaviors"], bare["prompt_snippet"]) == (

@@ -13,6 +13,7 @@ from server.store import DEFAULT_ACCOUNT
 NOW = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 STEERING = {"fingerprint": "ab", "vectors": [{"id": None, "strength": 0.5}], "dose": 0.1}
+POLICIES = [{"outcome": "accepted", "rounds": 1, "candidates": []}]
 BEHAVIORS = [{"name": "gloom", "max_drift": None}]
 CALL = ObservedRequest(
     id="first",
@@ -29,10 +30,19 @@ CALL = ObservedRequest(
     stream=True,
     steering=STEERING,
     behaviors=BEHAVIORS,
+    policies=POLICIES,
     error=None,
 )
 BARE = replace(
-    CALL, id="bare", model=None, prompt=None, output=None, steering=None, behaviors=None, stream=False
+    CALL,
+    id="bare",
+    model=None,
+    prompt=None,
+    output=None,
+    steering=None,
+    behaviors=None,
+    policies=None,
+    stream=False,
 )
 
 

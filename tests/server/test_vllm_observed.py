@@ -1,5 +1,6 @@
 """What is recorded of calls that Steersman's own serving answers, steered, watched and under policies."""
 
+import json
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -110,6 +111,19 @@ async def test_a_policys_winner_is_recorded_with_its_evidence():
     assert answer.status_code == 200, answer.text
     assert (kept.prompt, kept.output, kept.model) == ("Name.", "a pear", "base")
     assert kept.steering == answer.json()["steering"]
+
+
+async def test_a_policys_run_is_recorded_without_words():
+    """Its candidates with their scores and the names of the verifiers that failed them, in rounds."""
+    policy = {"verifiers": {"enabled": ["code_compile"], "repair_on_failure": False}}
+    body = {"prompt": "Name.", "policy": policy}
+    answer, kept = await recorded(World(in_turn(("a secret", -1.0), ("a = 1", -1.0))), "/policies/run", body)
+    assert answer.status_code == 200, answer.text
+    (run,) = kept.policies
+    assert (run["outcome"], run["stopped"], run["rounds"]) == ("accepted", None, 2)
+    tried = [(each["round"], each["failed"], each["chosen"]) for each in run["candidates"]]
+    assert tried == [(0, ["code_compile"], False), (1, [], True)]
+    assert "secret" not in json.dumps(run)
 
 
 def output(tokens, text):

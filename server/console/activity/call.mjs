@@ -35,6 +35,7 @@ export function CallView({ id, onClose }) {
     </dl>
     ${call.steering && html`<${Steered} steering=${call.steering} />`}
     ${call.behaviors && html`<${Watched} behaviours=${call.behaviors} />`}
+    ${(call.policies ?? []).map((run) => html`<${Judged} run=${run} />`)}
   </section>`;
 }
 
@@ -52,6 +53,16 @@ function Watched({ behaviours }) {
     <ul class="trace">${behaviours.map(
       (each) => html`<li class=${each.drifted ? "bad" : "good"}><b>${each.name}</b> highest drift ${fixed(each.max_drift)} of ${fixed(each.threshold)}${each.drifted ? `, drifted after ${plural(each.drifted_after, "token")}` : ""}${each.corrected ? ", corrected" : ""}</li>`,
     )}</ul>
+  </div>`;
+}
+
+function Judged({ run }) {
+  const accepted = run.outcome === "accepted";
+  return html`<div class="pairs"><h3>Policy: ${run.outcome}${run.stopped ? `, stopped by ${run.stopped}` : ""}</h3>
+    <ul class="trace">${run.candidates.map(
+      (each) => html`<li class=${each.failed.length || each.broken ? "bad" : "good"}>round ${each.round + 1}, ${each.method}, score ${fixed(each.score)}${each.broken ? ", a constraint broken" : ""}${each.failed.length ? `, failed ${each.failed.join(", ")}` : ""}${each.chosen ? html` <span class=${`badge ${accepted ? "good" : "bad"}`}>chosen</span>` : ""}</li>`,
+    )}</ul>
+    <p class="hint">${plural(run.rounds, "round")}, ${plural(run.tokens, "token")} in ${duration(run.latency_ms)}.</p>
   </div>`;
 }
 

@@ -21,7 +21,7 @@ const COLUMNS = [
   { name: "Prompt", cell: (call) => cut(call.prompt_snippet) },
   { name: "Route", cell: (call) => call.route },
   { name: "Status", cell: (call) => html`<span class=${`badge ${call.status < 400 ? "good" : "bad"}`}>${call.status}</span>` },
-  { name: "Seen", cell: (call) => html`${call.steering && html`<span class="badge">steered</span>`} ${(call.behaviors ?? []).some((each) => each.drifted) ? html`<span class="badge warn">drift</span>` : call.behaviors && html`<span class="badge">watched</span>`}` },
+  { name: "Seen", cell: (call) => html`${call.steering && html`<span class="badge">steered</span>`} ${(call.behaviors ?? []).some((each) => each.drifted) ? html`<span class="badge warn">drift</span>` : call.behaviors && html`<span class="badge">watched</span>`} ${call.policies && html`<span class="badge">policy</span>`}` },
   { name: "Tokens", number: true, cell: (call) => count(call.completion_tokens) },
   { name: "Took", number: true, cell: (call) => duration(call.latency_ms) },
 ];
