@@ -104,8 +104,14 @@ async def fill(store: Store, interactions: Interactions, rows: int) -> None:
         await interactions.keep([interaction(each) for each in range(first, min(rows, first + BATCH))])
     seconds = time.perf_counter() - started
     print(f"filled {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} a second\n")
-    async with interactions._database.writing() as connection:
-        await connection.execute(text("ANALYZE"))  # what PostgreSQL does by itself within a minute
+    await settle(store)
+
+
+async def settle(store: Store) -> None:
+    """What PostgreSQL does by itself within a minute or two, and SQLite not at all."""
+    if not store.database.is_sqlite:
+        async with store.database.at_once() as connection:
+            await connection.execute(text("VACUUM ANALYZE"))
 
 
 async def measured(name: str, runs: int, act: Callable[[], Awaitable[object]]) -> None:
@@ -148,6 +154,7 @@ async def main() -> None:
         since = datetime(2000, 1, 1, tzinfo=UTC)
         await measured("nothing to prune", 3, lambda: interactions.prune(most=args.rows, since=since))
         await score(store, args.rows)
+        await settle(store)
         await listed(store, args.rows, args.runs)
         await store.close()
 
