@@ -8,32 +8,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.embedded import NAME
 from tests.console.browsing import chromium, faults, picture, sign_in, tab, visit
+from tests.deploy.tools import TOOLS
 from tests.live.conftest import BEHAVIOUR
 
 pytestmark = pytest.mark.engine
 
 TOKENS = "16"
 QUESTION = "Tell me about your weekend."
-# What of OpenAI's client for Node its snippet uses.
-STAND_IN = """
-export default class {
-  constructor({ baseURL, apiKey }) {
-    const create = async (body) => {
-      const headers = { "content-type": "application/json", authorization: `Bearer ${apiKey}` };
-      const options = { method: "POST", headers, body: JSON.stringify(body) };
-      const answer = await fetch(`${baseURL}/chat/completions`, options);
-      if (!answer.ok) throw new Error(await answer.text());
-      return await answer.json();
-    };
-    this.chat = { completions: { create } };
-  }
-}
-"""
+NODE = ("openai@6.48.0", "typescript@5.9.3", "@types/node@20")  # for the programs in TypeScript
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +40,22 @@ async def page(browser, server) -> AsyncIterator[Any]:
     log = server.log.read_text()
     assert log.count(server.key) <= 3
     assert QUESTION not in log
+
+
+@pytest.fixture(scope="module")
+def node() -> Path:
+    """A folder with OpenAI's own client for Node and a compiler, kept beside the other tools."""
+    folder = TOOLS.parent / "node"
+    npm = shutil.which("npm")
+    if shutil.which("node") is None or npm is None:
+        pytest.skip("apt-get install -y nodejs npm")
+    if not all((folder / "node_modules" / name.rpartition("@")[0]).exists() for name in NODE):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder, *NODE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode != 0:
+            pytest.skip(f"npm cannot install {' '.join(NODE)}: {done.stderr[-200:]}")
+    return folder
 
 
 async def steer(page, vector: str, strength: str = "0.5") -> None:
@@ -83,14 +88,9 @@ async def programs(page, *clients: str) -> dict[str, str]:
 
 def run(client: str, program: str, server, folder) -> str:
     """What the program prints, or for curl what its answer says."""
-    path = folder / "program.mjs"
     if client == "openai (TypeScript)":
-        package = folder / "node_modules" / "openai"
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "package.json").write_text('{"main": "index.mjs", "exports": "./index.mjs"}')
-        (package / "index.mjs").write_text(STAND_IN)
-        path.write_text(program)
-        command = [shutil.which("node") or "node", str(path)]
+        program = compiled(program, folder)
+        command = ["node", "--input-type=module", "--eval", program]
     elif client == "curl":
         command = ["bash", "-c", program]
     else:
@@ -104,6 +104,18 @@ def run(client: str, program: str, server, folder) -> str:
         return done.stdout.removesuffix("\n")
     told = json.loads(done.stdout)
     return told["choices"][0]["message"]["content"] if "choices" in told else told["text"]
+
+
+def compiled(program: str, node: Path) -> str:
+    """As JavaScript, once its types were checked."""
+    (node / "program.mts").write_text(program)
+    options = ["--strict", "--target", "es2022", "--module", "nodenext", "--skipLibCheck"]
+    compiler = node / "node_modules" / "typescript" / "bin" / "tsc"
+    done = subprocess.run(
+        ["node", compiler, *options, "program.mts"], cwd=node, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    return (node / "program.mjs").read_text()
 
 
 async def test_from_the_first_visit_to_a_steered_answer(page, trained, ask):
@@ -163,11 +175,9 @@ async def test_every_program_gives_the_same_answer(page, trained, server, tmp_pa
     await steer(page, trained)
     await page.get_by_label("Method", exact=True).select_option("top-p")
     said = await answer(page)
-    drawn = await programs(page, "curl", "openai (Python)", "openai (TypeScript)", "mechanex")
+    drawn = await programs(page, "curl", "openai (Python)", "mechanex")
     assert server.key not in "".join(drawn.values())
     assert "mechanex sends no seed" in drawn.pop("mechanex")
-    if shutil.which("node") is None:
-        drawn.pop("openai (TypeScript)")
     runs = [asyncio.to_thread(run, client, each, server, tmp_path) for client, each in drawn.items()]
     assert await asyncio.gather(*runs) == [said] * len(drawn)
     await page.get_by_role("button", name="New conversation").click()
@@ -175,6 +185,15 @@ async def test_every_program_gives_the_same_answer(page, trained, server, tmp_pa
     said = await answer(page)
     [greedy] = (await programs(page, "mechanex")).values()
     assert run("mechanex", greedy, server, tmp_path) == said
+
+
+async def test_the_typescript_program_compiles_and_gives_the_same_answer(page, trained, server, node):
+    """By OpenAI's own client and the strict compiler."""
+    await steer(page, trained)
+    said = await answer(page)
+    [program] = (await programs(page, "openai (TypeScript)")).values()
+    assert server.key not in program
+    assert await asyncio.to_thread(run, "openai (TypeScript)", program, server, node) == said
 
 
 async def test_a_format_is_held_to_and_a_bad_one_refused_with_the_reason(page, ask, server, tmp_path):
@@ -193,8 +212,9 @@ async def test_a_format_is_held_to_and_a_bad_one_refused_with_the_reason(page, a
     await page.get_by_text(reason).wait_for()
 
 
-async def test_a_vector_is_made_measured_and_deleted(page, client):
-    """From pairs to a dose-response on those kept out of it; its file is saved, and it goes when asked to."""
+async def test_a_vector_is_made_measured_copied_and_deleted(page, client, tmp_path):
+    """From pairs to a dose-response on those kept out of it; its file is saved and read again, and it goes
+    when asked to."""
     await visit(page, "Vectors")
     await page.get_by_role("button", name="New vector").click()
     await page.get_by_role("button", name="Use an example").click()
@@ -209,9 +229,15 @@ async def test_a_vector_is_made_measured_and_deleted(page, client):
     async with page.expect_download() as saved:
         await page.get_by_role("button", name="safetensors").click()
     assert (await saved.value).suggested_filename == "from the console.safetensors"
-    await page.get_by_role("button", name="Delete").click()
-    await page.get_by_role("button", name="from the console").wait_for(state="detached")
-    assert "from the console" not in [each["name"] for each in client.get("/steering/vectors").json()]
+    await (await saved.value).save_as(tmp_path / "a copy.safetensors")
+    await page.locator("input[type=file][accept*=gguf]").set_input_files(tmp_path / "a copy.safetensors")
+    for name in ("a copy", "from the console"):
+        await page.get_by_role("button", name=name, exact=True).first.click()
+        await page.get_by_role("heading", name=name, exact=True).wait_for()
+        await page.get_by_role("button", name="Delete").click()
+        await page.get_by_role("button", name=name, exact=True).wait_for(state="detached")
+    names = {each["name"] for each in client.get("/steering/vectors").json()}
+    assert not names & {"a copy", "from the console"}
 
 
 async def test_a_policy_is_written_run_and_searched(page):
@@ -279,6 +305,62 @@ async def test_a_behaviour_is_seen_in_each_token(page, behaviour, server, tmp_pa
     await picture(page, "behaviours", whole=True)
 
 
+async def test_a_behaviour_is_made_and_deleted(page, autoencoder, client):
+    """From pairs on the page to its calibration, which waits until the server has made it."""
+    await visit(page, "Behaviours")
+    await page.get_by_role("button", name="New behaviour").click()
+    form = page.get_by_role("form", name="New behaviour")
+    await form.get_by_label("Name", exact=True).fill("made on the page")
+    await form.get_by_role("button", name="Use an example").click()
+    await form.get_by_role("button", name="Make the behaviour").click()
+    await page.get_by_role("heading", name="made on the page").wait_for()
+    await page.get_by_label("ROC curve.").wait_for()
+    vectors = [
+        each for each in client.get("/behaviors").json() if each["behavior_name"] == "made on the page"
+    ]
+    await page.get_by_role("button", name="Delete").click()
+    await page.get_by_role("button", name="made on the page").wait_for(state="detached")
+    for each in vectors:
+        client.delete(f"/steering/vectors/{each['steering_vector_id']}")
+    assert len(vectors) == 1
+
+
+async def test_a_policys_verdicts_are_found_later(page, ask):
+    """Its candidates with their scores stand beside the call."""
+    ask.ok("/policies/run", prompt="Which lighthouse is the oldest?", policy={}, max_new_tokens=4)
+    await page.wait_for_timeout(1500)  # what was observed is written once a second
+    await visit(page, "Activity")
+    await page.get_by_label("Search").fill("lighthouse")
+    row = page.locator("tbody tr").filter(has_text="Which lighthouse").first
+    await row.get_by_role("button").click()
+    await page.get_by_role("heading", name="Policy: accepted").wait_for()
+    assert await page.locator(".trace li").filter(has_text="round 1, ").count() == 1
+
+
+async def test_stored_answers_are_rated_and_tests_of_models_told(page, ask, client, server):
+    """One click scores an answer; a running A/B test shows its variants."""
+    told = ask.chat("Which bridge is the longest?", store=True)
+    await visit(page, "Activity")
+    await page.get_by_text("Stored answers and feedback").click()
+    first = page.locator(".trace li").filter(has_text=told["choices"][0]["message"]["content"].strip()).first
+    await first.get_by_role("button", name="Good").click()
+    await first.get_by_text("rating: 1").wait_for()
+    given = client.get(f"/v1/chat/completions/{told['id']}/feedback").json()["data"]
+    assert [(each["metric"], each["value"]) for each in given] == [("rating", 1)]
+    sdk = pytest.importorskip("adaptive_sdk").Adaptive(base_url=server.url, api_key=server.key)
+    sdk.set_default_project("default")
+    sdk.feedback.register_key("default", "console_liked", "bool")
+    sdk.ab_tests.create("seen-in-the-console", "console_liked", [NAME])
+    try:
+        await page.get_by_text("A/B tests", exact=True).click()
+        shown = page.locator(".trace li").filter(has_text="seen-in-the-console")
+        await shown.get_by_text("No p-value yet").wait_for()
+        assert await shown.get_by_text(f"{NAME}: ").count() == 1
+    finally:
+        sdk.ab_tests.cancel("seen-in-the-console")
+        sdk.close()
+
+
 async def test_a_call_is_found_and_asked_again(page, trained):
     """Search finds it, its evidence is shown, and the playground asks it under the same steering."""
     question = "Which harbour is the oldest?"
@@ -297,8 +379,8 @@ async def test_a_call_is_found_and_asked_again(page, trained):
     assert await page.locator(".steer output").inner_text() == "0.50"
 
 
-async def test_a_key_is_made_and_revoked(page, client):
-    """It is shown once, works, and no more after it was revoked; usage is told by days."""
+async def test_a_key_is_made_limited_and_revoked(page, client):
+    """It is shown once, works within its limits, and no more after it was revoked; usage is told by days."""
     await visit(page, "Keys and usage")
     await page.get_by_label("Name", exact=True).fill("of the console")
     await page.get_by_role("button", name="Make a key").click()
@@ -306,6 +388,13 @@ async def test_a_key_is_made_and_revoked(page, client):
     headers = {"authorization": f"Bearer {made}"}
     assert client.get("/auth/verify-key", headers=headers).json()["name"] == "of the console"
     await page.get_by_role("button", name="Hide").click()
+    await page.get_by_role("button", name="Limits of of the console").click()
+    form = page.get_by_role("form", name="Limits of of the console")
+    await form.get_by_label("Requests/min").fill("7")
+    await form.get_by_role("button", name="Set the limits").click()
+    await page.locator("tbody tr").filter(has_text="of the console").get_by_text("7", exact=True).wait_for()
+    limits = {each["name"]: each["requests_per_minute"] for each in client.get("/auth/api-keys").json()}
+    assert limits["of the console"] == 7
     await page.get_by_text("Tokens written").wait_for()
     await picture(page, "keys")
     assert await faults(page) == []

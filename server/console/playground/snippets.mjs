@@ -50,14 +50,12 @@ for choice in answer.choices:
 
 function typescript(configuration, turns) {
   const { body } = chatRequest(configuration, turns);
-  const indented = JSON.stringify(body, null, 2).replaceAll("\n", "\n  ");
   return `import OpenAI from "openai";
 
 const client = new OpenAI({ baseURL: "${BASE}/v1", apiKey: process.env.STEERSMAN_KEY });
-const answer = await client.chat.completions.create(
-  // @ts-ignore: some fields are beyond OpenAI's own
-  ${indented},
-);
+const request = ${JSON.stringify(body, null, 2)};
+// Some fields are beyond OpenAI's own.
+const answer = await client.chat.completions.create(request as OpenAI.ChatCompletionCreateParamsNonStreaming);
 for (const choice of answer.choices) console.log(choice.message.content ?? choice.message.tool_calls);
 `;
 }
