@@ -22,7 +22,8 @@ _FREE: Final = (
     "api/ai/models/.+",
     "api/v1/(?:interactions|feedback|comparison|outcome)",
     "policies/save|policies/presets/.+",
-    "steering/vectors",
+    "steering/vectors|steering/dose",
+    "constraints/check",
     "auth/.+",
     "projects(?:/.+)?",
 )

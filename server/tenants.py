@@ -1,10 +1,11 @@
 """Whose requests and tokens the metrics count: at most fifty tenants by name, and all others together.
 
-A tenant is a project, or the account whose home it is. Its name is the project's key or else the account's
-id, for /metrics asks for no key and so tells no address.
+A tenant is a project, or the account whose home it is. /metrics asks for no key, and so tells nothing of
+anyone: only those that the operator lists have their own names there, the others a digest of their ids.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter as Tally
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ _Sample = tuple[prometheus_client.Counter, str]
 
 
 class Tenants:
-    """`named` are ids or keys of projects; where there are none, those made first have names, so that all
-    processes name the same. A name once given stays while the process lives.
+    """`named` are ids or keys of projects; where there are none, those made first are told apart, so that all
+    processes tell the same. A name once given stays while the process lives.
 
     What an account does before its name is known is counted when it is, `_SECONDS` later at most.
     """
@@ -98,12 +99,19 @@ class Tenants:
             rows = (await connection.execute(query)).all()
         for row in rows:
             if len(self._names) < self._most:
-                self._names.setdefault(row.id, _name(row))
+                self._names.setdefault(row.id, self._name(row))
+
+    def _name(self, row: Any) -> str:
+        """A project may be called as what has no name is."""
+        for name in (row.key, row.id):
+            if name in self._named and name != OTHER:
+                return str(name)
+        return digest(row.id)
 
 
-def _name(row: Any) -> str:
-    """A home has a key of no meaning; a project may be called as what has no name is."""
-    return row.id if row.key in (None, f"home-{row.id}", OTHER) else str(row.key)
+def digest(account_id: str) -> str:
+    """The same in every process, from which nobody learns the id."""
+    return hashlib.sha256(account_id.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)

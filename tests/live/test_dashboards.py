@@ -138,8 +138,8 @@ def test_every_rule_has_data_and_none_fails(prometheus):
     assert asked(prometheus, 'ALERTS{severity="critical", alertstate="firing"}', seconds=0) == []
 
 
-def test_tenants_are_named_without_an_address(prometheus, server):
-    """The tenant of the server's key has its account's id, and its tokens of both kinds."""
+def test_tenants_are_told_apart_without_their_names(prometheus, server):
+    """The tenant of the server's key has its tokens of both kinds, under a digest."""
     page = httpx.get(f"{server.url}/metrics", follow_redirects=True).text
     assert "@" not in page
     query = "sum by (type) (steersman_tenant_tokens_total{tenant!='other'})"
