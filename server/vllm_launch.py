@@ -213,7 +213,7 @@ _OURS: dict[str, dict[str, object]] = {
     },
     "--metric-tenants": {
         "metavar": "KEY,KEY",
-        "help": "Keys or ids of the projects that /metrics counts by name, at most 50; without it the 50 made "
+        "help": "Keys or ids of the projects that /metrics counts by name, at most 50; without, the 50 made "
         "first count by digests of their ids. All others count together (STEERSMAN_METRIC_TENANTS).",
     },
     "--requests-per-minute": {
