@@ -242,12 +242,13 @@ def test_choices_take_a_field_of_ours():
 
 def test_the_plugin_is_one():
     """vLLM's loader would skip, with a log line only, what does not satisfy its protocol."""
-    from vllm.plugins import ENDPOINT_PLUGINS_GROUP
+    from vllm.plugins import DEFAULT_PLUGINS_GROUP, ENDPOINT_PLUGINS_GROUP
     from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
     from server.vllm_app import SteersmanPlugin
 
     assert ENDPOINT_PLUGINS_GROUP == "vllm.endpoint_plugins"
+    assert DEFAULT_PLUGINS_GROUP == "vllm.general_plugins"
     assert isinstance(SteersmanPlugin(), EndpointPlugin)
     for name in ("attach_router", "init_state"):
         theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (EndpointPlugin, SteersmanPlugin))

@@ -269,13 +269,17 @@ def test_disconnects_abort_and_sigterm_drains_within_its_limit(serving, tmp_path
         assert stream.lines[-1] != "[DONE]" or any("error" in line for line in stream.lines[-2:])
 
 
-def test_a_kill_loses_no_more_than_the_last_second_of_stored_answers(serving, tmp_path):
-    """Those before are in the database, whole."""
+def test_a_kill_leaves_nothing_behind_and_loses_the_last_second_at_most(serving, tmp_path):
+    """Stored answers before that are in the database, whole. The engine goes with the server, and so does
+    whatever else it started."""
     with serving(tmp_path) as (live, client):
         kept = chat(client, max_tokens=4, store=True)
         time.sleep(3)
         chat(client, max_tokens=4, store=True)
-        os.killpg(live.process.pid, signal.SIGKILL)
+        started = psutil.Process(live.process.pid).children(recursive=True)
+        live.process.kill()
+        _, alive = psutil.wait_procs(started, timeout=15)
+        assert [each.name() for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
     with sqlite3.connect(tmp_path / "test.db") as connection:
         rows = connection.execute("SELECT id, answer FROM interactions ORDER BY number").fetchall()
     connection.close()
