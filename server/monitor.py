@@ -30,11 +30,13 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WatchList:
-    """By name or id. Those of `forced` are corrected in any case, and watched as well."""
+    """By name or id. Those of `forced` are corrected in any case, and watched as well. `levels`: the drift of
+    every token is told."""
 
     names: tuple[str, ...] = ()
     forced: tuple[str, ...] = ()
     mode: Mode = Mode.ONLINE
+    levels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Watched:
     mode: Mode
     forced: bool = False
     always: bool = False
+    levels: bool = False
 
     @property
     def acts(self) -> bool:
@@ -113,7 +116,8 @@ class Monitor:
             records = await self.behaviors.recent(account_id, self.fingerprint, names, field)
             for record in records:
                 if record.id not in found:
-                    found[record.id] = await self._watched(record, asked.mode, field, forced=forced)
+                    watched = await self._watched(record, asked.mode, field, forced=forced)
+                    found[record.id] = replace(watched, levels=asked.levels)
         for record in await self.behaviors.everywhere(self.fingerprint, self.everywhere.names):
             if record.id not in found:
                 found[record.id] = await self._watched(record, self.everywhere.mode, EVERYWHERE)
@@ -226,6 +230,8 @@ class Drift:
             "corrected": self.corrections > 0,
             "corrections": self.corrections,
         }
+        if self.watched.levels:
+            described["levels"] = [[round(float(each), 4) for each in levels] for levels in self.levels]
         if self.before is not None:
             dropped = self.before.described()
             kept = ("tokens", "max_drift", "mean_drift", "drifted", "drifted_after")

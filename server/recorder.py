@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -99,10 +99,17 @@ def _settled(seen: Observation, redaction: Redaction) -> ObservedRequest:
         completion_tokens=seen.completion_tokens,
         stream=seen.stream,
         steering=told.get("steering"),
-        behaviors=told.get("behaviors"),
+        behaviors=_without_levels(told.get("behaviors")),
         policies=seen.policies or None,
         error=_cut(redaction.text(seen.error), MAX_ERROR),
     )
+
+
+def _without_levels(behaviors: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]] | None:
+    """A number for each token is for who asked for it, not for the log of calls."""
+    if behaviors is None:
+        return None
+    return [{name: value for name, value in each.items() if name != "levels"} for each in behaviors]
 
 
 def _cut(text: str | None, length: int) -> str | None:

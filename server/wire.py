@@ -115,15 +115,23 @@ class WatchFields(BaseModel):
     behavior_names: Names | None = None
     force_steering: Names | None = Field(default=None, description="corrected from the first token on")
     behavior_mode: Mode | None = Field(default=None, description="what drift above the threshold leads to")
+    behavior_levels: bool = Field(default=False, description="true: the drift of every token is told too")
 
     def watch(self, mode: Mode = Mode.ONLINE) -> WatchList | None:
-        """`mode` is the route's own. Raises InvalidRequest for a mode without a behaviour."""
+        """`mode` is the route's own. Raises InvalidRequest for a mode, or levels, without a behaviour."""
         if not self.behavior_names and self.behavior_mode is not None:
             raise InvalidRequest("there is no behavior to watch: give behavior_names", param="behavior_mode")
+        if self.behavior_levels and not self.behavior_names and not self.force_steering:
+            raise InvalidRequest(
+                "there is no behavior to tell of: give behavior_names", param="behavior_levels"
+            )
         if not self.behavior_names and not self.force_steering:
             return None
         return WatchList(
-            tuple(self.behavior_names or ()), tuple(self.force_steering or ()), self.behavior_mode or mode
+            tuple(self.behavior_names or ()),
+            tuple(self.force_steering or ()),
+            self.behavior_mode or mode,
+            levels=self.behavior_levels,
         )
 
     def watch_fields(self) -> dict[str, Any]:

@@ -305,6 +305,17 @@ async def test_a_behaviour_is_seen_in_each_token(page, behaviour, server, tmp_pa
     await picture(page, "behaviours", whole=True)
 
 
+async def test_drift_is_shown_beside_steering(page, behaviour, trained):
+    """Where the answer's stream has no scores, its tokens are coloured once it is complete."""
+    await visit(page, "Behaviours")
+    await page.get_by_role("button", name=BEHAVIOUR).click()
+    await page.get_by_role("button", name="Watch for it").click()
+    await steer(page, trained)
+    await answer(page)
+    await page.get_by_text("steered, dose").wait_for()
+    assert await page.locator("[class*=drift-]").count() >= int(TOKENS) - 2
+
+
 async def test_a_behaviour_is_made_and_deleted(page, autoencoder, client):
     """From pairs on the page to its calibration, which waits until the server has made it."""
     await visit(page, "Behaviours")

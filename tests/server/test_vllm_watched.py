@@ -3,9 +3,11 @@
 import asyncio
 import json
 
+import numpy as np
 import pytest
 
 from server.monitor import Mode, WatchList
+from steering.drift import SMOOTHING, drift
 from tests.server.steering_app import events
 from tests.server.vllm_policy_world import Engine, always, chat, in_turn
 from tests.server.watched_world import LOUD, QUIET, THRESHOLD, World
@@ -79,6 +81,23 @@ async def test_a_drifting_answer_is_generated_again_with_the_correction_from_its
     assert not first.acts
     assert [term.strength for term in second.terms] == [-0.5]
     assert answer["steering"]["vectors"][0]["id"] == "one"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_drift_of_each_token_is_told_where_it_is_asked_for(stream):
+    """The moving average of its scores, as the formula has it, in a chat's answer and at a stream's end."""
+    body = chat(behavior_names=["gloom"], behavior_levels=True, stream=stream)
+    answer = await posted(World(always("words"), LOUD), CHAT, body)
+    if stream:
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        [told] = next(each["steersman"]["behaviors"] for each in events if each.get("steersman"))
+    else:
+        [told] = answer.json()["steersman"]["behaviors"]
+    [levels] = told["levels"]
+    np.testing.assert_allclose(levels, drift(np.array(LOUD, np.float32), SMOOTHING), atol=1e-4)
+    assert max(levels) == told["max_drift"]
+    unasked = await posted(World(always("words"), LOUD), CHAT, chat(behavior_names=["gloom"]))
+    assert "levels" not in unasked.json()["steersman"]["behaviors"][0]
 
 
 async def test_an_answer_that_does_not_drift_is_kept():
@@ -209,6 +228,7 @@ async def test_what_is_to_be_watched_everywhere_does_not_run_unwatched():
         (SAE, asked(behaviours=["gloom"]), 422, "behaviours"),
         (CHAT, chat(behavior_names=["gloom", "joy"]), 404, "behavior_names.1"),
         (CHAT, chat(behavior_mode="monitor"), 400, "behavior_mode"),
+        (CHAT, chat(behavior_levels=True), 400, "behavior_levels"),
         (CHAT, chat(behavior_names=["gloom"], behavior_mode="regenerate", n=2), 400, "behavior_mode"),
         (CHAT, chat(behavior_names=["gloom"], use_beam_search=True, n=2), 501, "behavior_names"),
     ],

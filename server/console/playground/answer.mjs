@@ -65,6 +65,9 @@ function takeChunk(answer, chunk) {
   }
   if (chunk.usage) answer.usage = chunk.usage;
   if (chunk.steersman) answer.steersman = { ...answer.steersman, ...chunk.steersman };
+  for (const { name, threshold, levels } of chunk.steersman?.behaviors ?? [])
+    // Of several candidates nothing says which one was chosen.
+    if (levels?.length === 1) takeDrift(answer, answer.choices[0], 0, { name, threshold, drift: levels[0] });
 }
 
 function takeWatched(answer, event) {

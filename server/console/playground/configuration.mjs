@@ -51,7 +51,11 @@ export function beyondWatching({ steering, format, tools, policy, method }) {
 
 /** `{path, body}` of the turns so far. Raises SyntaxError for a schema or tools that are no JSON. */
 export function request(configuration, turns) {
-  return scoresTokens(configuration) ? watched(configuration, turns) : chat(configuration, turns);
+  if (scoresTokens(configuration)) return watched(configuration, turns);
+  const asked = chat(configuration, turns);
+  // With log-probabilities each piece of a stream is a token, which its drift belongs to.
+  if (configuration.behaviours.length && !configuration.policy) Object.assign(asked.body, { behavior_levels: true, logprobs: true });
+  return asked;
 }
 
 /** The same for clients of chat completions alone, which hear of drift at the end. */

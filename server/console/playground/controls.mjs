@@ -109,7 +109,9 @@ function Watching({ configuration, set, things, facts }) {
     ${behaviours.length > 0 &&
     html`<p class="hint">${
       beyond.length
-        ? `With ${beyond.join(" and ")}, drift is told at the end only.`
+        ? configuration.policy
+          ? "With a policy, drift is told at the end only."
+          : `With ${beyond.join(" and ")}, tokens are coloured once the answer is complete.`
         : "Each token is coloured by drift. Only the last message is read, without a system prompt."
     }</p>`}
   <//>`;
