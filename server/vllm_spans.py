@@ -74,7 +74,7 @@ async def _until_its_end(
                     if part.finish_reason:
                         reasons[part.index] = part.finish_reason
                 yield output
-    except Exception as error:
+    except Exception as error:  # told of the span, and raised again
         span.fail(error)
         raise
     finally:

@@ -81,7 +81,7 @@ class World:
         config = uvicorn.Config(self.app(), port=port, log_level="error", lifespan="off")
         self._server = uvicorn.Server(config)
         # Signals are pytest's.
-        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+        self._server.capture_signals = contextlib.nullcontext
         self._task = asyncio.create_task(self._server.serve())
         while not self._server.started:  # noqa: ASYNC110  # uvicorn tells it by nothing else
             await asyncio.sleep(0.02)

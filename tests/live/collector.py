@@ -39,10 +39,10 @@ class Collector:
 @contextmanager
 def collecting() -> Iterator[Collector]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.collector = Collector(f"http://127.0.0.1:{server.server_port}/v1/traces")  # type: ignore[attr-defined]
+    server.collector = Collector(f"http://127.0.0.1:{server.server_port}/v1/traces")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server.collector  # type: ignore[attr-defined]
+        yield server.collector
     finally:
         server.shutdown()
         server.server_close()
@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         for each in ExportTraceServiceRequest.FromString(body).resource_spans:
             resource = _read(each.resource.attributes)
             for scope in each.scope_spans:
-                self.server.collector.spans += [_kept(span, resource) for span in scope.spans]  # type: ignore[attr-defined]
+                self.server.collector.spans += [_kept(span, resource) for span in scope.spans]
         answer = ExportTraceServiceResponse().SerializeToString()
         self.send_response(200)
         self.send_header("content-type", "application/x-protobuf")
